@@ -1,0 +1,88 @@
+"""Where a study runs: the only place that starts Ray or joins a cluster."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+# A driver under `uv run` would make Ray start every worker through uv. Read when Ray is imported.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Trials report rows, nothing is written to their folder: relative paths go on meaning the same.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+import ray
+
+import trainable
+
+TOKEN_HINT = "uv run ray get-auth-token"
+
+
+class ConnectError(RuntimeError):
+    """There is no cluster at the address; the message says what to type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a study has to run on. `dashboard` is empty where Ray has none."""
+
+    address: str
+    dashboard: str
+    num_nodes: int
+    num_cpus: int
+    num_gpus: int
+
+
+def connect(address: str) -> Cluster:
+    """Start Ray on this machine (`local`), or join the cluster here (`auto`) or at `host:port`.
+
+    Never joins a cluster that was not asked for. On a cluster the code of `trainable` travels
+    with the study, so that its nodes need the dependencies but not this folder.
+
+    Raises:
+        ConnectError: nothing answers at the address.
+    """
+    if address.startswith("ray://"):
+        raise ConnectError(
+            "ray:// ends the study when its connection breaks: use `ray job submit`, or "
+            "--address HOST:PORT from a node of the cluster"
+        )
+    try:
+        if address == "local":
+            # The token's file is made by Ray at its first start: for this user's eyes only.
+            old = os.umask(0o077)
+            try:
+                context = ray.init(
+                    "local",
+                    include_dashboard=True,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            finally:
+                os.umask(old)
+        else:
+            code = Path(trainable.__file__).parent
+            context = ray.init(
+                address,
+                runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise ConnectError(
+            f"no Ray cluster at --address {address}: {what}; start one with `ray start --head`, "
+            f"or use --address local"
+        ) from error
+    resources = ray.cluster_resources()
+    return Cluster(
+        address=address,
+        dashboard=context.dashboard_url or "",
+        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster; a local one ends."""
+    ray.shutdown()

@@ -1,0 +1,152 @@
+"""What the command prints at its end: surface, ridge, best configurations, where the files are."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.interaction import leaderboard, ridge, surface
+from search.progress import show
+from search.results import Results
+from search.study import Study
+
+LEADERS = 5
+# From the worst cell to the best: dark blue to yellow, readable in either colour blindness.
+COLOURS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
+
+
+def print_answer(
+    console: Console, study: Study, trials: pd.DataFrame, results: Results, *, planned: int
+) -> None:
+    """The answer that the study's trials give, from the tables alone."""
+    dataset = ", ".join(sorted(set(trials["dataset"]))) or study.base.dataset
+    counts = trials["status"].value_counts().to_dict()
+    said = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
+    console.print(f"\n[bold]{study.name}[/bold]  dataset={dataset}  {said} of {planned} trials")
+    if not trials.empty:
+        if {"batch_size", "base_lr"} <= set(study.vary):
+            _print_surfaces(console, study, trials)
+        _print_leaders(console, study, trials)
+        _print_troubles(console, trials)
+    where = results.folder.uri
+    console.print("\nEvery trial and every evaluation:", highlight=False)
+    for table in ("trials", "epochs"):
+        console.print(f'  pd.read_parquet("{where}/{table}")', soft_wrap=True, highlight=False)
+
+
+def _others(study: Study) -> list[str]:
+    """What varies beside batch size and lr: each combination of it has a surface of its own."""
+    return [name for name in study.vary if name not in ("batch_size", "base_lr")]
+
+
+def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    others = _others(study)
+    groups = trials.groupby(others, dropna=False) if others else [((), trials)]
+    for values, group in groups:
+        cells = surface(group, metric=study.metric)
+        best = ridge(cells, mode=study.mode)
+        about = ", ".join(f"{n}={show(v)}" for n, v in zip(others, values, strict=True))
+        title = " ".join(filter(None, [study.metric, about and f"({about})"]))
+        seeds = cells["n"].max()
+        title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
+        console.print()
+        console.print(_surface_table(cells, best, title=title, mode=study.mode))
+        for row in best.itertuples():
+            if row.edge:
+                console.print(
+                    f"the best learning rate for {row.batch_size} lies on the grid's edge "
+                    f"({show(row.lr)}, the {'smallest' if row.edge == 'low' else 'largest'} "
+                    f"tried): widen it",
+                    style="yellow",
+                    highlight=False,
+                )
+    console.print(
+        "rows: batch_size, columns: base_lr; * the best learning rate of a batch size",
+        style="dim",
+    )
+
+
+def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, title: str, mode: str) -> Table:
+    lrs = sorted(cells["lr"].unique())
+    table = Table(title=title, title_justify="left", pad_edge=False, box=None, padding=(0, 1))
+    table.add_column("", justify="right", style="bold")
+    for lr in lrs:
+        table.add_column(show(lr), justify="right")
+    table.add_column("best base_lr", justify="right")
+    ridge_lr = dict(zip(best["batch_size"], best["lr"], strict=True))
+    overall = cells["mean"].max() if mode == "max" else cells["mean"].min()
+    indexed = cells.set_index(["batch_size", "lr"])
+    for batch_size in sorted(cells["batch_size"].unique()):
+        row = [Text(str(batch_size))]
+        for lr in lrs:
+            if (batch_size, lr) not in indexed.index:
+                row.append(Text("-", "dim"))
+                continue
+            cell = indexed.loc[(batch_size, lr)]
+            row.append(
+                _cell_text(
+                    cell,
+                    low=cells["mean"].min(),
+                    high=cells["mean"].max(),
+                    mode=mode,
+                    is_ridge=ridge_lr.get(batch_size) == lr,
+                    is_best=cell["mean"] == overall,
+                )
+            )
+        row.append(Text(show(ridge_lr.get(batch_size)), "bold"))
+        table.add_row(*row)
+    return table
+
+
+def _cell_text(
+    cell: "pd.Series[float]", *, low: float, high: float, mode: str, is_ridge: bool, is_best: bool
+) -> Text:
+    if pd.isna(cell["mean"]):
+        return Text("diverged", "red") if cell["diverged"] else Text("-", "dim")
+    share = (cell["mean"] - low) / (high - low) if high > low else 1.0
+    share = share if mode == "max" else 1.0 - share
+    colour = COLOURS[min(int(share * len(COLOURS)), len(COLOURS) - 1)]
+    ink = "black" if share > 0.5 else "white"
+    mark = "*" if is_ridge else " "
+    some = f" {int(cell['diverged'])} div." if cell["diverged"] else ""
+    style = f"{ink} on {colour}{' bold underline' if is_best else ''}"
+    return Text(f"{cell['mean']:.3f}{mark}{some}", style)
+
+
+def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    by = list(study.vary)
+    table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
+    if table.empty:
+        return
+    shown = Table(title="best configurations", title_justify="left", pad_edge=False, box=None)
+    test = study.metric.replace("val_", "test_")
+    headings = {"mean": study.metric, "std": "std", "n": "seeds", test: test}
+    for name in [*by, *headings]:
+        shown.add_column(headings.get(name, name), justify="right")
+    for row in table.to_dict("records"):
+        figures = (_score(row[name]) for name in ("mean", "std"))
+        shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), _score(row[test]))
+    console.print()
+    console.print(shown)
+
+
+def _score(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.4f}"
+
+
+def _print_troubles(console: Console, trials: pd.DataFrame) -> None:
+    for status, style, cure in (
+        ("diverged", "yellow", "a finding: the learning rate is too high there"),
+        ("failed", "red", "--retry failed runs them again"),
+    ):
+        rows = trials[trials["status"] == status]
+        if rows.empty:
+            continue
+        console.print(f"\n{len(rows)} {status} ({cure}), the first reasons:", style=style)
+        for row in rows.drop_duplicates("reason").head(3).itertuples():
+            console.print(
+                f"  batch_size={row.batch_size} base_lr={show(row.base_lr)} seed={row.seed}: "
+                f"{row.reason}",
+                highlight=False,
+                markup=False,
+            )

@@ -1,0 +1,68 @@
+"""A trial's state <-> a folder: written whole or not at all, and checked when read."""
+
+import hashlib
+import io
+import logging
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainable import storage
+from trainable.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+SLOTS = ("even.pt", "odd.pt")  # written in turn, so that the one before is still there
+
+
+@dataclass(kw_only=True)
+class TrialState:
+    """All that a trial needs to go on after `epoch` as if it had never stopped.
+
+    `results` are the epoch results so far as plain dicts, so that what a table lost is reported
+    again.
+    """
+
+    trial_key: str
+    epoch: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    best_model: dict[str, Any]
+    results: list[dict[str, Any]]
+    train_wall_s: float
+
+
+def save(state: TrialState, folder: Folder) -> None:
+    """Write the state; the one of the evaluation before it stays beside it."""
+    packed = io.BytesIO()
+    torch.save(vars(state), packed)
+    content = packed.getvalue()
+    storage.write(folder, SLOTS[state.epoch % 2], hashlib.sha256(content).digest() + content)
+
+
+def load(folder: Folder, *, trial_key: str) -> TrialState | None:
+    """The newest sound state of this trial; None where there is none.
+
+    A damaged one is named in a warning, and the one before it serves.
+    """
+    states = [_load_one(folder, name) for name in SLOTS]
+    own = [state for state in states if state is not None and state.trial_key == trial_key]
+    return max(own, key=lambda state: state.epoch, default=None)
+
+
+def _load_one(folder: Folder, name: str) -> TrialState | None:
+    try:
+        content = storage.read(folder, name)
+    except FileNotFoundError:
+        return None
+    digest, content = content[:32], content[32:]
+    if hashlib.sha256(content).digest() != digest:
+        logger.warning("checkpoint %s/%s is damaged and is passed over", folder.uri, name)
+        return None
+    try:
+        return TrialState(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, TypeError) as error:
+        logger.warning("checkpoint %s/%s cannot be read: %s", folder.uri, name, error)
+        return None

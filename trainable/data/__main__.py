@@ -1,0 +1,88 @@
+"""Say what data is in a folder, and draw some of it.
+
+python -m trainable.data DIR [--out sheet.png]
+python -m trainable.data synthetic
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from trainable.data.cache import Dataset, Split, open_data
+from trainable.data.sources import DataError
+
+ROWS, COLUMNS = 4, 10
+
+
+def describe(data: Dataset) -> Table:
+    """Counts, classes, sizes and checksum as a table."""
+    table = Table(title=f"dataset={data.name} layout={data.layout}", title_justify="left")
+    for heading in ("split", "images", "size", "bytes", *(f"class {c}" for c in data.classes)):
+        table.add_column(heading, justify="right")
+    for name in ("train", "val", "test"):
+        split: Split | None = getattr(data, name)
+        if split is None:
+            table.add_row(name, "none", *[""] * (2 + len(data.classes)))
+            continue
+        n, height, width, _ = split.images_NHWC.shape
+        counts = np.bincount(split.labels_N, minlength=len(data.classes))
+        megabytes = f"{split.images_NHWC.nbytes / 1e6:,.1f} MB"
+        table.add_row(name, f"{n:,}", f"{height}x{width}", megabytes, *(f"{c:,}" for c in counts))
+    return table
+
+
+def contact_sheet(data: Dataset) -> Image.Image:
+    """Training patches, one class a band, each with its label."""
+    side = max(64, min(128, data.train.images_NHWC.shape[1]))
+    cell = side + 14
+    bands = min(len(data.classes), ROWS)
+    sheet = Image.new("RGB", (COLUMNS * cell, bands * 2 * cell), "white")
+    draw = ImageDraw.Draw(sheet)
+    for band in range(bands):
+        index = np.flatnonzero(data.train.labels_N == band)[: 2 * COLUMNS]
+        for k, i in enumerate(index):
+            x, y = k % COLUMNS * cell, (2 * band + k // COLUMNS) * cell
+            patch = Image.fromarray(np.asarray(data.train.images_NHWC[i]))
+            sheet.paste(patch.resize((side, side)), (x + 2, y))
+            draw.text((x + 2, y + side), data.classes[band][:16], fill="black")
+    return sheet
+
+
+def main() -> int:
+    """Run the command; 2 where there is no usable data."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainable.data", description="Say what data is in a folder."
+    )
+    parser.add_argument("folder", help="a folder with data, or `synthetic`")
+    parser.add_argument(
+        "--out", type=Path, default=Path("contact_sheet.png"), help="where to draw some of it"
+    )
+    arguments = parser.parse_args()
+    console = Console()
+    try:
+        if arguments.folder == "synthetic":
+            data = open_data("synthetic")
+        else:
+            data = open_data("pcam", Path(arguments.folder))
+        contact_sheet(data).save(arguments.out)
+    except (DataError, OSError, ValueError) as error:
+        Console(stderr=True).print(f"data: {error}", style="red", soft_wrap=True, highlight=False)
+        return 2
+    console.print(describe(data))
+    console.print(f"mean {_three(data.mean)}  deviation {_three(data.std)} (train, 0..1)")
+    console.print(f"fingerprint {data.fingerprint} (SHA-256 of images and labels)")
+    console.print(f"contact sheet in {arguments.out}")
+    return 0
+
+
+def _three(values: tuple[float, float, float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

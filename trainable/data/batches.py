@@ -1,0 +1,144 @@
+"""Batches on the device: their order, what is drawn for each image, bytes to floats."""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainable.augment import DRAWS, augment
+from trainable.config import TrialConfig, augmentations
+from trainable.data.cache import Split
+from trainable.data.sources import DataError, Images, Labels
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUBSET_SEED = 0  # every trial of a study gets the same subset
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSplit:
+    """A split on the device: uint8 images (N, H, W, 3) and labels (N,)."""
+
+    images_NHWC: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels_N)
+
+
+def seed_for(*parts: int | str) -> int:
+    """A seed of 63 bits for one purpose of one trial, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def generator_for(*parts: int | str) -> torch.Generator:
+    """A generator on the CPU, whatever the device: draws are the same everywhere."""
+    return torch.Generator().manual_seed(seed_for(*parts))
+
+
+def to_device(
+    split: Split, *, num_images: int | None, image_size: int | None, device: torch.device
+) -> DeviceSplit:
+    """The split, or its central squares, or a part of its images, on the device.
+
+    On the CPU the whole split is not copied: it stays the mapped file that all trials share.
+
+    Raises:
+        DataError: fewer images, or smaller ones, than asked for.
+    """
+    images = split.images_NHWC
+    height, width = images.shape[1:3]
+    if image_size is not None:
+        if image_size > min(height, width):
+            raise DataError(
+                f"image_size {image_size} is larger than the images ({height}x{width}): "
+                f"give at most {min(height, width)}"
+            )
+        top, left = (height - image_size) // 2, (width - image_size) // 2
+        images = images[:, top : top + image_size, left : left + image_size]
+    labels = split.labels_N
+    if num_images is not None and num_images < len(labels):
+        index = stratified_subset(labels, num_images)
+        images, labels = images[index], labels[index]
+    return DeviceSplit(
+        images_NHWC=_as_tensor(images).to(device),
+        labels_N=torch.from_numpy(np.array(labels)).to(device),
+    )
+
+
+def _as_tensor(images: Images) -> Tensor:
+    with warnings.catch_warnings():
+        # The mapped file is read-only and nothing here writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
+
+
+def stratified_subset(
+    labels_N: Labels, num_images: int
+) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """Indices of `num_images` images, each class with its share, in ascending order."""
+    rng = np.random.default_rng(SUBSET_SEED)
+    order = rng.permutation(len(labels_N))
+    # Rank within the class, as a share of the class: the smallest shares are taken.
+    share = np.empty(len(labels_N))
+    for label in np.unique(labels_N):
+        members = order[labels_N[order] == label]
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(np.argsort(share, kind="stable")[:num_images])
+
+
+def normalization(
+    config: TrialConfig, data_mean: tuple[float, ...], data_std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the channels: ImageNet's for its weights, else the data's own."""
+    if config.pretrained == "none":
+        return data_mean, data_std
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def to_floats(images_BHWC: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
+    """(B, 3, H, W) in channels_last, normalised, from bytes (B, H, W, 3)."""
+    scale_C = 1.0 / (255.0 * std_C)
+    floats = torch.addcmul(-mean_C / std_C, images_BHWC.to(scale_C.dtype), scale_C)
+    return floats.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means
+
+
+def training_order(num_images: int, *, seed: int, epoch: int) -> Tensor:
+    """The order of images in an epoch; depends on nothing but seed and epoch."""
+    return torch.randperm(num_images, generator=generator_for(seed, "order", epoch))
+
+
+def training_batches(
+    split: DeviceSplit, config: TrialConfig, *, epoch: int, mean_C: Tensor, std_C: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented, normalised batches (B, 3, H, W) and labels (B,) of one epoch.
+
+    Every batch has `batch_size` images: those left over at the end wait for the next epoch's new
+    order. What is drawn for an image depends on seed, epoch and image, not on its batch, so that
+    trials of different batch sizes see the same images.
+    """
+    device = split.labels_N.device
+    order_N = training_order(len(split), seed=config.seed, epoch=epoch).to(device)
+    names = augmentations(config.augment)
+    draws_NK = torch.rand(
+        len(split), DRAWS, generator=generator_for(config.seed, "augment", epoch)
+    ).to(device)
+    for start in range(0, len(split) - config.batch_size + 1, config.batch_size):
+        index_B = order_N[start : start + config.batch_size]
+        images_BHWC = split.images_NHWC[index_B]
+        if names:
+            images_BHWC = augment(images_BHWC, draws_NK[index_B], names)
+        yield to_floats(images_BHWC, mean_C, std_C), split.labels_N[index_B]
+
+
+def evaluation_batches(
+    split: DeviceSplit, *, batch_size: int, mean_C: Tensor, std_C: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images once, in order, as they are."""
+    for start in range(0, len(split), batch_size):
+        images_BHWC = split.images_NHWC[start : start + batch_size]
+        yield to_floats(images_BHWC, mean_C, std_C), split.labels_N[start : start + batch_size]

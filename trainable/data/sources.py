@@ -1,0 +1,339 @@
+"""The layouts in which people have image data, each read as splits of uint8 images and labels."""
+
+import csv
+import gzip
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from sklearn.model_selection import train_test_split
+
+Images = NDArray[np.uint8]  # (N, H, W, 3)
+Labels = NDArray[np.int64]  # (N,)
+
+CHUNK_IMAGES = 2048
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+SPLIT_NAMES = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
+VAL_SHARE = 0.2  # of train, where a layout brings no validation split
+UNEQUAL_SIDE_PX = 224  # images of different sizes: short side resized to this, centre kept
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names the file, what was wanted and what was found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSource:
+    """One split, not decoded yet: its labels, and its images in chunks (N, H, W, 3), in order."""
+
+    labels_N: Labels
+    read: Callable[[], Iterator[Images]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was found: which layout, made of which files, with which classes and splits."""
+
+    layout: str
+    files: tuple[Path, ...]
+    classes: tuple[str, ...]
+    splits: dict[str, SplitSource]
+
+
+def find_source(folder: Path) -> Source | None:
+    """The data set in a folder, whichever layout it is in; None where there is none.
+
+    Raises:
+        DataError: there is one, and it is broken.
+    """
+    for look in (_find_hdf5, _find_kaggle, _find_parquet, _find_folders):
+        source = look(folder)
+        if source is not None:
+            return source
+    return None
+
+
+# --- official PatchCamelyon: HDF5 ----------------------------------------------------------------
+
+
+def _find_hdf5(folder: Path) -> Source | None:
+    stem = "camelyonpatch_level_2_split_"
+    found: dict[str, dict[str, Path]] = {}
+    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
+        for key in "xy":
+            name = f"{stem}{official}_{key}.h5"
+            path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+            if path is not None:
+                found.setdefault(split, {})[key] = path
+    if not found:
+        return None
+    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
+        for key in "xy":
+            wanted = split != "test" or split in found
+            if wanted and key not in found.get(split, {}):
+                raise DataError(
+                    f"{folder} has no {stem}{official}_{key}.h5 (nor .h5.gz): put it beside the "
+                    f"others"
+                )
+    splits = {}
+    for split, paths in found.items():
+        with _open_hdf5(paths["y"], "y") as y:
+            labels = _as_labels(np.asarray(y).reshape(-1), paths["y"])
+        splits[split] = SplitSource(
+            labels_N=labels, read=_hdf5_reader(paths["x"], labels_file=paths["y"], n=len(labels))
+        )
+    return Source(
+        layout="hdf5",
+        files=tuple(path for paths in found.values() for path in paths.values()),
+        classes=_classes_of(splits),
+        splits=splits,
+    )
+
+
+@contextmanager
+def _open_hdf5(path: Path, key: str) -> Iterator[h5py.Dataset]:
+    """The array `key` of an HDF5 file, gzipped or not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = path
+        try:
+            if path.suffix == ".gz":
+                plain = Path(scratch) / path.stem
+                with gzip.open(path) as packed, open(plain, "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked, 1 << 24)
+            file = h5py.File(plain, "r")
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path} cannot be read as HDF5: {error}; fetch it again") from error
+        with file:
+            array = file.get(key)
+            if not isinstance(array, h5py.Dataset):
+                raise DataError(f"{path} must hold an array {key!r}, it holds {sorted(file)}")
+            yield array
+
+
+def _hdf5_reader(path: Path, *, labels_file: Path, n: int) -> Callable[[], Iterator[Images]]:
+    def read() -> Iterator[Images]:
+        with _open_hdf5(path, "x") as x:
+            if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8:
+                raise DataError(
+                    f"{path}: x must be uint8 of shape (N, height, width, 3), "
+                    f"got {x.dtype} {x.shape}"
+                )
+            if len(x) != n:
+                raise DataError(f"{path} has {len(x)} images, but {labels_file} has {n} labels")
+            for start in range(0, n, CHUNK_IMAGES):
+                try:
+                    chunk = x[start : start + CHUNK_IMAGES]
+                except OSError as error:
+                    raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+                yield chunk
+
+    return read
+
+
+# --- Kaggle's histopathologic-cancer-detection: a folder of .tif ---------------------------------
+
+
+def _find_kaggle(folder: Path) -> Source | None:
+    table = folder / "train_labels.csv"
+    if not table.is_file():
+        return None
+    try:
+        with open(table, newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{table} cannot be read as CSV: {error}") from error
+    if not rows or not {"id", "label"} <= set(rows[0]):
+        raise DataError(f"{table} must have columns id,label and a row an image")
+    paths = [folder / "train" / f"{row['id']}.tif" for row in rows]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{table} names {len(missing)} images that are not there, the first is {missing[0]}"
+        )
+    labels = _as_labels([row["label"] for row in rows], table)
+    # Kaggle's test labels are not public: no test split.
+    splits = _train_and_val(paths, labels, table)
+    return Source(
+        layout="kaggle", files=(table, *paths), classes=_classes_of(splits), splits=splits
+    )
+
+
+# --- Parquet with image bytes and label, as on Hugging Face --------------------------------------
+
+
+def _find_parquet(folder: Path) -> Source | None:
+    files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+    if not files:
+        return None
+    parts = {
+        split: [f for f in files if f.name.startswith(names)]
+        for split, names in SPLIT_NAMES.items()
+    }
+    if not parts["train"]:
+        raise DataError(
+            f"{folder} has Parquet files but none named train*.parquet "
+            f"(wanted: train*, valid*, test*), the first is {files[0].name}"
+        )
+    splits = {}
+    for split, paths in parts.items():
+        if paths:
+            labels = _as_labels(
+                [x for path in paths for x in _parquet_column(path, "label")], paths[0]
+            )
+            splits[split] = SplitSource(labels_N=labels, read=_parquet_reader(paths))
+    if "val" not in splits:
+        raise DataError(
+            f"{folder} has no valid*.parquet: patches of one slide must not be in both splits, "
+            f"so it is not drawn from train; add one"
+        )
+    used = tuple(path for paths in parts.values() for path in paths)
+    return Source(layout="parquet", files=used, classes=_classes_of(splits), splits=splits)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}; fetch it again") from error
+    missing = {"image", "label"} - set(file.schema_arrow.names)
+    if missing:
+        raise DataError(
+            f"{path} must have columns image and label, it has {file.schema_arrow.names}"
+        )
+    return file
+
+
+def _parquet_column(path: Path, column: str) -> list[object]:
+    values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
+    return values
+
+
+def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
+    def read() -> Iterator[Images]:
+        for path in paths:
+            try:
+                for batch in _open_parquet(path).iter_batches(CHUNK_IMAGES, columns=["image"]):
+                    cells = batch.column(0).to_pylist()
+                    packed = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+                    yield _decode([(f"image of {path}", data) for data in packed])
+            except (pa.ArrowException, KeyError) as error:
+                raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+
+    return read
+
+
+# --- torchvision's image folders -----------------------------------------------------------------
+
+
+def _find_folders(folder: Path) -> Source | None:
+    """`train/CLASS/x.png`, with `val/` and `test/` beside it where they are, or `CLASS/x.png`."""
+    if not folder.is_dir():
+        return None
+    roots = {
+        split: next((folder / name for name in names if (folder / name).is_dir()), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    train = roots["train"] or folder
+    classes = tuple(sorted(d.name for d in train.iterdir() if d.is_dir() and _image_files(d)))
+    if not classes:
+        return None
+    listed: dict[str, tuple[list[Path], Labels]] = {}
+    for split, root in {**roots, "train": train}.items():
+        if root is None or (roots["train"] is None and split != "train"):
+            continue
+        unknown = {d.name for d in root.iterdir() if d.is_dir()} - set(classes)
+        if unknown and split != "train":
+            raise DataError(f"{root} has classes that {train} lacks: {', '.join(sorted(unknown))}")
+        paths = [(p, i) for i, name in enumerate(classes) for p in _image_files(root / name)]
+        listed[split] = [p for p, _ in paths], np.array([i for _, i in paths], np.int64)
+    splits = {s: SplitSource(labels_N=y, read=_file_reader(p)) for s, (p, y) in listed.items()}
+    if "val" not in listed:
+        splits |= _train_and_val(*listed["train"], train)
+    files = tuple(path for paths, _ in listed.values() for path in paths)
+    return Source(layout="folder", files=files, classes=classes, splits=splits)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _train_and_val(paths: Sequence[Path], labels_N: Labels, where: Path) -> dict[str, SplitSource]:
+    """80 % train and 20 % validation, each class alike, the same in every run."""
+    try:
+        train, val = train_test_split(
+            np.arange(len(paths)), test_size=VAL_SHARE, stratify=labels_N, random_state=0
+        )
+    except ValueError as error:
+        raise DataError(f"{where} cannot be split into train and validation: {error}") from error
+    return {
+        split: SplitSource(labels_N=labels_N[index], read=_file_reader([paths[i] for i in index]))
+        for split, index in (("train", np.sort(train)), ("val", np.sort(val)))
+    }
+
+
+def _file_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
+    def read() -> Iterator[Images]:
+        for start in range(0, len(paths), CHUNK_IMAGES):
+            some = paths[start : start + CHUNK_IMAGES]
+            yield _decode([(str(path), path.read_bytes()) for path in some])
+
+    return read
+
+
+def _decode(packed: Sequence[tuple[str, bytes]]) -> Images:
+    """(N, H, W, 3) from encoded images; images of several sizes come out square and alike."""
+
+    def one(item: tuple[str, bytes]) -> Images:
+        name, data = item
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, TypeError, SyntaxError) as error:
+            raise DataError(f"{name} cannot be decoded: {error}") from error
+
+    with ThreadPoolExecutor() as pool:  # PIL decodes without the interpreter's lock
+        images = list(pool.map(one, packed))
+    if len({image.shape for image in images}) > 1:
+        images = [_square(image) for image in images]
+    return np.stack(images)
+
+
+def _square(image: Images) -> Images:
+    height, width, _ = image.shape
+    scale = UNEQUAL_SIDE_PX / min(height, width)
+    size = max(UNEQUAL_SIDE_PX, round(width * scale)), max(UNEQUAL_SIDE_PX, round(height * scale))
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - UNEQUAL_SIDE_PX) // 2, (size[1] - UNEQUAL_SIDE_PX) // 2
+    box = (left, top, left + UNEQUAL_SIDE_PX, top + UNEQUAL_SIDE_PX)
+    return np.asarray(resized.crop(box))
+
+
+def _as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> Labels:
+    try:
+        labels = np.asarray(values).astype(np.int64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: labels must be whole numbers from 0, {error}") from error
+    if labels.ndim != 1 or len(labels) == 0 or labels.min() < 0:
+        raise DataError(f"{where}: labels must be whole numbers from 0, one an image")
+    return labels
+
+
+def _classes_of(splits: dict[str, SplitSource]) -> tuple[str, ...]:
+    highest = max(int(split.labels_N.max()) for split in splits.values())
+    return tuple(str(label) for label in range(highest + 1))

@@ -1,0 +1,75 @@
+"""One trial as Ray Tune sees it: a function that reports rows. The only file here with Ray."""
+
+import socket
+import traceback
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from trainable.config import TrialConfig
+from trainable.storage import Folder
+
+KEPT_DATASETS = 2  # open at once in a worker that is reused
+
+
+def train_trial(planned: dict[str, Any]) -> None:
+    """Train `planned["trial"]`: a dict of config, data and checkpoint folder, as tuning.py sends.
+
+    Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`.
+    An error of the trial's own (bad data, a bug) is a row too, with status `failed`: it would
+    only fail again, so Ray is not asked to retry it. What kills the process is Ray's to notice.
+    """
+    trial = planned["trial"]
+    started_at = datetime.now(UTC)
+    config = TrialConfig(**trial["config"])
+    about: dict[str, Any] = {
+        "num_gpus": float(trial["num_gpus"]),
+        "host": socket.gethostname(),
+        "started_at": started_at,
+    }
+    try:
+        summary = _train(config, trial)
+    except Exception as error:  # reported, never swallowed: it becomes the trial's row
+        summary = {
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+    _report(trial_row=summary | about | {"ended_at": datetime.now(UTC)})
+
+
+def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
+    # Imported here, in the worker: the driver plans and prints without torch's training stack.
+    import torch
+
+    from trainable.finetune import finetune
+
+    torch.set_num_threads(trial["num_cpus"])
+    data = _open_data(config.dataset, trial["data_folder"])
+    if data.fingerprint != trial["data_fingerprint"]:
+        raise ValueError(
+            f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
+            f"({trial['data_fingerprint'][:12]}): give every node the same files"
+        )
+    epochs = finetune(config, data=data, checkpoint_folder=Folder(trial["checkpoint_folder"]))
+    while True:
+        try:
+            result = next(epochs)
+        except StopIteration as end:
+            return asdict(end.value)
+        _report(epoch_row=asdict(result))
+
+
+@lru_cache(KEPT_DATASETS)
+def _open_data(name: str, folder: str | None) -> Any:
+    from trainable.data.cache import open_data
+
+    return open_data(name, Path(folder) if folder else None)
+
+
+def _report(**row: dict[str, Any]) -> None:
+    tune.report(row)

@@ -1,0 +1,100 @@
+"""Whole files in a folder that is local or in an object store: a file is there complete, or not."""
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its URI, or by its absolute path. Picklable: workers open it themselves."""
+
+    uri: str
+
+    def __truediv__(self, name: str) -> "Folder":
+        """The folder `name` in this one."""
+        return Folder(f"{self.uri}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path of this machine's file system."""
+        return "://" not in self.uri
+
+    def opened(self) -> tuple[fs.FileSystem, str]:
+        """The file system and the folder's path in it."""
+        filesystem, path = fs.FileSystem.from_uri(self.uri)
+        return filesystem, path
+
+
+def folder_at(where: str) -> Folder:
+    """A folder from what a user types: a path, relative ones to here, or a URI.
+
+    Raises:
+        ValueError: a URI that no file system takes.
+    """
+    if "://" not in where:
+        return Folder(str(Path(where).resolve()))
+    folder = Folder(where.rstrip("/"))
+    try:
+        folder.opened()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{where} is not a folder that can be opened: {error}") from error
+    return folder
+
+
+def write(folder: Folder, name: str, content: bytes) -> None:
+    """Put a file there, in place of an older one; a reader sees the one or the other, whole."""
+    if not folder.is_local:
+        filesystem, path = folder.opened()
+        with filesystem.open_output_stream(f"{path}/{name}") as stream:
+            stream.write(content)  # a store makes an object visible when its upload ends
+        return
+    directory = Path(folder.uri)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Readers of a folder of Parquet pass over names that begin with a dot.
+    writing = directory / f".{name}-{uuid.uuid4().hex}"
+    try:
+        with open(writing, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(writing, directory / name)
+    finally:
+        writing.unlink(missing_ok=True)
+    entry = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+def read(folder: Folder, name: str) -> bytes:
+    """A file's content.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if folder.is_local:
+        return (Path(folder.uri) / name).read_bytes()
+    filesystem, path = folder.opened()
+    with filesystem.open_input_stream(f"{path}/{name}") as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def names(folder: Folder, suffix: str) -> list[str]:
+    """The files of a folder that end so and are not hidden, sorted; empty where there is none."""
+    filesystem, path = fs.FileSystem.from_uri(folder.uri)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    files = [each.base_name for each in found if each.type == fs.FileType.File]
+    return sorted(n for n in files if n.endswith(suffix) and n[0] not in "._")
+
+
+def delete(folder: Folder) -> None:
+    """Remove a folder with all in it; nothing happens where there is none."""
+    filesystem, path = folder.opened()
+    if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+        filesystem.delete_dir(path)
