@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def connect(address: str) -> Cluster:
             finally:
                 os.umask(old)
         else:
+            _check_answers(address)
             code = Path(trainable.__file__).parent
             context = ray.init(
                 address,
@@ -67,7 +69,7 @@ def connect(address: str) -> Cluster:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         what = " ".join(str(error).split())[:300]
         raise ConnectError(
             f"no Ray cluster at --address {address}: {what}; start one with `ray start --head`, "
@@ -81,6 +83,17 @@ def connect(address: str) -> Cluster:
         num_cpus=int(resources.get("CPU", 0)),
         num_gpus=int(resources.get("GPU", 0)),
     )
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConnectionError where nothing listens: Ray itself would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConnectionError("it must be local, auto or HOST:PORT")
+    with socket.create_connection((host, int(port)), timeout=10):
+        return
 
 
 def disconnect() -> None:

@@ -11,6 +11,7 @@ from search.results import Results
 from search.study import Study
 
 LEADERS = 5
+EDGES = {"low": "smallest", "high": "largest"}
 # From the worst cell to the best: dark blue to yellow, readable in either colour blindness.
 COLOURS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 
@@ -49,26 +50,24 @@ def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> Non
         title = " ".join(filter(None, [study.metric, about and f"({about})"]))
         seeds = cells["n"].max()
         title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
-        console.print()
-        console.print(_surface_table(cells, best, title=title, mode=study.mode))
-        for row in best.itertuples():
-            if row.edge:
-                console.print(
-                    f"the best learning rate for {row.batch_size} lies on the grid's edge "
-                    f"({show(row.lr)}, the {'smallest' if row.edge == 'low' else 'largest'} "
-                    f"tried): widen it",
-                    style="yellow",
-                    highlight=False,
-                )
+        console.print(f"\n[italic]{title}[/italic]", highlight=False)
+        console.print(_surface_table(cells, best, mode=study.mode))
+        for (edge, lr), rows in best[best["edge"] != ""].groupby(["edge", "lr"]):
+            console.print(
+                f"the best learning rate for {', '.join(map(str, rows['batch_size']))} lies on "
+                f"the grid's edge ({show(lr)}, the {EDGES[edge]} tried): widen it",
+                style="yellow",
+                highlight=False,
+            )
     console.print(
         "rows: batch_size, columns: base_lr; * the best learning rate of a batch size",
         style="dim",
     )
 
 
-def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, title: str, mode: str) -> Table:
+def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Table:
     lrs = sorted(cells["lr"].unique())
-    table = Table(title=title, title_justify="left", pad_edge=False, box=None, padding=(0, 1))
+    table = Table(pad_edge=False, box=None, padding=(0, 1))
     table.add_column("", justify="right", style="bold")
     for lr in lrs:
         table.add_column(show(lr), justify="right")
@@ -114,7 +113,7 @@ def _cell_text(
 
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
-    by = list(study.vary)
+    by = list(study.vary) or ["batch_size", "base_lr"]
     table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
     if table.empty:
         return

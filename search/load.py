@@ -89,29 +89,28 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
     Raises:
         SpaceFileError: one does not parse, or names or gives something impossible.
     """
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name or not text:
-            raise SpaceFileError(f"--set takes FIELD=VALUE, such as seeds=3, got {setting!r}")
-        try:
-            study = _apply(study, name, text)
-        except ValueError as error:
-            raise SpaceFileError(f"--set {setting}: {error}") from error
-    return study
-
-
-def _apply(study: Study, name: str, text: str) -> Study:
-    if name in SETTABLE:
-        change: dict[str, Any] = {name: _value(text)}
-        return replace(study, **change)
-    if name not in TRIAL_FIELDS or name == "seed":
-        raise ValueError(unknown("field", name, [*SETTABLE, *TRIAL_FIELDS]))
-    vary = {key: domain for key, domain in study.vary.items() if key != name}
-    if "," in text:
-        vary[name] = tune.grid_search([_value(each) for each in text.split(",") if each])
-        return replace(study, vary=vary)
-    fixed: dict[str, Any] = {name: _value(text)}
-    return replace(study, base=replace(study.base, **fixed), vary=vary)
+    own: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    vary = dict(study.vary)
+    try:
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals or not name or not text:
+                raise ValueError("--set takes FIELD=VALUE, such as seeds=3")
+            if name in SETTABLE:
+                own[name] = _value(text)
+            elif name not in TRIAL_FIELDS or name == "seed":
+                known = [*SETTABLE, *(each for each in TRIAL_FIELDS if each != "seed")]
+                raise ValueError(unknown("field", name, known))
+            elif "," in text:
+                vary[name] = tune.grid_search([_value(each) for each in text.split(",") if each])
+            else:
+                vary.pop(name, None)
+                fixed[name] = _value(text)
+        # All at once: two settings may be right only together.
+        return replace(study, **own, base=replace(study.base, **fixed), vary=vary)
+    except ValueError as error:
+        raise SpaceFileError(f"--set {' --set '.join(settings)}: {error}") from error
 
 
 def _value(text: str) -> object:

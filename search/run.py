@@ -147,8 +147,8 @@ def _with_weights(study: Study, console: Console) -> Study:
             if had != wanted:
                 if had == "none":
                     console.print(
-                        f"[yellow]no ImageNet weights for {model} here and no network to fetch "
-                        f"them: training from scratch (pretrained=none)[/yellow]; give a file "
+                        f"[yellow]no ImageNet weights for {model} in torch's cache, and fetching "
+                        f"them failed: training from scratch (pretrained=none)[/yellow]; give a file "
                         f"with --set pretrained=PATH"
                     )
                 base = replace(

@@ -1,6 +1,5 @@
 """Networks by name, with a new head, and only their last blocks trained."""
 
-import logging
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import torchvision.models as zoo
 from torch import Tensor, nn
 
 from trainable.config import TrialConfig
-
-logger = logging.getLogger(__name__)
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 
@@ -52,13 +49,27 @@ def available_weights(name: str, pretrained: str) -> str:
         return "none"
     try:
         _imagenet_state(name)
-    except OSError as error:  # URLError is one
-        logger.warning("no ImageNet weights for %s here (%s)", name, error)
+    except ValueError:
         return "none"
     return "imagenet"
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
+    """From the cache, else fetched.
+
+    Raises:
+        ValueError: they are in neither.
+    """
+    try:
+        return _fetched_state(name)
+    except OSError as error:  # urllib's and the hub's errors are OSErrors
+        raise ValueError(
+            f"no ImageNet weights for {name}: not in torch's cache, and fetching them failed "
+            f"({_line(error)}); give pretrained='none' or the path of a file"
+        ) from error
+
+
+def _fetched_state(name: str) -> dict[str, Tensor]:
     if name.startswith("timm/"):
         return timm.create_model(name.removeprefix("timm/"), pretrained=True).state_dict()
     weights = zoo.get_model_weights(name).DEFAULT
@@ -81,13 +92,11 @@ def build_model(config: TrialConfig, *, num_classes: int) -> nn.Module:
     if config.model == "plain":
         return plain_network(config, num_classes=num_classes)
     if config.model.startswith("timm/"):
-        model = timm.create_model(
-            config.model.removeprefix("timm/"), pretrained=config.pretrained == "imagenet"
-        )
+        model = timm.create_model(config.model.removeprefix("timm/"))
     else:
         model = zoo.get_model(config.model, weights=None)
-        if config.pretrained == "imagenet":
-            model.load_state_dict(_imagenet_state(config.model))
+    if config.pretrained == "imagenet":
+        model.load_state_dict(_imagenet_state(config.model))
     if config.pretrained not in ("imagenet", "none"):
         load_weights(model, Path(config.pretrained))
     replace_head(model, num_classes=num_classes, dropout=config.dropout)
@@ -102,15 +111,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: the file is not a state_dict, or is of another network.
     """
-    import pickle
-
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # rubbish makes the unpickler fail in many ways
+        raise ValueError(f"{path} is not a state_dict of tensors: {_line(error)}") from error
+    try:
         model.load_state_dict(state)
-    except (pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a state_dict of tensors: {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another network: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} holds the weights of another network: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """The beginning of an error, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 200 else text[:200] + " ..."
 
 
 def replace_head(model: nn.Module, *, num_classes: int, dropout: float) -> None:

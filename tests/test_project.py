@@ -1,0 +1,81 @@
+"""The project's own files agree with each other."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from search.load import load_study
+from search.run import parser
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def locked() -> dict[str, str]:
+    text = (ROOT / "requirements.lock").read_text()
+    return dict(re.findall(r"^([a-z0-9_.-]+)(?:\[[^]]*\])?==([^\s;]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"])
+def test_the_lock_has_every_dependency_in_its_range_and_as_installed(line: str) -> None:
+    wanted = Requirement(line)
+    assert wanted.specifier.contains(locked()[wanted.name])
+    assert locked()[wanted.name] == version(wanted.name)
+
+
+def test_the_lock_names_no_host() -> None:
+    assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_imports_point_down() -> None:
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [shlex.split(part, comments=True) for part in parts if part and part[0] != "#"]
+
+
+def test_readme_has_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "pip install uv && uv run python -m search.run spaces/pcam_grid.py" in text
+    assert "pip install uv && uv run pytest" in text
+
+
+def test_readme_commands_parse() -> None:
+    commands = [c for c in readme_commands() if "search.run" in c]
+    assert len(commands) >= 3
+    for words in commands:
+        given = parser().parse_args(words[words.index("search.run") + 1 :])
+        assert load_study(ROOT / given.space)
+
+
+def test_readme_names_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for _, target in re.findall(r"\[([^]]*)\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+    tree = re.search(r"```text\n(search/.*?)```", text, re.DOTALL)
+    assert tree
+    folder = ""
+    for line in tree.group(1).splitlines():
+        name = line.split()[0] if line.strip() else ""
+        folder = name if name.endswith("/") and not line.startswith(" ") else folder
+        path = folder if name == folder else f"{folder}{name}"
+        assert (ROOT / path).exists(), path
+
+
+def test_uv_lock_is_not_committed() -> None:
+    # It writes the registry's host into the repository.
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "uv.lock" not in done.stdout.split()

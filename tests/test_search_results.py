@@ -1,0 +1,127 @@
+import math
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from search import plan, results
+from search.results import EPOCHS, TRIALS, Results, ResultsError
+from search.study import Study
+from trainable.config import TrialConfig
+
+# Design 4.2: users and scripts rely on these names.
+TRIAL_COLUMNS = ["study", "trial_key", "seed", "attempt", "status", "reason", "dataset", "model", "pretrained", "train_blocks", "batch_size", "base_lr", "lr_scaling", "reference_batch_size", "optimizer", "momentum", "weight_decay", "no_bias_decay", "warmup_epochs", "decay", "epochs", "dropout", "width", "depth", "norm", "augment", "precision", "peak_lr", "epochs_completed", "updates_completed", "examples_seen", "best_epoch", "val_auroc", "val_accuracy", "val_loss", "test_auroc", "test_accuracy", "test_balanced_accuracy", "test_loss", "train_wall_s", "images_per_s", "peak_memory_gib", "microbatch_size", "accumulation_steps", "oom_retries", "noise_scale", "num_gpus", "device", "host", "started_at", "ended_at"]
+EPOCH_COLUMNS = ["study", "trial_key", "seed", "attempt", "epoch", "updates", "examples_seen", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auroc", "grad_norm", "noise_scale", "epoch_wall_s", "images_per_s", "microbatch_size"]
+
+CONFIG = TrialConfig(model="plain", pretrained="none")
+
+
+def row(key: str, **changes: Any) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    said = {"study": "s", "trial_key": key, "attempt": 1, "status": "completed", "reason": ""}
+    return asdict(CONFIG) | said | {"val_auroc": 0.9, "started_at": now, "ended_at": now} | changes
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Results:
+    return results.open_results(str(tmp_path), "s")
+
+
+def test_columns_are_the_contracts() -> None:
+    assert set(TRIAL_COLUMNS) <= set(TRIALS.names)
+    assert set(EPOCH_COLUMNS) <= set(EPOCHS.names)
+    assert len(TRIALS.names) == len(set(TRIALS.names))
+
+
+def test_pandas_reads_what_was_committed(opened: Results, tmp_path: Path) -> None:
+    for i, key in enumerate(("k1", "k2")):
+        results.commit_trial(opened, row(key, seed=i, train_blocks=None if i else 2))
+        epochs = [{"study": "s", "trial_key": key, "epoch": e, "val_auroc": 0.5} for e in (1, 2)]
+        results.commit_epochs(opened, key, epochs)
+    trials = pd.read_parquet(tmp_path / "s" / "trials")
+    assert list(trials["trial_key"]) == ["k1", "k2"]
+    assert list(trials.columns) == TRIALS.names
+    assert str(trials["started_at"].dt.tz) == "UTC"
+    pd.testing.assert_frame_equal(trials, results.trials(opened))
+    epochs_frame = pd.read_parquet(tmp_path / "s" / "epochs")
+    assert len(epochs_frame) == 4
+    assert math.isnan(epochs_frame["train_loss"][0])
+
+
+def test_committing_again_replaces(opened: Results) -> None:
+    results.commit_trial(opened, row("k", status="interrupted"))
+    results.commit_trial(opened, row("k", attempt=2))
+    table = results.trials(opened)
+    assert list(zip(table["status"], table["attempt"], strict=True)) == [("completed", 2)]
+
+
+def test_a_part_from_before_a_column_came_is_read_with_nulls(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        older = TRIALS.remove(TRIALS.get_field_index("momentum"))
+        patch.setattr(results, "TRIALS", older)
+        results.commit_trial(opened, row("old"))
+    results.commit_trial(opened, row("new"))
+    table = results.trials(opened).set_index("trial_key")
+    assert math.isnan(table.loc["old", "momentum"])
+    assert table.loc["new", "momentum"] == 0.9
+
+
+def test_a_flipped_bit_is_noticed_and_the_file_named(opened: Results, tmp_path: Path) -> None:
+    results.commit_trial(opened, row("k"))
+    path = tmp_path / "s" / "trials" / "k.parquet"
+    content = bytearray(path.read_bytes())
+    content[60] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match=r"k\.parquet is damaged"):
+        results.trials(opened)
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResultsError, match="cannot write to --out"):
+        results.open_results(str(tmp_path / "file"), "s")
+
+
+def planned_study(**changes: Any) -> Study:
+    from ray import tune
+
+    vary = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 0.2])}
+    return Study(**({"name": "s", "base": CONFIG, "vary": vary} | changes))
+
+
+def test_plan_is_cells_times_seeds_and_more_seeds_keep_the_keys() -> None:
+    one = plan.plan_trials(planned_study(), data_fingerprint="d")
+    two = plan.plan_trials(planned_study(seeds=2), data_fingerprint="d")
+    assert (len(one), len(two)) == (4, 8)
+    assert [t.key for t in one] == [t.key for t in two[:4]]
+    assert len({t.key for t in two}) == 8
+    assert {t.config.seed for t in two} == {0, 1}
+
+
+def test_what_is_missing_runs_and_what_failed_on_request() -> None:
+    trials = plan.plan_trials(planned_study(), data_fingerprint="d")
+    statuses = ["completed", "failed", "diverged", "interrupted"]
+    table = pd.DataFrame([row(t.key, status=s) for t, s in zip(trials, statuses, strict=True)])
+    keys = [t.key for t in trials]
+
+    def left(retry: str | None) -> list[str]:
+        return [t.key for t in plan.missing(trials, table, retry=retry)]
+
+    assert left(None) == keys[3:]
+    assert left("failed") == [keys[1], keys[3]]
+    assert left("diverged") == keys[2:]
+    assert left("all") == keys[1:]
+    assert plan.missing(trials, table.iloc[:0]) == trials
+    assert list(plan.of_plan(trials[:2], table)["trial_key"]) == keys[:2]
+    assert plan.attempts(table)[keys[0]] == 1
+
+
+def test_other_data_is_another_trial() -> None:
+    first, second = (plan.plan_trials(planned_study(), data_fingerprint=d) for d in "ab")
+    assert not {t.key for t in first} & {t.key for t in second}
+    assert replace(first[0].config) == second[0].config

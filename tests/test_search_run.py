@@ -1,0 +1,284 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from search.interaction import ridge, surface
+from search.run import parser
+
+ROOT = Path(__file__).parent.parent
+SMALL = ROOT / "tests" / "spaces" / "small.py"
+
+
+def command(space: Path | str, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "search.run", str(space), "--out", str(out), *more]
+
+
+def run(space: Path | str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(
+        command(space, out, *more), capture_output=True, text=True, env=environment, timeout=600
+    )
+
+
+def test_flags_are_the_contracts() -> None:
+    flags = {option for action in parser()._actions for option in action.option_strings}
+    assert flags == {
+        *("-h", "--help", "--out", "--data", "--address", "--preview", "--dry-run"),
+        *("--set", "--retry"),
+    }
+
+
+@pytest.mark.ray
+def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
+    first = run(SMALL, tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "[4/4]" in first.stdout
+    assert "dashboard: http://127.0.0.1:" in first.stdout
+    assert "no GPU here: trials run on cores" in first.stdout
+    answer = first.stdout[first.stdout.index("\nsmall  dataset=synthetic") :]
+    trials = pd.read_parquet(tmp_path / "small" / "trials")
+    assert trials["status"].tolist() == ["completed"] * 4
+    assert len(pd.read_parquet(tmp_path / "small" / "epochs")) == 8
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+    again = run(SMALL, tmp_path)
+    assert again.returncode == 0
+    assert "4 done before, 0 to run" in again.stdout
+    assert "dashboard" not in again.stdout
+    assert again.stdout.endswith(answer)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+    seeds = run(SMALL, tmp_path, "--set", "seeds=2")
+    assert seeds.returncode == 0
+    assert "8 trials on dataset=synthetic, 4 done before, 4 to run" in seeds.stdout
+    assert "mean of 2 seeds" in seeds.stdout
+    assert sorted(pd.read_parquet(tmp_path / "small" / "trials")["seed"]) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_is_75_and_the_same_command_goes_on(number: int, tmp_path: Path) -> None:
+    settings = ["--set", "epochs=12", "--set", "train_images=2048"]
+    process = subprocess.Popen(
+        command(SMALL, tmp_path, *settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    epochs = tmp_path / "small" / "epochs"
+    deadline = time.monotonic() + 60
+    while not list(epochs.glob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    sent = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert time.monotonic() - sent < 10
+    assert "interrupted: " in out
+    assert f"{SMALL} --out {tmp_path}" in out
+    before = pd.read_parquet(epochs)
+    assert set(pd.read_parquet(tmp_path / "small" / "trials")["status"]) >= {"interrupted"}
+
+    resumed = run(SMALL, tmp_path, *settings)
+    assert resumed.returncode == 0, resumed.stderr
+    after = pd.read_parquet(epochs)
+    assert not after.duplicated(["trial_key", "epoch"]).any()
+    assert (after.groupby("trial_key")["epoch"].max() == 12).all()
+    kept = before.merge(after, on=["trial_key", "epoch"], suffixes=("", "_after"))
+    assert len(kept) == len(before)
+    assert (kept["val_loss"] == kept["val_loss_after"]).all()
+    trials = pd.read_parquet(tmp_path / "small" / "trials")
+    assert (trials["status"] == "completed").all()
+    assert trials["attempt"].max() == 2
+
+
+@pytest.mark.ray
+def test_a_failed_trial_is_1_and_costs_no_other(tmp_path: Path) -> None:
+    # 95x95 networks of depth 64 exist; a network that shrinks the image to nothing does not.
+    settings = ["--set", "model=alexnet,plain", "--set", "batch_size=64", "--set", "base_lr=0.1"]
+    done = run(SMALL, tmp_path, *settings, "--set", "image_size=16")
+    assert done.returncode == 1, done.stderr
+    trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("model")
+    assert trials.loc["plain", "status"] == "completed"
+    assert trials.loc["alexnet", "status"] == "failed"
+    assert "RuntimeError" in trials.loc["alexnet", "reason"]
+    traceback = trials.loc["alexnet", "reason"].split("traceback: ")[1].rstrip(")")
+    assert "Traceback (most recent call last)" in Path(traceback).read_text()
+    assert "1 failed (--retry failed runs them again)" in done.stdout
+    again = run(SMALL, tmp_path, *settings, "--set", "image_size=16")
+    assert again.returncode == 1
+    assert "0 to run" in again.stdout
+
+
+def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
+    done = run(SMALL, tmp_path, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "0 done, 4 to run" in done.stdout
+    assert "plain at batch 64:" in done.stdout
+    assert "estimate on this machine:" in done.stdout
+    assert not (tmp_path / "small" / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["spaces/none.py"], "there is no space file spaces/none.py; spaces has pcam_grid.py"),
+        ([str(SMALL), "--set", "seeds"], "--set takes FIELD=VALUE"),
+        ([str(SMALL), "--set", "base_lr=-1"], "base_lr must be > 0"),
+        ([str(SMALL), "--set", "batch_size=512"], "batch_size 512 is larger than the 256"),
+        ([str(SMALL), "--set", "model=resnet19", "--set", "width=16"], "did you mean resnet"),
+        ([str(SMALL), "--out", "/proc/nowhere"], "cannot write to --out /proc/nowhere"),
+        (["spaces/pcam_grid.py", "--data", "tests"], "no data set in tests"),
+    ],
+)
+def test_bad_input_is_one_line_and_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run(arguments[0], tmp_path, *arguments[1:])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.ray
+def test_the_flagships_preview_answers(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", str(ROOT / "spaces" / "pcam_grid.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert "preview on the embedded synthetic patches (dataset=synthetic)" in " ".join(
+        done.stdout.split()
+    )
+    trials = pd.read_parquet(tmp_path / "results/pcam_grid/trials")
+    assert len(trials) == 35
+    assert len(pd.read_parquet(tmp_path / "results/pcam_grid/epochs")) == 35 * 5
+    assert set(trials["dataset"]) == {"synthetic"}
+    best = ridge(surface(trials, metric="val_auroc"), mode="max")
+    assert (best["edge"] == "").sum() >= 4
+    assert best["mean"].between(0.75, 0.95).all()
+    octaves = np.log2(best["lr"])
+    peak_octaves = np.log2(best["lr"] * best["batch_size"] / 256)
+    assert np.ptp(octaves) < np.ptp(peak_octaves)
+    assert seconds < 180
+
+
+@pytest.mark.ray
+def test_kandels_preview_shows_the_crossing(tmp_path: Path) -> None:
+    done = run(ROOT / "spaces" / "pcam_kandel.py", tmp_path, "--set", "optimizer=sgd")
+    assert done.returncode == 0, done.stderr
+    check_crossing(pd.read_parquet(tmp_path / "pcam_kandel" / "trials"))
+
+
+def check_crossing(trials: pd.DataFrame) -> None:
+    sgd = trials[trials["optimizer"] == "sgd"]
+    rho = {
+        lr: spearmanr(cells["batch_size"], cells["val_auroc"]).statistic
+        for lr, cells in sgd.groupby("base_lr")
+    }
+    assert rho[min(rho)] < 0 < rho[max(rho)]
+
+
+@pytest.mark.ray
+@pytest.mark.data
+@pytest.mark.slow
+def test_both_previews_on_real_patches(tmp_path: Path, shared_data: Path) -> None:
+    data = ["--preview", "--data", str(shared_data / "pcam_small")]
+    assert run(ROOT / "spaces" / "pcam_grid.py", tmp_path, *data).returncode == 0
+    trials = pd.read_parquet(tmp_path / "pcam_grid" / "trials")
+    assert set(trials["dataset"]) == {"pcam"}
+    assert (ridge(surface(trials, metric="val_auroc"), mode="max")["edge"] == "").sum() >= 4
+    sgd = ["--set", "optimizer=sgd"]
+    assert run(ROOT / "spaces" / "pcam_kandel.py", tmp_path, *data, *sgd).returncode == 0
+    check_crossing(pd.read_parquet(tmp_path / "pcam_kandel" / "trials"))
+
+
+@pytest.mark.ray
+def test_two_raylets_on_one_machine(tmp_path: Path) -> None:
+    code = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+for _ in range(2):
+    cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+done = subprocess.run([sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address])
+cluster.shutdown()
+sys.exit(done.returncode)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(SMALL), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 node(s), 2 cores, 0 GPUs" in done.stdout
+    assert len(pd.read_parquet(tmp_path / "small" / "trials")) == 4
+
+
+@pytest.mark.ray
+def test_ray_job_submit_ships_the_code(tmp_path: Path) -> None:
+    """The head is started elsewhere and has never seen the folder that is submitted."""
+    ray = str(Path(sys.executable).parent / "ray")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0" * 64,
+        "RAY_TMPDIR": f"/tmp/ray-test-{os.getpid()}",
+    }
+    code = tmp_path / "code"
+    for name in ("search", "trainable", "cluster", "spaces"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(SMALL, code / "spaces")
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--port=6390", "--dashboard-port=8290"]
+        + ["--num-cpus=2", f"--temp-dir={environment['RAY_TMPDIR']}"],
+        env=environment,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        submit = [ray, "job", "submit", "--address", "http://127.0.0.1:8290"]
+        command = ["--working-dir", str(code), "--", sys.executable, "-m", "search.run"]
+        arguments = ["spaces/small.py", "--address", "auto", "--out", str(tmp_path / "out")]
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                [*submit, *command, *arguments],
+                env=environment,
+                cwd=home,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            if "Failed to connect" not in done.stdout + done.stderr:
+                break
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(1)
+    finally:
+        # Everything that this head started names its folder, and nothing else does.
+        subprocess.run(["pkill", "-9", "-f", environment["RAY_TMPDIR"]], check=False)
+        head.wait(timeout=30)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(pd.read_parquet(tmp_path / "out" / "small" / "trials")) == 4

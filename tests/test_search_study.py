@@ -1,0 +1,170 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from search.load import SpaceFileError, apply_settings, load_study
+from search.study import Study, as_preview, configurations
+from trainable.config import TrialConfig
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none")
+VARY = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 1])}
+
+
+def study(**changes: Any) -> Study:
+    return Study(**({"name": "a", "base": BASE, "vary": VARY} | changes))
+
+
+def test_a_grid_is_every_combination() -> None:
+    cells = [(c.batch_size, c.base_lr) for c in configurations(study())]
+    assert sorted(cells) == [(16, 0.1), (16, 1.0), (32, 0.1), (32, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../x"}, "name must be 1 to 128 letters"),
+        ({"name": "a/b"}, "name must be 1 to 128 letters"),
+        ({"name": ".."}, "name must be 1 to 128 letters"),
+        ({"name": "a\nb"}, "name must be 1 to 128 letters"),
+        ({"base": {"lr": 1}}, "base must be a TrialConfig"),
+        ({"metric": "val_auc"}, "there is no metric 'val_auc'; did you mean 'val_auroc'?"),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
+        ({"seeds": 1.5}, "seeds must be a whole number >= 1, got 1.5"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial above 1 must be whole"),
+        ({"vary": {"batchsize": tune.grid_search([1])}}, "did you mean 'batch_size'?"),
+        ({"vary": {"seed": tune.grid_search([1])}}, "seed cannot vary: say how many with seeds"),
+        ({"vary": {"base_lr": tune.loguniform(1e-4, 1)}}, "base_lr: a grid goes through values"),
+        ({"vary": {"base_lr": [0.1, 0.2]}}, "what varies is given as tune.grid_search([...])"),
+        ({"vary": {"base_lr": tune.grid_search([])}}, "takes a list of values, got []"),
+        ({"vary": {"base_lr": tune.grid_search([1, 1])}}, "repeats a value"),
+        ({"vary": {"base_lr": tune.grid_search([0.1, -1])}}, "base_lr must be > 0, got -1"),
+        ({"preview": {"epoch": 3}}, "there is no field 'epoch'; did you mean 'epochs'?"),
+    ],
+)
+def test_impossible_studies_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^") as caught:
+        study(**change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value).replace("a\\nb", "")
+
+
+def test_preview_keeps_the_shape_and_changes_the_size() -> None:
+    big = study(
+        base=TrialConfig(train_blocks=2, epochs=50),
+        preview={"base_lr": [1.0, 2.0], "width": 8},
+    )
+    small = as_preview(big, dataset="synthetic")
+    assert small.base.dataset == "synthetic"
+    assert (small.base.model, small.base.pretrained, small.base.width) == ("plain", "none", 8)
+    assert {(c.batch_size, c.base_lr) for c in configurations(small)} == {
+        (16, 1.0),
+        (16, 2.0),
+        (32, 1.0),
+        (32, 2.0),
+    }
+    assert small.base.epochs < 50
+    with pytest.raises(ValueError, match="preview: base_lr varies, so give a list of values"):
+        as_preview(study(preview={"base_lr": 1.0}), dataset="synthetic")
+
+
+def test_settings_set_the_study_and_the_trial() -> None:
+    changed = apply_settings(study(), ["seeds=3", "optimizer=adam", "epochs=4", "metric=val_loss"])
+    assert (changed.seeds, changed.base.optimizer, changed.base.epochs) == (3, "adam", 4)
+    assert changed.mode == "min"
+    fixed = apply_settings(study(), ["base_lr=0.5"])
+    assert list(fixed.vary) == ["batch_size"]
+    assert fixed.base.base_lr == 0.5
+    listed = apply_settings(study(), ["batch_size=64,128,256"])
+    assert {c.batch_size for c in configurations(listed)} == {64, 128, 256}
+    none = apply_settings(study(), ["image_size=None", "augment=none"])
+    assert (none.base.image_size, none.base.augment) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seeds", "--set takes FIELD=VALUE"),
+        ("=3", "--set takes FIELD=VALUE"),
+        ("seeds=", "--set takes FIELD=VALUE"),
+        ("seeds=many", "seeds must be a whole number >= 1, got 'many'"),
+        ("sedes=3", "did you mean 'seeds'?"),
+        ("base_lr=fast", "base_lr must be a number, got 'fast'"),
+        ("batch_size=16,x", "batch_size must be a whole number, got 'x'"),
+        ("seed=3", "there is no field 'seed'; did you mean 'seeds'?"),
+    ],
+)
+def test_wrong_settings_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(SpaceFileError) as caught:
+        apply_settings(study(), [setting])
+    assert message in str(caught.value)
+
+
+HEAD = """
+from ray import tune
+from search.study import Study
+from trainable.config import TrialConfig
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no space file"),
+        ("study = = 1", "line 1: not Python"),
+        (b"\xff\xfe\x00", "not Python"),
+        ("x = 1 / 0", "line 1: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = 1", "must end with `study = Study(...)`; it has nothing of that name"),
+        ("study = 3", "it has a int"),
+        (
+            HEAD + "study = Study(name='a', base=TrialConfig(batchsize=3), vary={})",
+            "line 5: TrialConfig: there is no field 'batchsize'; did you mean 'batch_size'?",
+        ),
+        (
+            HEAD + "study = Study(name='a', base=TrialConfig(), vary={}, seed=3)",
+            "line 5: Study: there is no field 'seed'; did you mean 'seeds'?",
+        ),
+        (
+            HEAD + "study = Study(name='a', base=TrialConfig(base_lr=-1), vary={})",
+            "line 5: base_lr must be > 0, got -1",
+        ),
+    ],
+)
+def test_bad_space_files_are_named_with_the_line(
+    text: str | bytes | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "space.py"
+    if isinstance(text, bytes):
+        path.write_bytes(text)
+    elif text is not None:
+        path.write_text(text)
+    with pytest.raises(SpaceFileError) as caught:
+        load_study(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+SPACES = sorted(p for p in Path("spaces").glob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.name)
+def test_every_space_loads_and_has_a_preview(path: Path) -> None:
+    loaded = load_study(path)
+    assert loaded.name == path.stem
+    preview = as_preview(loaded, dataset="synthetic")
+    assert len(configurations(preview)) == len(configurations(loaded))
+    assert f"python -m search.run spaces/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.name)
+def test_loading_a_space_loads_neither_torch_nor_optuna(path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from search.load import load_study; "
+        f"load_study(Path({str(path)!r})); print({{'torch', 'optuna'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

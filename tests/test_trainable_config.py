@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainable.config import TrialConfig, augmentations, trial_key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_lr": 0}, "base_lr must be > 0, got 0"),
+        ({"base_lr": float("nan")}, "base_lr must be finite, got nan"),
+        ({"base_lr": "fast"}, "base_lr must be a number, got 'fast'"),
+        ({"batch_size": 16.5}, "batch_size must be a whole number, got 16.5"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({"no_bias_decay": 1}, "no_bias_decay must be True or False, got 1"),
+        ({"momentum": 1.0}, "momentum must be <= 0.9999, got 1.0"),
+        ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, adamw, got 'sdg'"),
+        ({"model": ""}, "model must not be empty"),
+        ({"augment": "hflip+wave"}, "augment must be none, or names joined with + of"),
+        ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs must be less than epochs (2)"),
+        ({"model": "plain"}, "a plain network has no pretrained weights"),
+        ({"pretrained": "none", "train_blocks": 2}, "train_blocks freezes pretrained blocks"),
+    ],
+)
+def test_impossible_values_are_refused_with_one_sentence(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match="^") as caught:
+        TrialConfig(**change)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_other_kinds_become_the_fields_own() -> None:
+    config = TrialConfig(batch_size=np.int64(32), base_lr=np.float32(0.5), weight_decay=0)
+    assert type(config.batch_size) is int
+    assert type(config.base_lr) is float
+    assert type(config.weight_decay) is float
+
+
+def test_key_is_the_same_in_every_version_that_gives_the_same_numbers() -> None:
+    # A change here makes every study of every user run again: raise RECIPE_VERSION knowingly.
+    config = TrialConfig(batch_size=32, base_lr=0.1, seed=3)
+    assert trial_key(config, "f" * 64) == "5e772194841339bd"
+
+
+def test_key_tells_apart_what_decides_the_result() -> None:
+    configs = [TrialConfig(), TrialConfig(seed=1), TrialConfig(base_lr=0.02)]
+    keys = {trial_key(config, data) for config in configs for data in ("a", "b")}
+    assert len(keys) == 6
+    assert trial_key(TrialConfig(weight_decay=0), "a") == trial_key(TrialConfig(), "a")
+
+
+def test_augmentations_come_in_the_order_in_which_they_are_applied() -> None:
+    assert augmentations("shift+hflip") == ("hflip", "shift")
+    assert augmentations("none") == ()
+
+
+def test_config_needs_no_torch() -> None:
+    code = "import sys, trainable.config, trainable.schedule; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

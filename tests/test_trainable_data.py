@@ -1,0 +1,311 @@
+import csv
+import gzip
+import io
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from torchvision.datasets import PCAM
+
+from trainable.data.cache import Dataset, default_cache_dir, open_data
+from trainable.data.sources import DataError
+from trainable.data.synthetic import CENTRE_PX, draw_patches
+
+SIZES = {"train": 40, "val": 20, "test": 12}
+RNG = np.random.default_rng(0)
+IMAGES = {s: RNG.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8) for s, n in SIZES.items()}
+LABELS = {s: np.arange(n, dtype=np.uint8) % 2 for s, n in SIZES.items()}
+STEM = "camelyonpatch_level_2_split_"
+OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
+
+
+def write_hdf5(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, official in OFFICIAL.items():
+        with h5py.File(folder / f"{STEM}{official}_x.h5", "w") as file:
+            file["x"] = IMAGES[split]
+        with h5py.File(folder / f"{STEM}{official}_y.h5", "w") as file:
+            file["y"] = LABELS[split].reshape(-1, 1, 1, 1)
+
+
+def write_kaggle(folder: Path) -> None:
+    (folder / "train").mkdir(parents=True)
+    with open(folder / "train_labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "label"])
+        for i, (image, label) in enumerate(zip(IMAGES["train"], LABELS["train"], strict=True)):
+            Image.fromarray(image).save(folder / "train" / f"{i:040x}.tif")
+            rows.writerow([f"{i:040x}", label])
+
+
+def png(image: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "PNG")
+    return packed.getvalue()
+
+
+def write_parquet(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    for split, official in OFFICIAL.items():
+        cells = [{"bytes": png(image), "path": None} for image in IMAGES[split]]
+        table = pa.table({"image": cells, "label": LABELS[split].astype(np.int64)})
+        pq.write_table(table, folder / "data" / f"{official}-00000-of-00001.parquet")
+
+
+def write_folders(folder: Path) -> None:
+    for split in SIZES:
+        for i, (image, label) in enumerate(zip(IMAGES[split], LABELS[split], strict=True)):
+            path = folder / split / ("tumour" if label else "normal")
+            path.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path / f"{i:03}.png")
+
+
+def images_by_label(data: Dataset, split: str) -> list[tuple[int, bytes]]:
+    part = getattr(data, split)
+    return sorted(
+        (int(y), x.tobytes()) for x, y in zip(part.images_NHWC, part.labels_N, strict=True)
+    )
+
+
+WRITERS = {
+    "hdf5": write_hdf5,
+    "kaggle": write_kaggle,
+    "parquet": write_parquet,
+    "folder": write_folders,
+}
+
+
+@pytest.mark.parametrize("layout", ["hdf5", "parquet", "folder"])
+def test_layouts_give_the_same_images_and_labels(layout: str, tmp_path: Path) -> None:
+    WRITERS[layout](tmp_path)
+    data = open_data("pcam", tmp_path)
+    assert data.layout == layout
+    for split in SIZES:
+        expected = zip(IMAGES[split], LABELS[split], strict=True)
+        assert images_by_label(data, split) == sorted((int(y), x.tobytes()) for x, y in expected)
+    pixels = IMAGES["train"].reshape(-1, 3) / 255
+    assert data.mean == pytest.approx(pixels.mean(0), rel=1e-5)
+    assert data.std == pytest.approx(pixels.std(0), rel=1e-5)
+
+
+def test_kaggle_is_split_once_and_for_all_each_class_alike(tmp_path: Path) -> None:
+    write_kaggle(tmp_path / "a")
+    first = open_data("pcam", tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    second = open_data("pcam", tmp_path / "b")
+    assert first.fingerprint == second.fingerprint
+    assert np.bincount(first.val.labels_N).tolist() == [4, 4]
+    assert np.bincount(first.train.labels_N).tolist() == [16, 16]
+    assert first.test is None
+    both = images_by_label(first, "train") + images_by_label(first, "val")
+    expected = zip(IMAGES["train"], LABELS["train"], strict=True)
+    assert sorted(both) == sorted((int(y), x.tobytes()) for x, y in expected)
+
+
+def test_gzipped_hdf5_is_the_same_data(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "plain")
+    write_hdf5(tmp_path / "packed")
+    for path in list((tmp_path / "packed").iterdir()):
+        with gzip.open(f"{path}.gz", "wb") as packed:
+            packed.write(path.read_bytes())
+        path.unlink()
+    plain, packed_data = (open_data("pcam", tmp_path / name) for name in ("plain", "packed"))
+    assert plain.fingerprint == packed_data.fingerprint
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_torchvision_reads_the_same_from_the_hdf5_files(split: str, tmp_path: Path) -> None:
+    # torchvision looks in ROOT/pcam, and so does --data ROOT.
+    write_hdf5(tmp_path / "pcam")
+    ours, theirs = open_data("pcam", tmp_path), PCAM(str(tmp_path), split=split)
+    part = getattr(ours, split)
+    assert len(theirs) == len(part.labels_N)
+    for i in range(len(theirs)):
+        image, label = theirs[i]
+        assert np.array_equal(np.asarray(image), part.images_NHWC[i])
+        assert label == part.labels_N[i]
+
+
+def test_images_of_several_sizes_are_made_square_and_alike(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    Image.new("RGB", (300, 500), "red").save(tmp_path / "train" / "normal" / "big.png")
+    for split in ("val", "test"):
+        Image.new("RGB", (300, 500), "red").save(tmp_path / split / "normal" / "big.png")
+    assert open_data("pcam", tmp_path).train.images_NHWC.shape == (41, 224, 224, 3)
+
+
+def test_the_cache_is_built_once_and_mapped(tmp_path: Path) -> None:
+    write_hdf5(tmp_path)
+    first = open_data("pcam", tmp_path)
+    entries = {path: path.stat().st_mtime_ns for path in default_cache_dir().glob("pcam-*/*")}
+    second = open_data("pcam", tmp_path)
+    assert isinstance(second.train.images_NHWC, np.memmap)
+    assert first.fingerprint == second.fingerprint
+    again = {path: path.stat().st_mtime_ns for path in default_cache_dir().glob("pcam-*/*")}
+    assert entries == again
+
+
+def fingerprint_of(folder: str) -> str:
+    return open_data("pcam", Path(folder)).fingerprint
+
+
+def test_two_builders_at_once_build_one_cache(tmp_path: Path) -> None:
+    write_hdf5(tmp_path)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert len(set(pool.map(fingerprint_of, [str(tmp_path)] * 4))) == 1
+    assert not list(default_cache_dir().glob("*.building"))
+
+
+def test_a_cache_left_half_built_is_built_anew(tmp_path: Path) -> None:
+    write_hdf5(tmp_path)
+    sound = open_data("pcam", tmp_path)
+    entry = max(default_cache_dir().glob("pcam-????????????????"), key=lambda p: p.stat().st_mtime)
+    entry.rename(entry.with_suffix(".building"))  # as a builder leaves it that is killed
+    (entry.with_suffix(".building") / "train_images.npy").write_bytes(b"half")
+    assert open_data("pcam", tmp_path).fingerprint == sound.fingerprint
+
+
+# --- bad data ------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil_shape(folder: Path) -> None:
+    with h5py.File(folder / f"{STEM}train_x.h5", "w") as file:
+        file["x"] = IMAGES["train"][..., :2]
+
+
+def spoil_dtype(folder: Path) -> None:
+    with h5py.File(folder / f"{STEM}train_x.h5", "w") as file:
+        file["x"] = IMAGES["train"].astype(np.float32)
+
+
+def spoil_count(folder: Path) -> None:
+    with h5py.File(folder / f"{STEM}valid_y.h5", "w") as file:
+        file["y"] = LABELS["val"][:-1]
+
+
+def spoil_classes(folder: Path) -> None:
+    for official in OFFICIAL.values():
+        with h5py.File(folder / f"{STEM}{official}_y.h5", "r+") as file:
+            file["y"][:] = 0
+
+
+def spoil_val_classes(folder: Path) -> None:
+    with h5py.File(folder / f"{STEM}valid_y.h5", "r+") as file:
+        file["y"][:] = 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "spoil", "message"),
+    [
+        ("hdf5", lambda d: shutil.rmtree(d), "no data set in"),
+        ("hdf5", lambda d: truncate(d / f"{STEM}train_x.h5"), "cannot be read as HDF5"),
+        ("hdf5", lambda d: (d / f"{STEM}valid_x.h5").unlink(), f"has no {STEM}valid_x.h5"),
+        ("hdf5", spoil_shape, "x must be uint8 of shape (N, height, width, 3), got uint8"),
+        ("hdf5", spoil_dtype, "x must be uint8 of shape (N, height, width, 3), got float32"),
+        ("hdf5", spoil_count, "has 20 images, but"),
+        ("hdf5", spoil_classes, "the data has a single class (0)"),
+        ("hdf5", spoil_val_classes, "the val split has no image of class 1"),
+        ("kaggle", lambda d: truncate(d / "train" / f"{3:040x}.tif"), "cannot be decoded"),
+        ("kaggle", lambda d: (d / "train" / f"{3:040x}.tif").unlink(), "1 images that are not"),
+        ("kaggle", lambda d: (d / "train_labels.csv").write_text("a,b\n"), "must have columns"),
+        (
+            "kaggle",
+            lambda d: (d / "train_labels.csv").write_text(f"id,label\n{0:040x},yes\n"),
+            "labels must be whole numbers from 0",
+        ),
+        (
+            "parquet",
+            lambda d: truncate(d / "data" / "train-00000-of-00001.parquet"),
+            "cannot be read as Parquet",
+        ),
+        (
+            "parquet",
+            lambda d: (d / "data" / "valid-00000-of-00001.parquet").unlink(),
+            "has no valid*.parquet",
+        ),
+        (
+            "parquet",
+            lambda d: pq.write_table(
+                pa.table({"img": [1]}), d / "data" / "train-00000-of-00001.parquet"
+            ),
+            "must have columns image and label",
+        ),
+        ("folder", lambda d: (d / "val" / "extra").mkdir(), "has classes that"),
+        (
+            "folder",
+            lambda d: (d / "train" / "normal" / "000.png").write_bytes(b"not an image"),
+            "cannot be decoded",
+        ),
+    ],
+)
+def test_bad_data_is_named(layout: str, spoil, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "set"
+    WRITERS[layout](folder)
+    spoil(folder)
+    with pytest.raises(DataError) as caught:
+        open_data("pcam", folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- the embedded set ----------------------------------------------------------------------------
+
+
+def test_synthetic_patches_depend_on_the_seed_alone() -> None:
+    labels = np.array([0, 1, 1, 0])
+    first, second = (draw_patches(labels, np.random.default_rng(5)) for _ in range(2))
+    other = draw_patches(labels, np.random.default_rng(6))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert first.shape == (4, 96, 96, 3)
+
+
+def test_synthetic_label_is_about_the_centre() -> None:
+    n = 400
+    low, high = CENTRE_PX
+    darkness = {}
+    for label in (0, 1):
+        patches = draw_patches(np.full(n, label), np.random.default_rng(1)).astype(float)
+        centre = patches[:, low:high, low:high].mean()
+        corner = patches[:, :20, :20].mean()
+        darkness[label] = centre, corner
+    # Tumour nuclei are larger and darker: only the centre's mean tells the classes apart.
+    assert darkness[0][0] - darkness[1][0] > 3.0
+    assert abs(darkness[0][1] - darkness[1][1]) < 1.0
+
+
+def test_command_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
+    write_hdf5(tmp_path)
+    sheet = tmp_path / "sheet.png"
+    command = [sys.executable, "-m", "trainable.data", str(tmp_path), "--out", str(sheet)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "layout=hdf5" in done.stdout
+    assert "40" in done.stdout
+    with Image.open(sheet) as drawn:
+        assert drawn.size[0] > 500
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused = subprocess.run([*command[:3], str(empty)], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "no data set in" in refused.stderr
+
+
+@pytest.mark.data
+def test_real_patches(shared_data: Path) -> None:
+    data = open_data("pcam", shared_data / "pcam_small")
+    assert [len(getattr(data, s).labels_N) for s in SIZES] == [4000, 1000, 1000]
+    assert data.train.images_NHWC.shape == (4000, 96, 96, 3)
+    assert data.train.labels_N.mean() == 0.5

@@ -1,0 +1,162 @@
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable.checkpoint import SLOTS
+from trainable.config import TrialConfig
+from trainable.data.cache import Dataset
+from trainable.data.sources import DataError
+from trainable.finetune import finetune
+from trainable.record import EpochResult, TrialResult
+from trainable.storage import Folder
+
+CLOCKS = ("epoch_wall_s", "images_per_s", "train_wall_s", "peak_memory_gib")
+
+
+def whole(
+    config: TrialConfig, data: Dataset, folder: Folder | None = None
+) -> tuple[list[EpochResult], TrialResult]:
+    trial = finetune(config, data=data, checkpoint_folder=folder)
+    results = []
+    while True:
+        try:
+            results.append(next(trial))
+        except StopIteration as end:
+            return results, end.value
+
+
+def numbers(row: EpochResult | TrialResult) -> str:
+    """All that does not depend on the clock, to the last bit."""
+    return repr({name: value for name, value in asdict(row).items() if name not in CLOCKS})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    optimizer: str, stop_after: int, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    lr = 0.5 if optimizer == "sgd" else 0.01
+    config = replace(tiny_config, optimizer=optimizer, base_lr=lr)
+    expected, expected_end = whole(config, tiny_data)
+    folder = Folder(str(tmp_path))
+    stopped = finetune(config, data=tiny_data, checkpoint_folder=folder)
+    for _ in range(stop_after):
+        next(stopped)
+    stopped.close()
+    torch.manual_seed(12345)  # what happens in between must not matter
+    torch.rand(7)
+    resumed, resumed_end = whole(config, tiny_data, folder)
+    assert [numbers(r) for r in resumed] == [numbers(r) for r in expected]
+    assert numbers(resumed_end) == numbers(expected_end)
+    assert [r.epoch for r in resumed] == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tiny_data: Dataset,
+    tiny_config: TrialConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, _ = whole(tiny_config, tiny_data)
+    folder = Folder(str(tmp_path))
+    stopped = finetune(tiny_config, data=tiny_data, checkpoint_folder=folder)
+    for _ in range(3):
+        next(stopped)
+    newest = tmp_path / SLOTS[1]
+    content = bytearray(newest.read_bytes())
+    content[1000] ^= 1
+    newest.write_bytes(content)
+    resumed, _ = whole(tiny_config, tiny_data, folder)
+    assert "is damaged and is passed over" in caplog.text
+    assert [numbers(r) for r in resumed] == [numbers(r) for r in expected]
+
+
+def test_another_trials_checkpoint_is_not_used(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    folder = Folder(str(tmp_path))
+    whole(replace(tiny_config, seed=1), tiny_data, folder)
+    expected, _ = whole(tiny_config, tiny_data)
+    got, _ = whole(tiny_config, tiny_data, folder)
+    assert [numbers(r) for r in got] == [numbers(r) for r in expected]
+
+
+def test_one_seed_one_result_and_another_another(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    first, again = (whole(tiny_config, tiny_data)[0] for _ in range(2))
+    other, _ = whole(replace(tiny_config, seed=1), tiny_data)
+    assert [numbers(r) for r in first] == [numbers(r) for r in again]
+    assert first[0].train_loss != other[0].train_loss
+
+
+def test_it_learns(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    # On its training images as validation: noise of 32 patches would hide a broken optimizer.
+    data = replace(tiny_data, val=tiny_data.train)
+    config = replace(tiny_config, augment="none", dropout=0.0, width=8, epochs=25, base_lr=1.0)
+    results, end = whole(config, data)
+    assert results[-1].train_loss < 0.7 * results[0].train_loss
+    assert end.val_auroc > 0.9
+    assert end.examples_seen == 25 * 96
+    assert end.updates_completed == 25 * 6
+
+
+def test_divergence_is_a_status_not_an_error(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    config = replace(tiny_config, base_lr=1e30, norm="none", warmup_epochs=0.0)
+    results, end = whole(config, tiny_data)
+    assert end.status == "diverged"
+    assert "loss not finite" in end.reason
+    assert len(results) == end.epochs_completed < 4
+    assert math.isnan(end.test_auroc)
+
+
+def test_best_epoch_is_validations_and_its_weights_are_tested(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    for select_by in ("val_auroc", "val_accuracy", "val_loss"):
+        config = replace(tiny_config, select_by=select_by, base_lr=3.0)
+        results, end = whole(config, tiny_data)
+        scores = [getattr(r, select_by) for r in results]
+        best = min(scores) if select_by == "val_loss" else max(scores)
+        assert end.best_epoch == scores.index(best) + 1
+        assert end.val_auroc == results[end.best_epoch - 1].val_auroc
+    # With the test split as validation both are scored with the same weights.
+    config = replace(tiny_config, base_lr=30.0, epochs=6, decay="constant", select_by="val_loss")
+    _, end = whole(config, replace(tiny_data, val=tiny_data.test))
+    assert end.best_epoch < 6  # else this would not show that the best weights are taken
+    assert (end.test_auroc, end.test_loss) == (end.val_auroc, end.val_loss)
+
+
+def test_without_a_test_split_there_is_no_test_score(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    _, end = whole(replace(tiny_config, epochs=1), replace(tiny_data, test=None))
+    assert math.isnan(end.test_auroc)
+    assert end.status == "completed"
+
+
+def test_a_batch_larger_than_the_data_is_refused(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    with pytest.raises(DataError, match="batch_size 97 is larger than the 96 training images"):
+        next(finetune(replace(tiny_config, batch_size=97), data=tiny_data))
+
+
+def test_it_trains_without_ray() -> None:
+    code = """
+import sys
+from trainable.config import TrialConfig
+from trainable.finetune import finetune
+config = TrialConfig(dataset="synthetic", model="plain", pretrained="none", image_size=48,
+                     train_images=256, eval_images=64, epochs=2, precision="fp32")
+for r in finetune(config):
+    print(r)
+assert "ray" not in sys.modules and "optuna" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("EpochResult(epoch=") == 2
