@@ -148,8 +148,8 @@ def _with_weights(study: Study, console: Console) -> Study:
                 if had == "none":
                     console.print(
                         f"[yellow]no ImageNet weights for {model} in torch's cache, and fetching "
-                        f"them failed: training from scratch (pretrained=none)[/yellow]; give a file "
-                        f"with --set pretrained=PATH"
+                        f"them failed: training from scratch (pretrained=none)[/yellow]; "
+                        f"--set pretrained=PATH gives a file"
                     )
                 base = replace(
                     study.base,

@@ -13,8 +13,23 @@ from search.study import Study
 from trainable.config import TrialConfig
 
 # Design 4.2: users and scripts rely on these names.
-TRIAL_COLUMNS = ["study", "trial_key", "seed", "attempt", "status", "reason", "dataset", "model", "pretrained", "train_blocks", "batch_size", "base_lr", "lr_scaling", "reference_batch_size", "optimizer", "momentum", "weight_decay", "no_bias_decay", "warmup_epochs", "decay", "epochs", "dropout", "width", "depth", "norm", "augment", "precision", "peak_lr", "epochs_completed", "updates_completed", "examples_seen", "best_epoch", "val_auroc", "val_accuracy", "val_loss", "test_auroc", "test_accuracy", "test_balanced_accuracy", "test_loss", "train_wall_s", "images_per_s", "peak_memory_gib", "microbatch_size", "accumulation_steps", "oom_retries", "noise_scale", "num_gpus", "device", "host", "started_at", "ended_at"]
-EPOCH_COLUMNS = ["study", "trial_key", "seed", "attempt", "epoch", "updates", "examples_seen", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_auroc", "grad_norm", "noise_scale", "epoch_wall_s", "images_per_s", "microbatch_size"]
+TRIAL_COLUMNS = set(
+    """
+    study trial_key seed attempt status reason dataset model pretrained train_blocks batch_size
+    base_lr lr_scaling reference_batch_size optimizer momentum weight_decay no_bias_decay
+    warmup_epochs decay epochs dropout width depth norm augment precision peak_lr epochs_completed
+    updates_completed examples_seen best_epoch val_auroc val_accuracy val_loss test_auroc
+    test_accuracy test_balanced_accuracy test_loss train_wall_s images_per_s peak_memory_gib
+    microbatch_size accumulation_steps oom_retries noise_scale num_gpus device host started_at
+    ended_at
+    """.split()  # noqa: SIM905
+)
+EPOCH_COLUMNS = set(
+    """
+    study trial_key seed attempt epoch updates examples_seen lr train_loss train_accuracy val_loss
+    val_accuracy val_auroc grad_norm noise_scale epoch_wall_s images_per_s microbatch_size
+    """.split()  # noqa: SIM905
+)
 
 CONFIG = TrialConfig(model="plain", pretrained="none")
 
@@ -31,8 +46,8 @@ def opened(tmp_path: Path) -> Results:
 
 
 def test_columns_are_the_contracts() -> None:
-    assert set(TRIAL_COLUMNS) <= set(TRIALS.names)
-    assert set(EPOCH_COLUMNS) <= set(EPOCHS.names)
+    assert set(TRIALS.names) >= TRIAL_COLUMNS
+    assert set(EPOCHS.names) >= EPOCH_COLUMNS
     assert len(TRIALS.names) == len(set(TRIALS.names))
 
 

@@ -215,7 +215,8 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 for _ in range(2):
     cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
-done = subprocess.run([sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address])
+command = [sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address]
+done = subprocess.run(command)
 cluster.shutdown()
 sys.exit(done.returncode)
 """
@@ -249,8 +250,10 @@ def test_ray_job_submit_ships_the_code(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(SMALL, code / "spaces")
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--port=6390", "--dashboard-port=8290"]
-        + ["--num-cpus=2", f"--temp-dir={environment['RAY_TMPDIR']}"],
+        [
+            *(ray, "start", "--head", "--block", "--port=6390", "--dashboard-port=8290"),
+            *("--num-cpus=2", f"--temp-dir={environment['RAY_TMPDIR']}"),
+        ],
         env=environment,
         cwd=home,
         stdout=subprocess.DEVNULL,

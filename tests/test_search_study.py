@@ -46,7 +46,7 @@ def test_a_grid_is_every_combination() -> None:
     ],
 )
 def test_impossible_studies_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match="^") as caught:
+    with pytest.raises(ValueError, match=r"^") as caught:
         study(**change)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value).replace("a\\nb", "")

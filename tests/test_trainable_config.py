@@ -30,7 +30,7 @@ from trainable.config import TrialConfig, augmentations, trial_key
 def test_impossible_values_are_refused_with_one_sentence(
     change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match="^") as caught:
+    with pytest.raises(ValueError, match=r"^") as caught:
         TrialConfig(**change)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

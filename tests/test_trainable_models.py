@@ -37,11 +37,10 @@ def test_vgg16_has_its_papers_blocks_and_kandels_trained_parameters() -> None:
     assert numbers(model, trained_only=True) == 1026
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "mobilenet_v2", "squeezenet1_0", "densenet121", "efficientnet_b0", "alexnet"]
-    + ["timm/resnet18", "timm/convnext_atto"],
-)
+NETWORKS = ["resnet18", "mobilenet_v2", "squeezenet1_0", "densenet121", "efficientnet_b0"]
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "alexnet", "timm/resnet18", "timm/convnext_atto"])
 def test_networks_get_a_head_and_blocks(name: str) -> None:
     model = build_model(replace(SCRATCH, model=name), num_classes=3).eval()
     with torch.inference_mode():
