@@ -19,8 +19,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def locked() -> dict[str, str]:
-    text = (ROOT / "requirements.lock").read_text()
-    return dict(re.findall(r"^([a-z0-9_.-]+)(?:\[[^]]*\])?==([^\s;]+)", text, re.MULTILINE))
+    """The lock's versions for this Python: a line may be for others only."""
+    lines = re.findall(r"^(\S+==[^\\\n]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    found = [Requirement(line) for line in lines]
+    return {
+        each.name: str(each.specifier).removeprefix("==")
+        for each in found
+        if each.marker is None or each.marker.evaluate()
+    }
 
 
 @pytest.mark.parametrize("line", PROJECT["dependencies"])
