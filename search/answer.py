@@ -1,14 +1,17 @@
 """What the command prints at its end: surface, ridge, best configurations, where the files are."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.interaction import leaderboard, ridge, surface
+from search.interaction import ablation, leaderboard, ridge, surface
+from search.plan import PlannedTrial
 from search.progress import show
 from search.results import Results
-from search.study import Study
+from search.study import Ablation, Study, steps_of
 
 LEADERS = 5
 EDGES = {"low": "smallest", "high": "largest"}
@@ -17,22 +20,58 @@ COLOURS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 
 
 def print_answer(
-    console: Console, study: Study, trials: pd.DataFrame, results: Results, *, planned: int
+    console: Console,
+    study: Study,
+    trials: pd.DataFrame,
+    results: Results,
+    planned: Sequence[PlannedTrial],
 ) -> None:
     """The answer that the study's trials give, from the tables alone."""
     dataset = ", ".join(sorted(set(trials["dataset"]))) or study.base.dataset
     counts = trials["status"].value_counts().to_dict()
     said = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
-    console.print(f"\n[bold]{study.name}[/bold]  dataset={dataset}  {said} of {planned} trials")
+    console.print(
+        f"\n[bold]{study.name}[/bold]  dataset={dataset}  {said} of {len(planned)} trials"
+    )
     if not trials.empty:
+        if isinstance(study.explore, Ablation):
+            _print_ablation(console, study, trials, planned)
         if {"batch_size", "base_lr"} <= set(study.vary):
             _print_surfaces(console, study, trials)
-        _print_leaders(console, study, trials)
+        if not isinstance(study.explore, Ablation):
+            _print_leaders(console, study, trials)
         _print_troubles(console, trials)
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
     for table in ("trials", "epochs"):
         console.print(f'  pd.read_parquet("{where}/{table}")', soft_wrap=True, highlight=False)
+
+
+def _print_ablation(
+    console: Console, study: Study, trials: pd.DataFrame, planned: Sequence[PlannedTrial]
+) -> None:
+    """A row a step: the metric and what the step changed, over the same seeds, at each setting."""
+    by = list(study.vary)
+    named = trials.assign(step=trials["trial_key"].map({t.key: t.step for t in planned}))
+    groups = named.groupby(by, dropna=False) if by else [((), named)]
+    for values, group in groups:
+        about = ", ".join(f"{n}={show(v)}" for n, v in zip(by, values, strict=True))
+        table = Table(box=None, pad_edge=False)
+        headings = ("step", study.metric, "std", "seeds", "change", "std of change", "test")
+        for name in headings:
+            table.add_column(name, justify="left" if name == "step" else "right")
+        steps = ablation(group, steps=list(steps_of(study)), metric=study.metric)
+        for step, row in steps.iterrows():
+            figures = (_score(row["mean"]), _score(row["std"]), str(int(row["n"])))
+            changes = (_signed(row["change"]), _score(row["change_std"]), _score(row["test"]))
+            table.add_row(str(step), *figures, *changes)
+        console.print(f"\n[italic]{study.metric} step by step {about}[/italic]", highlight=False)
+        console.print(table)
+    console.print("change: from the step before, of the same seeds", style="dim")
+
+
+def _signed(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:+.4f}"
 
 
 def _others(study: Study) -> list[str]:

@@ -10,6 +10,7 @@ from search.plan import PlannedTrial
 from search.progress import clock, show
 from search.study import Study
 from trainable.data.cache import open_data
+from trainable.schedule import timetable
 
 ROW_BYTES = 25_000  # of one trial's two Parquet files, measured with 5 and with 50 epochs
 
@@ -45,7 +46,9 @@ def print_cost(
             measured = probe(trial.config, data)
             speeds[kind] = measured.images_per_s
             checkpoint_bytes = max(checkpoint_bytes, measured.checkpoint_bytes)
-        total_s += trial.config.epochs * n / speeds[kind]
+        table_of = timetable(trial.config, train_images=n)
+        is_time = table_of.unit == "seconds"
+        total_s += table_of.total if is_time else table_of.total / speeds[kind]
     import os
 
     import torch

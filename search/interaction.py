@@ -52,3 +52,24 @@ def leaderboard(
     )
     table = table.sort_values("mean", ascending=mode == "min").head(rows).reset_index()
     return table.rename(columns={"test": test})
+
+
+def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:
+    """One row a step: mean, std and n over seeds, and what changed from the step before.
+
+    `change` and `change_std` are the mean and deviation of the differences between the two steps
+    of one seed: the seeds are paired, so the noise that they share drops out.
+    """
+    used = trials[trials["status"].isin(USABLE)]
+    scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
+    changes = scores.diff(axis=1)
+    return pd.DataFrame(
+        {
+            "mean": scores.mean(),
+            "std": scores.std(),
+            "n": scores.count(),
+            "change": changes.mean(),
+            "change_std": changes.std(),
+            "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
+        }
+    ).reindex(steps)

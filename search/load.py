@@ -14,7 +14,7 @@ from ray import tune
 
 from search.study import TRIAL_FIELDS, Study, unknown
 
-SETTABLE = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial")
+SETTABLE = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
 
 
 class SpaceFileError(ValueError):

@@ -14,10 +14,11 @@ RETRIES = {"failed": ("failed",), "diverged": ("diverged",), "all": ("failed", "
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial that the study asks for."""
+    """One trial that the study asks for; `step` is that of its ablation."""
 
     key: str
     config: TrialConfig
+    step: str = ""
 
 
 def plan_trials(study: Study, *, data_fingerprint: str) -> list[PlannedTrial]:
@@ -25,11 +26,11 @@ def plan_trials(study: Study, *, data_fingerprint: str) -> list[PlannedTrial]:
 
     Within a seed large batches come first: they are few updates, and the screen fills soon.
     """
-    cells = sorted(configurations(study), key=lambda config: -config.batch_size)
+    cells = sorted(configurations(study), key=lambda cell: -cell[1].batch_size)
     return [
-        PlannedTrial(trial_key(config, data_fingerprint), config)
+        PlannedTrial(trial_key(config, data_fingerprint), config, step)
         for seed in range(study.seeds)
-        for config in (replace(cell, seed=seed) for cell in cells)
+        for step, config in ((step, replace(cell, seed=seed)) for step, cell in cells)
     ]
 
 

@@ -58,7 +58,9 @@ class Progress:
 
     def _line(self, key: str, row: Mapping[str, Any]) -> str:
         config = self.planned[key].config
+        step = self.planned[key].step
         said = " ".join(f"{name}={show(getattr(config, name))}" for name in [*self.varied, "seed"])
+        said = f"{step}: {said}" if step else said
         score = show(row.get(self.metric))
         reason = f" ({row['reason']})" if row.get("reason") else ""
         wall = f" {row['train_wall_s']:.1f} s" if row.get("train_wall_s") else ""
@@ -86,11 +88,12 @@ class Progress:
             table.add_column(name, justify="right")
         for key, row in [*self.recent, *self.running.items()]:
             config = self.planned[key].config
-            epoch = row.get("epoch", row.get("epochs_completed"))
+            epoch = row.get("epochs_seen", row.get("epochs_completed"))
+            budget = f"/{config.epochs}" if config.epochs else ""
             status = row.get("status", "running")
             table.add_row(
                 *(show(getattr(config, name)) for name in [*self.varied, "seed"]),
-                f"{epoch}/{config.epochs}",
+                f"{show(epoch)}{budget}",
                 show(row.get("train_loss")),
                 show(row.get(self.metric)),
                 Text(status, STATUS_STYLES.get(status, "bold")),

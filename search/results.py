@@ -46,7 +46,7 @@ TRIALS = pa.schema(
         *_ID,
         ("status", pa.string()),
         ("reason", pa.string()),
-        *_columns(TrialConfig, leave_out=["seed"]),
+        *_columns(TrialConfig, leave_out=["seed", "microbatch_size"]),
         *_columns(TrialResult, leave_out=["status", "reason"]),
         ("num_gpus", pa.float64()),
         ("host", pa.string()),

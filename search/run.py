@@ -28,9 +28,9 @@ from search.load import SpaceFileError, apply_settings, load_study, space_sha256
 from search.plan import PlannedTrial
 from search.progress import Progress
 from search.results import Results, ResultsError
-from search.study import Study, as_preview, configurations
+from search.study import Study, as_preview, configurations, grid_values
 from search.tuning import Setting, resources_of, run_trials
-from trainable.data.cache import Dataset, locate, open_data
+from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
 OK, SOME_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -100,7 +100,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> _Ready:
     study = load_study(given.space)
     dataset = study.base.dataset
     folder = given.data or Path(os.environ.get("DATA_DIR", "data"))
-    found = dataset == "synthetic" or locate(dataset, folder) is not None
+    found = dataset in EMBEDDED or locate(dataset, folder) is not None
     if not found and given.data:
         open_data(dataset, folder)  # raises the error that says what was wanted
     try:
@@ -117,7 +117,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> _Ready:
             f"patches (dataset=synthetic)[/yellow]; --data DIR names the real ones"
         )
     study = _with_weights(study, console)
-    data_folder = folder.resolve() if study.base.dataset != "synthetic" else None
+    data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     data = open_data(study.base.dataset, data_folder)
     _check_batches(study, data)
     planned = plan.plan_trials(study, data_fingerprint=data.fingerprint)
@@ -138,10 +138,16 @@ def _with_weights(study: Study, console: Console) -> Study:
         SpaceFileError: a network that does not exist, or a file of weights that does not.
     """
     from trainable.models import available_weights, check_model
+    from trainable.teacher import resolve_teacher
 
     try:
-        for model in {config.model for config in configurations(study)}:
-            check_model(model)
+        if study.base.distill_from:
+            teacher = resolve_teacher(study.base.distill_from)
+            study = replace(study, base=replace(study.base, distill_from=teacher))
+        if "pretrained" in study.vary:
+            files = [available_weights(study.base.model, v) for v in _values(study, "pretrained")]
+            study = replace(study, vary={**study.vary, "pretrained": {"grid_search": files}})
+        for model in {config.model for _, config in configurations(study)}:
             wanted = study.base.pretrained
             had = available_weights(model, wanted)
             if had != wanted:
@@ -157,14 +163,20 @@ def _with_weights(study: Study, console: Console) -> Study:
                     train_blocks=None if had == "none" else study.base.train_blocks,
                 )
                 study = replace(study, base=base)
+        for _, config in configurations(study):
+            check_model(config)
     except ValueError as error:
         raise SpaceFileError(str(error)) from error
     return study
 
 
+def _values(study: Study, name: str) -> list[str]:
+    return [str(value) for value in grid_values(name, study.vary[name])]
+
+
 def _check_batches(study: Study, data: Dataset) -> None:
     """Raises SpaceFileError where a batch is larger than the training split."""
-    for config in configurations(study):
+    for _, config in configurations(study):
         n = min(len(data.train.labels_N), config.train_images or sys.maxsize)
         if config.batch_size > n:
             raise SpaceFileError(
@@ -186,7 +198,7 @@ def _run(given: argparse.Namespace, ready: _Ready, console: Console) -> int:
     if todo:
         _train(given, ready, todo, held, done_before, console)
     rows = plan.of_plan(ready.planned, results.trials(ready.results))
-    print_answer(console, ready.study, rows, ready.results, planned=len(ready.planned))
+    print_answer(console, ready.study, rows, ready.results, ready.planned)
     return _status(given, ready, rows, console)
 
 
@@ -208,6 +220,8 @@ def _train(
             + ("" if "GPU" in resources else " (no GPU here: trials run on cores)"),
             highlight=False,
         )
+        if "GPU" not in resources and any(t.config.precision == "fp16" for t in todo):
+            raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
         if cluster.dashboard:
             console.print(
                 f"dashboard: http://{cluster.dashboard}  (token: {TOKEN_HINT})", highlight=False

@@ -34,12 +34,24 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """Steps that are added one after the other, each on top of those before it.
+
+    `steps` maps what a step is called to the fields that it changes; the first may change none.
+    Where fields vary too, the steps are taken at every combination of their values.
+    """
+
+    steps: Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A complete trial, what varies about it, how that is explored, and with what.
 
     `vary` maps fields of the trial to Ray Tune's domains. `gpus_per_trial` may be a fraction; on a
-    machine without a GPU a trial takes `cpus_per_trial` cores instead. `preview` maps fields to a
-    value, or to a list of values where the field varies, for the small study that `--preview`
+    machine without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights` each
+    trial leaves its best weights in the results, to test or to teach with. `preview` maps fields
+    to a value, or to a list of values where the field varies, for the small study that `--preview`
     runs on top of `PREVIEW`.
 
     Raises:
@@ -49,11 +61,12 @@ class Study:
     name: str
     base: TrialConfig
     vary: Mapping[str, Any]
-    explore: Grid = field(default_factory=Grid)
+    explore: Grid | Ablation = field(default_factory=Grid)
     seeds: int = 1
     metric: str = "val_auroc"
     gpus_per_trial: float = 1.0
     cpus_per_trial: int = 1
+    keep_weights: bool = False
     preview: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,10 +83,18 @@ class Study:
         _check_number("seeds", self.seeds, whole=True, low=1)
         _check_number("gpus_per_trial", self.gpus_per_trial, whole=False, low=0)
         _check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
-        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
-            raise ValueError(f"gpus_per_trial above 1 must be whole, got {self.gpus_per_trial}")
-        for name in [*self.vary, *self.preview]:
+        if self.gpus_per_trial > 1:
+            raise ValueError(
+                f"gpus_per_trial must be at most 1, a trial trains on one GPU or on a part of one; "
+                f"got {self.gpus_per_trial}"
+            )
+        if not isinstance(self.keep_weights, bool):
+            raise ValueError(f"keep_weights must be True or False, got {self.keep_weights!r}")
+        changed = [name for changes in steps_of(self).values() for name in changes]
+        for name in [*self.vary, *self.preview, *changed]:
             _check_field(name)
+        if both := set(changed) & set(self.vary):
+            raise ValueError(f"{', '.join(sorted(both))}: varies and is changed by a step: choose")
         object.__setattr__(self, "vary", {k: as_domain(k, v) for k, v in self.vary.items()})
         for name, domain in self.vary.items():
             for value in grid_values(name, domain):
@@ -139,8 +160,20 @@ def grid_values(name: str, domain: Mapping[str, Any]) -> list[object]:
     return values
 
 
-def configurations(study: Study) -> list[TrialConfig]:
-    """Every configuration of the study, each with its first seed.
+def steps_of(study: Study) -> dict[str, dict[str, Any]]:
+    """What each step of an ablation comes to, with those before it; one nameless step of a grid."""
+    if not isinstance(study.explore, Ablation):
+        return {"": {}}
+    steps: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
+    for name, more in study.explore.steps.items():
+        changes = changes | dict(more)
+        steps[name] = changes
+    return steps
+
+
+def configurations(study: Study) -> list[tuple[str, TrialConfig]]:
+    """Every configuration of the study with the step of its ablation, without seeds.
 
     Raises:
         ValueError: a combination of values cannot work.
@@ -148,7 +181,11 @@ def configurations(study: Study) -> list[TrialConfig]:
     names = list(study.vary)
     combinations = itertools.product(*(grid_values(n, study.vary[n]) for n in names))
     changes: list[dict[str, Any]] = [dict(zip(names, c, strict=True)) for c in combinations]
-    return [replace(study.base, **change) for change in changes]
+    return [
+        (step, replace(study.base, **change, **more))
+        for step, more in steps_of(study).items()
+        for change in changes
+    ]
 
 
 def as_preview(study: Study, *, dataset: str) -> Study:

@@ -21,6 +21,7 @@ from search.plan import PlannedTrial
 from search.progress import Progress
 from search.results import Results
 from search.study import Study
+from trainable import checkpoint
 from trainable.ray_adaptor import train_trial
 
 # For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
@@ -64,6 +65,7 @@ def run_trials(
             "data_folder": setting.data_folder,
             "data_fingerprint": setting.data_fingerprint,
             "checkpoint_folder": (checkpoints / trial.key).uri,
+            "keep_weights": setting.study.keep_weights,
             "num_cpus": setting.study.cpus_per_trial,
             "num_gpus": resources.get("GPU", 0),
         }
@@ -177,6 +179,8 @@ class _Record(tune.Callback):
             self.rows[key] = {e: r for e, r in self.rows[key].items() if e <= completed}
             self._commit_epochs(key)
         self._commit_trial(key, row)
+        if row["status"] != "failed":
+            checkpoint.delete(self.setting.results / "checkpoints" / key)
         self.under_way.pop(key, None)
         self.progress.trial_ended(key, row)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees the user's cache or data, nor joins a cluster that runs on this machine."""
+    torch.set_num_threads(1)  # two threads on a busy machine of two cores wait for each other
     changed = {"DATA_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "RAY_AUTH_MODE": "token"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changed.items():

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from search.load import load_study
 from search.run import parser
+from trainable.fields import fields_table
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -85,3 +86,17 @@ def test_uv_lock_is_not_committed() -> None:
     # It writes the registry's host into the repository.
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "uv.lock" not in done.stdout.split()
+
+
+def test_fields_page_is_what_the_code_says() -> None:
+    assert (ROOT / "FIELDS.md").read_text() == fields_table()
+
+
+def test_lr_plot_draws(tmp_path: Path) -> None:
+    out = tmp_path / "lr.png"
+    command = [sys.executable, "-m", "trainable.lr_plot", "decay=cosine,step", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    wrong = subprocess.run([*command[:3], "decay=never"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "decay must be one of" in wrong.stderr

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from search.answer import print_answer
-from search.interaction import leaderboard, ridge, surface
+from search.interaction import ablation, leaderboard, ridge, surface
+from search.plan import PlannedTrial
 from search.results import Results
 from search.study import Study
 from trainable.config import TrialConfig
@@ -63,6 +64,17 @@ def test_leaderboard_ranks_means() -> None:
     assert table["test_auroc"].tolist() == pytest.approx([0.75, 0.65])
 
 
+def test_ablation_pairs_the_seeds() -> None:
+    rows = [("a", 0, 0.5), ("a", 1, 0.7), ("b", 0, 0.6), ("b", 1, 0.8), ("b", 2, 0.9)]
+    table = pd.DataFrame(rows, columns=["step", "seed", "val_auroc"])
+    table = table.assign(status="completed", test_auroc=table["val_auroc"])
+    got = ablation(table, steps=["a", "b", "c"], metric="val_auroc")
+    assert got.loc["b", "change"] == pytest.approx(0.1)  # seed 2 has no partner
+    assert got.loc["b", "change_std"] == pytest.approx(0.0, abs=1e-12)
+    assert got.loc["b", ["mean", "n"]].tolist() == pytest.approx([0.7667, 3], abs=1e-4)
+    assert math.isnan(got.loc["c", "mean"])
+
+
 def answer(trials: pd.DataFrame, **changes: Any) -> str:
     from ray import tune
 
@@ -74,7 +86,8 @@ def answer(trials: pd.DataFrame, **changes: Any) -> str:
         **({"name": "s", "base": TrialConfig(dataset="d"), "vary": vary, "seeds": 2} | changes)
     )
     console = Console(file=io.StringIO(), width=100)
-    print_answer(console, study, trials, Results("s", Folder("/r/s")), planned=12)
+    planned = [PlannedTrial(f"k{i}", study.base) for i in range(12)]
+    print_answer(console, study, trials, Results("s", Folder("/r/s")), planned)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 

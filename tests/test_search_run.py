@@ -132,7 +132,10 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["spaces/none.py"], "there is no space file spaces/none.py; spaces has pcam_grid.py"),
+        (
+            ["spaces/none.py"],
+            "there is no space file spaces/none.py; spaces has bag_of_tricks.py, pcam_grid.py",
+        ),
         ([str(SMALL), "--set", "seeds"], "--set takes FIELD=VALUE"),
         ([str(SMALL), "--set", "base_lr=-1"], "base_lr must be > 0"),
         ([str(SMALL), "--set", "batch_size=512"], "batch_size 512 is larger than the 256"),
@@ -190,6 +193,32 @@ def check_crossing(trials: pd.DataFrame) -> None:
         for lr, cells in sgd.groupby("base_lr")
     }
     assert rho[min(rho)] < 0 < rho[max(rho)]
+
+
+@pytest.mark.ray
+def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path) -> None:
+    done = run(
+        ROOT / "spaces" / "bag_of_tricks.py",
+        tmp_path,
+        *("--preview", "--set", "dataset=digits", "--set", "image_size=None", "--set", "epochs=3"),
+        *("--set", "batch_size=32", "--set", "keep_weights=True"),
+    )
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.index("val_auroc step by step") :]
+    assert [line.split("  ")[0] for line in table.splitlines()[2:6]] == [
+        *("baseline", "+ linear scaling", "+ warmup", "+ zero gamma"),
+    ]
+    trials = pd.read_parquet(tmp_path / "bag_of_tricks" / "trials")
+    assert (trials["status"] == "completed").all()
+    # States to resume from are gone, the weights that were asked for are there.
+    left = {path.name for path in (tmp_path / "bag_of_tricks" / "checkpoints").rglob("*.pt")}
+    assert left == {"weights.pt"}
+    taught = run(
+        *(SMALL, tmp_path, "--set", "dataset=digits", "--set", "image_size=None"),
+        *("--set", f"distill_from={tmp_path / 'bag_of_tricks'}", "--set", "batch_size=32"),
+    )
+    assert taught.returncode == 0, taught.stderr
+    assert pd.read_parquet(tmp_path / "small" / "trials")["distill_from"].str.contains("#").all()
 
 
 @pytest.mark.ray

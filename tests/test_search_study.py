@@ -7,7 +7,7 @@ import pytest
 from ray import tune
 
 from search.load import SpaceFileError, apply_settings, load_study
-from search.study import Study, as_preview, configurations
+from search.study import Ablation, Study, as_preview, configurations
 from trainable.config import TrialConfig
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none")
@@ -19,7 +19,7 @@ def study(**changes: Any) -> Study:
 
 
 def test_a_grid_is_every_combination() -> None:
-    cells = [(c.batch_size, c.base_lr) for c in configurations(study())]
+    cells = [(c.batch_size, c.base_lr) for _, c in configurations(study())]
     assert sorted(cells) == [(16, 0.1), (16, 1.0), (32, 0.1), (32, 1.0)]
 
 
@@ -34,7 +34,13 @@ def test_a_grid_is_every_combination() -> None:
         ({"metric": "val_auc"}, "there is no metric 'val_auc'; did you mean 'val_auroc'?"),
         ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
         ({"seeds": 1.5}, "seeds must be a whole number >= 1, got 1.5"),
-        ({"gpus_per_trial": 1.5}, "gpus_per_trial above 1 must be whole"),
+        ({"gpus_per_trial": 2}, "gpus_per_trial must be at most 1"),
+        ({"keep_weights": 1}, "keep_weights must be True or False"),
+        (
+            {"explore": Ablation(steps={"a": {}, "b": {"base_lr": 1.0}})},
+            "base_lr: varies and is changed by a step",
+        ),
+        ({"explore": Ablation(steps={"a": {"lr": 1.0}})}, "there is no field 'lr'"),
         ({"vary": {"batchsize": tune.grid_search([1])}}, "did you mean 'batch_size'?"),
         ({"vary": {"seed": tune.grid_search([1])}}, "seed cannot vary: say how many with seeds"),
         ({"vary": {"base_lr": tune.loguniform(1e-4, 1)}}, "base_lr: a grid goes through values"),
@@ -52,6 +58,18 @@ def test_impossible_studies_are_refused(change: dict[str, Any], message: str) ->
     assert "\n" not in str(caught.value).replace("a\\nb", "")
 
 
+def test_steps_of_an_ablation_build_on_each_other() -> None:
+    steps = {"none": {}, "+ a": {"decay": "step"}, "+ b": {"decay": "cosine", "momentum": 0.5}}
+    ablation = study(vary={}, explore=Ablation(steps={**steps, "+ c": {"ema_decay": 0.9}}))
+    got = {s: (c.decay, c.momentum, c.ema_decay) for s, c in configurations(ablation)}
+    assert got == {
+        "none": ("cosine", 0.9, 0.0),
+        "+ a": ("step", 0.9, 0.0),
+        "+ b": ("cosine", 0.5, 0.0),
+        "+ c": ("cosine", 0.5, 0.9),
+    }
+
+
 def test_preview_keeps_the_shape_and_changes_the_size() -> None:
     big = study(
         base=TrialConfig(train_blocks=2, epochs=50),
@@ -60,7 +78,7 @@ def test_preview_keeps_the_shape_and_changes_the_size() -> None:
     small = as_preview(big, dataset="synthetic")
     assert small.base.dataset == "synthetic"
     assert (small.base.model, small.base.pretrained, small.base.width) == ("plain", "none", 8)
-    assert {(c.batch_size, c.base_lr) for c in configurations(small)} == {
+    assert {(c.batch_size, c.base_lr) for _, c in configurations(small)} == {
         (16, 1.0),
         (16, 2.0),
         (32, 1.0),
@@ -79,7 +97,7 @@ def test_settings_set_the_study_and_the_trial() -> None:
     assert list(fixed.vary) == ["batch_size"]
     assert fixed.base.base_lr == 0.5
     listed = apply_settings(study(), ["batch_size=64,128,256"])
-    assert {c.batch_size for c in configurations(listed)} == {64, 128, 256}
+    assert {c.batch_size for _, c in configurations(listed)} == {64, 128, 256}
     none = apply_settings(study(), ["image_size=None", "augment=none"])
     assert (none.base.image_size, none.base.augment) == (None, "none")
 

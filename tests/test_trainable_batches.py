@@ -1,14 +1,16 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from trainable.augment import DRAWS, MAX_SHIFT_PX, augment, shift, zoom
-from trainable.config import TrialConfig
+from trainable.augment import COLUMNS, DRAWS, MAX_SHIFT_PX, augment, color, shift, stain
+from trainable.config import AUGMENTATIONS, TrialConfig
 from trainable.data.batches import (
     DeviceSplit,
+    Place,
     evaluation_batches,
     stratified_subset,
     to_device,
@@ -34,7 +36,13 @@ def split_of(n: int) -> DeviceSplit:
 
 
 def epoch_of(config: TrialConfig, n: int, epoch: int = 1) -> list[tuple[torch.Tensor, ...]]:
-    return list(training_batches(split_of(n), config, epoch=epoch, mean_C=MEAN, std_C=STD))
+    return batches_of(split_of(n), config, epoch)
+
+
+def batches_of(split: DeviceSplit, config: TrialConfig, epoch: int) -> list[Any]:
+    size = config.batch_size
+    place = Place(epoch=epoch)
+    return list(training_batches(split, config, place, batch_size=size, mean_C=MEAN, std_C=STD))
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -48,12 +56,11 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_an_image_is_augmented_alike_whatever_the_batch_size(tiny_data: Dataset) -> None:
     split = to_device(tiny_data.train, num_images=None, image_size=48, device=CPU)
-    base = TrialConfig(augment="hflip+vflip+rot180+shift+zoom", seed=4)
+    base = TrialConfig(augment="+".join(AUGMENTATIONS), seed=4)
 
     def epoch(batch_size: int) -> torch.Tensor:
         config = replace(base, batch_size=batch_size)
-        batches = training_batches(split, config, epoch=3, mean_C=MEAN, std_C=STD)
-        return torch.cat([images for images, _ in batches])
+        return torch.cat([images for images, _ in batches_of(split, config, 3)])
 
     whole = epoch(16)
     assert torch.allclose(whole, epoch(48), atol=1e-5)
@@ -87,13 +94,12 @@ def test_floats_are_torchvisions_and_channels_last() -> None:
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def draws(**columns: float) -> torch.Tensor:
-    """Draws that leave an image as it is, but for the named columns."""
-    names = ("hflip", "vflip", "rot180", "down", "right", "zoom")
+def draws(**columns: list[float]) -> torch.Tensor:
+    """Draws that leave an image as it is, but for the named augmentations."""
     values = torch.full((len(PATCHES), DRAWS), 0.999)
-    values[:, 3:] = 0.5  # no step, factor 1
+    values[:, COLUMNS["shift"]] = 0.5
     for name, value in columns.items():
-        values[:, names.index(name)] = value
+        values[:, COLUMNS[name]] = torch.tensor(value)
     return values
 
 
@@ -107,7 +113,7 @@ def draws(**columns: float) -> torch.Tensor:
 )
 def test_flips_are_torchvisions_to_the_bit(name: str, theirs) -> None:  # type: ignore[no-untyped-def]
     expected = theirs(PATCHES.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    assert torch.equal(augment(PATCHES, draws(**{name: 0.1}), (name,)), expected)
+    assert torch.equal(augment(PATCHES, draws(**{name: [0.1]}), (name,)), expected)
     assert torch.equal(augment(PATCHES, draws(), (name,)), PATCHES)
 
 
@@ -139,22 +145,73 @@ def test_shift_draws_every_step_equally_often() -> None:
     assert counts.min() > 850
 
 
-def test_zoom_is_torchvisions_affine() -> None:
-    # A smooth image: where the two treat the edge differently nothing is compared.
-    y, x = torch.meshgrid(torch.linspace(0, 3, 32), torch.linspace(0, 2, 32), indexing="ij")
-    image = (100 + 50 * torch.sin(x + y))[None, :, :, None].expand(1, 32, 32, 3)
-    for factor in (0.9, 1.1):
-        ours = zoom(image, torch.tensor([factor])).permute(0, 3, 1, 2)
-        theirs = tv.affine(
-            image.permute(0, 3, 1, 2),
-            angle=0.0,
-            translate=[0.0, 0.0],
-            scale=factor,
-            shear=[0.0, 0.0],
-            interpolation=tv.InterpolationMode.BILINEAR,
-        )
-        assert torch.allclose(ours[..., 4:-4, 4:-4], theirs[..., 4:-4, 4:-4], atol=0.02)
-    assert torch.allclose(zoom(image, torch.ones(1)), image, atol=1e-3)
+def smooth_image() -> torch.Tensor:
+    y, x = torch.meshgrid(torch.linspace(0, 3, 64), torch.linspace(0, 2, 64), indexing="ij")
+    image = 100 + 50 * torch.sin(x + 2 * y)
+    return image[None, :, :, None].expand(len(PATCHES), 64, 64, 3)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.1, 0.25, 0.7])
+@pytest.mark.parametrize("enlarge", [0.0, 0.5, 1.0])
+def test_rotation_and_zoom_are_torchvisions_affine(turn: float, enlarge: float) -> None:
+    # A smooth image; near the edge, which the two treat differently, nothing is compared.
+    ours = augment(smooth_image(), draws(rotate=[turn], zoom=[enlarge]), ("rotate", "zoom"))
+    theirs = tv.affine(
+        smooth_image().permute(0, 3, 1, 2),
+        angle=-360 * turn,
+        translate=[0.0, 0.0],
+        scale=1 + 0.1 * (2 * enlarge - 1),
+        shear=[0.0, 0.0],
+        interpolation=tv.InterpolationMode.BILINEAR,
+    ).permute(0, 2, 3, 1)
+    assert torch.allclose(ours[:, 20:-20, 20:-20], theirs[:, 20:-20, 20:-20], atol=0.1)
+
+
+def test_crop_is_a_resized_part() -> None:
+    # The lower right quarter: area 1/4, ratio 1, as far right and down as it goes.
+    quarter = (0.25 - 0.08) / 0.92
+    ours = augment(smooth_image(), draws(crop=[quarter, 0.5, 1.0, 1.0]), ("crop",))
+    part = smooth_image()[:, 32:, 32:].permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(part, size=(64, 64), mode="bilinear")
+    assert torch.allclose(ours[:, 4:-4, 4:-4], theirs.permute(0, 2, 3, 1)[:, 4:-4, 4:-4], atol=0.5)
+
+
+@pytest.mark.parametrize(
+    "factors", [(0.6, 1.0, 1.0), (1.0, 1.3, 1.0), (1.0, 1.0, 0.7), (1.2, 0.8, 1.4)]
+)
+def test_color_is_torchvisions(factors: tuple[float, float, float]) -> None:
+    ours = color(PATCHES, torch.tensor([factors]).expand(len(PATCHES), 3)) / 255
+    theirs = PATCHES.permute(0, 3, 1, 2).float() / 255
+    for change, factor in zip(
+        (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors, strict=True
+    ):
+        theirs = change(theirs, factor)
+    assert torch.allclose(ours.permute(0, 3, 1, 2), theirs, atol=2e-3)
+
+
+def test_stain_jitter_moves_along_the_stains_alone() -> None:
+    as_it_was = stain(PATCHES, torch.ones(len(PATCHES), 6))
+    assert torch.allclose(as_it_was, PATCHES.float(), atol=0.05)
+    more = torch.ones(len(PATCHES), 6)
+    more[:, 0] = 1.2  # hematoxylin
+    # By hand, pixel by pixel, with numpy: densities, stains, back.
+    hed = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    density = -np.log((PATCHES.numpy().reshape(-1, 3) + 1.0) / 256)
+    stains = np.linalg.solve(hed.T, density.T).T
+    stains[:, 0] *= 1.2
+    expected = np.clip(256 * np.exp(-(stains @ hed)) - 1, 0, 255)
+    assert np.allclose(stain(PATCHES, more).numpy().reshape(-1, 3), expected, atol=0.1)
+
+
+def test_erase_takes_a_rectangle_of_half_of_the_images() -> None:
+    n = 2000
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    erased = augment(images, torch.rand(n, DRAWS, generator=generator), ("erase",))
+    share = (erased != images).any(-1).float().mean((1, 2))
+    assert 0.46 < (share > 0).float().mean() < 0.54
+    assert share.max() < 0.40
+    assert 0.1 < share[share > 0].mean() < 0.25
 
 
 def test_subset_has_the_classes_shares_and_grows_by_adding() -> None:

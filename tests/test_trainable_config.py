@@ -19,12 +19,44 @@ from trainable.config import TrialConfig, augmentations, trial_key
         ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"no_bias_decay": 1}, "no_bias_decay must be True or False, got 1"),
         ({"momentum": 1.0}, "momentum must be <= 0.9999, got 1.0"),
-        ({"optimizer": "sdg"}, "optimizer must be one of sgd, adam, adamw, got 'sdg'"),
+        (
+            {"optimizer": "sdg"},
+            "optimizer must be one of sgd, adam, adamw, rmsprop, adagrad, lars, lamb, got 'sdg'",
+        ),
         ({"model": ""}, "model must not be empty"),
         ({"augment": "hflip+wave"}, "augment must be none, or names joined with + of"),
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs must be less than epochs (2)"),
         ({"model": "plain"}, "a plain network has no pretrained weights"),
         ({"pretrained": "none", "train_blocks": 2}, "train_blocks freezes pretrained blocks"),
+        ({"epochs": 2, "updates": 5}, "one budget is wanted, got epochs and updates"),
+        (
+            {"seconds": 9, "warmup_epochs": 1},
+            "a budget in seconds takes its warmup as warmup_share",
+        ),
+        ({"warmup_share": 0.1, "warmup_epochs": 1}, "warmup_epochs and warmup_share are two ways"),
+        (
+            {"warmup_epochs": 5, "warmup_scaling": "linear", "batch_size": 1024},
+            "warmup_epochs must",
+        ),
+        ({"decay": "batch_growth", "updates": 5}, "decay=batch_growth needs a budget in epochs"),
+        ({"eval_updates": 5, "eval_epochs": 2}, "eval_updates and eval_epochs are two ways"),
+        ({"microbatch_size": 24}, "microbatch_size must divide batch_size (64), got 24"),
+        ({"norm": "none"}, "norm='none' is for model='plain' or 'residual'"),
+        ({"norm": "frozen", "pretrained": "none"}, "norm='frozen' keeps pretrained statistics"),
+        ({"norm": "ghost", "ghost_batch_size": 24}, "ghost_batch_size must divide what is in"),
+        (
+            {"precise_bn_images": 64, "norm": "group"},
+            "precise_bn_images is for norm=batch or ghost",
+        ),
+        ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
+        ({"zero_gamma": True}, "zero_gamma is how a residual network starts"),
+        ({"nesterov": True, "optimizer": "adam"}, "nesterov needs optimizer=sgd or lars"),
+        ({"lr_scaling": "malladi"}, "lr_scaling=malladi is for adam and adamw, got sgd"),
+        (
+            {"lr_scaling": "malladi", "optimizer": "adam", "batch_size": 2560},
+            "lr_scaling=malladi would make beta1 negative: batch_size must be less than 2560",
+        ),
+        ({"distill_weight": 2.0}, "distill_weight needs a teacher: give distill_from"),
     ],
 )
 def test_impossible_values_are_refused_with_one_sentence(
@@ -46,7 +78,7 @@ def test_numbers_of_other_kinds_become_the_fields_own() -> None:
 def test_key_is_the_same_in_every_version_that_gives_the_same_numbers() -> None:
     # A change here makes every study of every user run again: raise RECIPE_VERSION knowingly.
     config = TrialConfig(batch_size=32, base_lr=0.1, seed=3)
-    assert trial_key(config, "f" * 64) == "5e772194841339bd"
+    assert trial_key(config, "f" * 64) == "4176f79c21f9c8bf"
 
 
 def test_key_tells_apart_what_decides_the_result() -> None:
@@ -54,6 +86,11 @@ def test_key_tells_apart_what_decides_the_result() -> None:
     keys = {trial_key(config, data) for config in configs for data in ("a", "b")}
     assert len(keys) == 6
     assert trial_key(TrialConfig(weight_decay=0), "a") == trial_key(TrialConfig(), "a")
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies() -> None:
+    first, moved, other = (TrialConfig(pretrained=f"/{p}") for p in ("a#1", "b#1", "a#2"))
+    assert trial_key(first, "d") == trial_key(moved, "d") != trial_key(other, "d")
 
 
 def test_augmentations_come_in_the_order_in_which_they_are_applied() -> None:

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import multiprocessing
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.datasets import PCAM
 
 from trainable.data.cache import Dataset, default_cache_dir, open_data
@@ -301,6 +303,73 @@ def test_command_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "no data set in" in refused.stderr
+
+
+def write_cifar(folder: Path) -> None:
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    flat = RNG.integers(0, 256, (240, 3072), dtype=np.uint8)
+    for i in range(6):
+        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
+        part = {"data": flat[i * 40 : i * 40 + 40], "labels": list(range(10)) * 4}
+        (batches / name).write_bytes(pickle.dumps(part))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+
+def test_cifar10_is_read_through_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path)
+    # torchvision knows the checksums of the real files, which these are not.
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    data = open_data("cifar", tmp_path)
+    assert (data.layout, data.classes) == ("cifar-10-batches-py", tuple("abcdefghij"))
+    assert data.train.images_NHWC.shape[1:] == (32, 32, 3)
+    assert [len(s.labels_N) for s in (data.train, data.val)] == [180, 20]
+    assert data.test is not None
+    assert data.test.labels_N.tolist() == list(range(10)) * 4
+
+
+def test_damaged_cifar_is_named(tmp_path: Path) -> None:
+    write_cifar(tmp_path)  # its checksums are wrong
+    with pytest.raises(DataError, match="cifar-10-batches-py cannot be read"):
+        open_data("cifar", tmp_path)
+
+
+def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = {n: RNG.integers(0, 256, (k, 28, 28), dtype=np.uint8) for n, k in SPLITS.items()}
+    for name, array in images.items():
+        n = len(array)
+        head = b"\0\0\x08\x03" + b"".join(x.to_bytes(4, "big") for x in (n, 28, 28))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(head + array.tobytes())
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        head = b"\0\0\x08\x01" + n.to_bytes(4, "big")
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    data = open_data("mnist", tmp_path)
+    assert data.test is not None
+    assert data.classes[0] == "0 - zero"
+    assert np.array_equal(data.test.images_NHWC[..., 1], images["t10k"])
+    assert data.test.labels_N.tolist() == [i % 10 for i in range(20)]
+    assert np.bincount(data.val.labels_N).tolist() == [2] * 10
+
+
+SPLITS = {"train": 200, "t10k": 20}
+
+
+def test_digits_are_scikit_learns() -> None:
+    data = open_data("digits")
+    assert data.test is not None
+    parts = (data.train, data.val, data.test)
+    assert [len(part.labels_N) for part in parts] == [1077, 360, 360]
+    pixels = np.concatenate([part.images_NHWC[..., 0] for part in parts]).astype(float)
+    assert (
+        np.sort(pixels.sum((1, 2))).tolist()
+        == np.sort(np.minimum(load_digits().images * 16, 255).sum((1, 2))).tolist()
+    )
+    assert len(data.classes) == 10
 
 
 @pytest.mark.data

@@ -1,15 +1,17 @@
 import math
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from trainable.checkpoint import SLOTS
 from trainable.config import TrialConfig
-from trainable.data.cache import Dataset
+from trainable.data.cache import Dataset, open_data
 from trainable.data.sources import DataError
 from trainable.finetune import finetune
 from trainable.record import EpochResult, TrialResult
@@ -35,13 +37,35 @@ def numbers(row: EpochResult | TrialResult) -> str:
     return repr({name: value for name, value in asdict(row).items() if name not in CLOCKS})
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"optimizer": "adamw", "base_lr": 0.01},
+    "within an epoch": {"epochs": None, "updates": 20, "eval_updates": 5, "warmup_epochs": 0.0},
+    "growing batch": {"decay": "batch_growth", "step_factor": 0.5, "batch_size": 4},
+    "all at once": {
+        "ema_decay": 0.9,
+        "mixup_alpha": 0.2,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+        "microbatch_size": 8,
+        "norm": "ghost",
+        "ghost_batch_size": 4,
+        "precise_bn_images": 32,
+        "clip_grad_norm": 0.5,
+        "optimizer": "lamb",
+        "base_lr": 0.02,
+        "augment": "hflip+rotate+zoom+color+stain+erase",
+        "precision": "bf16",
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    optimizer: str, stop_after: int, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+    variant: str, stop_after: int, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
 ) -> None:
-    lr = 0.5 if optimizer == "sgd" else 0.01
-    config = replace(tiny_config, optimizer=optimizer, base_lr=lr)
+    config = replace(tiny_config, **VARIANTS[variant])
     expected, expected_end = whole(config, tiny_data)
     folder = Folder(str(tmp_path))
     stopped = finetune(config, data=tiny_data, checkpoint_folder=folder)
@@ -125,11 +149,15 @@ def test_best_epoch_is_validations_and_its_weights_are_tested(
         best = min(scores) if select_by == "val_loss" else max(scores)
         assert end.best_epoch == scores.index(best) + 1
         assert end.val_auroc == results[end.best_epoch - 1].val_auroc
-    # With the test split as validation both are scored with the same weights.
-    config = replace(tiny_config, base_lr=30.0, epochs=6, decay="constant", select_by="val_loss")
-    _, end = whole(config, replace(tiny_data, val=tiny_data.test))
-    assert end.best_epoch < 6  # else this would not show that the best weights are taken
-    assert (end.test_auroc, end.test_loss) == (end.val_auroc, end.val_loss)
+    # With the test split as validation both are scored with the same weights; seeds are tried
+    # until one has its best before its last, else this would not show that the best are taken.
+    for seed in range(20):
+        config = replace(tiny_config, base_lr=30.0, decay="constant", seed=seed)
+        _, end = whole(config, replace(tiny_data, val=tiny_data.test))
+        assert (end.test_auroc, end.test_loss) == (end.val_auroc, end.val_loss)
+        if end.best_epoch < 4:
+            return
+    raise AssertionError("no seed had its best epoch before the last")
 
 
 def test_without_a_test_split_there_is_no_test_score(
@@ -160,3 +188,82 @@ assert "ray" not in sys.modules and "optuna" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("EpochResult(epoch=") == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "updates", "epochs"),
+    [
+        ({"updates": 10}, 10, 2),
+        ({"examples": 100}, 7, 2),
+        ({"epochs": 5, "eval_epochs": 2}, 30, 3),
+        ({"updates": 10, "eval_updates": 4}, 10, 3),
+        ({"updates": 10, "eval_updates": 100}, 10, 1),
+    ],
+)
+def test_budgets_end_where_they_should(
+    budget: dict[str, int],
+    updates: int,
+    epochs: int,
+    tiny_data: Dataset,
+    tiny_config: TrialConfig,
+) -> None:
+    config = replace(tiny_config, **{"epochs": None, "warmup_epochs": 0.0, **budget})
+    results, end = whole(config, tiny_data)
+    assert (end.updates_completed, end.examples_seen) == (updates, updates * 16)
+    assert [r.epoch for r in results] == list(range(1, epochs + 1))
+    assert results[-1].epochs_seen == pytest.approx(updates * 16 / 96)
+    assert end.status == "completed"
+
+
+def test_a_budget_of_seconds_is_kept(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    config = replace(
+        tiny_config, epochs=None, seconds=1.0, warmup_epochs=0.0, warmup_share=0.1, eval_updates=20
+    )
+    started = time.perf_counter()
+    results, end = whole(config, tiny_data)
+    assert 1.0 < time.perf_counter() - started < 5.0
+    assert end.status == "completed"
+    assert results[-1].lr < 0.1 * results[0].lr
+
+
+def test_patience_ends_a_trial_that_gets_no_better(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    # A rate so small that no prediction changes: the first evaluation stays the best.
+    config = replace(tiny_config, base_lr=1e-12, norm="none", early_stop_patience=3, epochs=20)
+    results, end = whole(replace(config, select_by="val_accuracy"), tiny_data)
+    assert len(results) == 4
+    assert (end.status, end.best_epoch) == ("completed", 1)
+    assert end.reason == "no better val_accuracy in 3 epochs"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_precisions_agree(precision: str, tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    exact, _ = whole(replace(tiny_config, epochs=1), tiny_data)
+    rounded, _ = whole(replace(tiny_config, epochs=1, precision=precision), tiny_data)
+    assert rounded[0].train_loss == pytest.approx(exact[0].train_loss, rel=0.02)
+    assert (rounded[0].train_loss == exact[0].train_loss) == (precision != "bf16")
+
+
+def test_fp16_on_a_cpu_is_refused(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+        next(finetune(replace(tiny_config, precision="fp16"), data=tiny_data))
+
+
+def test_ten_classes_from_start_to_end() -> None:
+    config = TrialConfig(
+        dataset="digits",
+        model="plain",
+        pretrained="none",
+        augment="none",
+        batch_size=32,
+        base_lr=1.0,
+        epochs=8,
+        precision="fp32",
+    )
+    results, end = whole(config, open_data("digits"))
+    assert end.val_auroc > 0.98
+    assert end.test_accuracy > 0.85
+    assert end.test_auroc_low < end.test_auroc < end.test_auroc_high
+    assert end.test_true_positives == -1  # counts are for two classes
+    assert results[-1].val_balanced_accuracy == pytest.approx(results[-1].val_accuracy, abs=0.05)

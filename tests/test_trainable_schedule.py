@@ -6,14 +6,19 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from trainable.config import TrialConfig
-from trainable.schedule import lr_at, peak_lr
+from trainable.schedule import adam_constants, growth, lr_at, peak_lr, timetable
 
 UPDATES_PER_EPOCH, EPOCHS = 20, 5
 
 
 def lrs(config: TrialConfig) -> list[float]:
-    total = EPOCHS * UPDATES_PER_EPOCH
-    return [lr_at(config, u, updates_per_epoch=UPDATES_PER_EPOCH) for u in range(total)]
+    return lrs_of(config, UPDATES_PER_EPOCH * config.batch_size)
+
+
+def lrs_of(config: TrialConfig, train_images: int) -> list[float]:
+    table = timetable(config, train_images=train_images)
+    updates = round(table.total / config.batch_size)
+    return [lr_at(config, table, float(u * config.batch_size)) for u in range(updates)]
 
 
 def optimizer(lr: float) -> torch.optim.Optimizer:
@@ -86,6 +91,94 @@ def test_batch_size_rules(lr_scaling: str, expected: list[float]) -> None:
 def test_every_batch_size_warms_up_over_the_same_examples() -> None:
     for batch_size, updates in ((16, 64), (64, 16)):
         config = TrialConfig(base_lr=1.0, batch_size=batch_size, warmup_epochs=1, epochs=3)
-        rates = [lr_at(config, u, updates_per_epoch=updates) for u in range(2 * updates)]
+        rates = lrs_of(config, 1024)[: 2 * updates]
         assert rates.index(max(rates)) + 1 == updates
         assert all(a > b for a, b in pairwise(rates[updates:]))
+
+
+def test_step_is_torchs_multistep() -> None:
+    config = TrialConfig(
+        base_lr=0.3, batch_size=256, decay="step", num_steps=3, step_factor=0.1, epochs=120
+    )
+    opt = optimizer(0.3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(opt, [30, 60, 90], gamma=0.1)
+    expected = []
+    for _ in range(120):
+        expected += [opt.param_groups[0]["lr"]] * 4
+        opt.step()
+        schedule.step()
+    assert lrs_of(config, 4 * 256) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial_is_torchs(power: float) -> None:
+    config = TrialConfig(base_lr=0.3, batch_size=256, decay="polynomial", power=power, epochs=5)
+    opt = optimizer(0.3)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(opt, total_iters=100, power=power)
+    expected = []
+    for _ in range(100):
+        expected.append(opt.param_groups[0]["lr"])
+        opt.step()
+        schedule.step()
+    assert lrs(config) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_legw_warms_up_over_epochs_in_proportion_to_the_batch() -> None:
+    for batch_size, epochs in ((256, 1), (512, 2), (1024, 4)):
+        config = TrialConfig(
+            base_lr=0.1,
+            lr_scaling="sqrt",
+            warmup_epochs=1,
+            warmup_scaling="linear",
+            batch_size=batch_size,
+            epochs=10,
+        )
+        rates = lrs_of(config, 4096)
+        assert rates.index(max(rates)) + 1 == epochs * 4096 // batch_size
+        assert max(rates) == pytest.approx(0.1 * (batch_size / 256) ** 0.5)
+
+
+def test_malladis_rule() -> None:
+    # Malladi et al. 2022, definition 5.2 (Adam), k = 4.
+    config = TrialConfig(optimizer="adam", lr_scaling="malladi", batch_size=1024, base_lr=1e-3)
+    (beta1, beta2), eps = adam_constants(config)
+    assert peak_lr(config) == pytest.approx(2e-3)
+    assert (beta1, beta2) == pytest.approx((0.6, 0.996))
+    assert eps == pytest.approx(0.5e-8)
+    assert adam_constants(TrialConfig(optimizer="adam", batch_size=1024)) == ((0.9, 0.999), 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("budget", "total"),
+    [({"epochs": 3}, 3 * 960), ({"updates": 7}, 7 * 64), ({"examples": 1000}, 16 * 64)],
+)
+def test_the_schedule_follows_the_budget(budget: dict[str, int], total: int) -> None:
+    config = TrialConfig(batch_size=64, base_lr=1.0, warmup_share=0.25, **budget)
+    table = timetable(config, train_images=1000)
+    assert (table.unit, table.total) == ("images", total)
+    rates = lrs_of(config, 1000)
+    assert len(rates) == total // 64
+    assert rates.index(max(rates)) + 1 == round(0.25 * total / 64)
+    assert rates[-1] < 0.12 * max(rates)
+
+
+def test_a_budget_of_seconds_is_spent_in_seconds() -> None:
+    config = TrialConfig(batch_size=256, base_lr=1.0, warmup_share=0.1, seconds=50)
+    table = timetable(config, train_images=1000)
+    assert (table.unit, table.total, table.warmup) == ("seconds", 50, 5)
+    assert lr_at(config, table, 2.5) == pytest.approx(0.5, abs=0.01)
+    assert lr_at(config, table, 27.5) == pytest.approx(0.5)
+    assert lr_at(config, table, 50) == pytest.approx(0.0)
+
+
+def test_the_batch_grows_where_the_lr_would_drop() -> None:
+    config = TrialConfig(
+        batch_size=16, base_lr=1.0, decay="batch_growth", num_steps=3, step_factor=0.5, epochs=8
+    )
+    stages = [growth(config, epoch, train_images=640) for epoch in range(1, 9)]
+    # N/10 = 64: the third doubling does not fit, and the lr halves instead.
+    assert [size for size, _ in stages] == [16, 16, 32, 32, 64, 64, 64, 64]
+    assert [factor for _, factor in stages] == [1, 1, 1, 1, 1, 1, 0.5, 0.5]
+    # Smith et al.: lr / batch follows the step schedule, exactly.
+    dropped = [0.5 ** ((epoch - 1) // 2) for epoch in range(1, 9)]
+    assert [factor * 16 / size for size, factor in stages] == pytest.approx(dropped)

@@ -1,9 +1,15 @@
 """Augmentation of a whole batch on its device, each image with its own draw.
 
-Bytes (B, H, W, 3) in, bytes or floats on the same scale out. Flips, the half turn and shifts only
-move pixels; zoom resamples. The label of a PatchCamelyon patch is that of its central 32x32
-pixels, so shifts are at most 4 px (as in the data set's own example) and zoom is at most 10 %.
+Bytes (B, H, W, 3) in; bytes, or floats on the same scale, out. Flips, the half turn and shifts only
+move pixels; rotation, zoom and crop share one resampling. The label of a PatchCamelyon patch is
+that of its central 32x32 pixels, which all but `crop` and `erase` keep near the image's centre:
+shifts are at most 4 px (as in the data set's own example) and zoom is at most 10 %.
+
+    python -m trainable.data DIR --augment hflip+vflip+stain --out augmented.png
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,28 +17,67 @@ from torch.nn.functional import affine_grid, grid_sample
 
 MAX_SHIFT_PX = 4
 MAX_ZOOM = 0.10
-DRAWS = 6  # uniform numbers in [0, 1) for each image and epoch: one column a choice
+CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # He et al. 2019, section 2.1
+JITTER = (0.6, 1.4)  # brightness, contrast, saturation: He et al. 2019, section 2.1
+STAIN_JITTER = (
+    0.2  # Tellez et al. 2018, arXiv:1808.05896: the light setting is 0.05, the strong 0.2
+)
+ERASE_SHARE, ERASE_AREA, ERASE_RATIO = 0.5, (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
+LUMA = (0.2989, 0.587, 0.114)
+
+# Uniform numbers in [0, 1) for each image and epoch: which columns each augmentation reads. A name
+# keeps its columns whatever else is drawn.
+COLUMNS = {
+    "hflip": slice(0, 1),
+    "vflip": slice(1, 2),
+    "rot180": slice(2, 3),
+    "shift": slice(3, 5),
+    "zoom": slice(5, 6),
+    "rotate": slice(6, 7),
+    "crop": slice(7, 11),
+    "color": slice(11, 14),
+    "stain": slice(14, 20),
+    "erase": slice(20, 25),
+}
+DRAWS = 25
+
+# Hematoxylin, eosin, residual: optical density in R, G, B (Ruifrok & Johnston 2001), as in
+# scikit-image's rgb_from_hed.
+HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 
 def augment(images_BHWC: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Tensor:
     """The batch with the named augmentations, decided by `draws_BK` (B, DRAWS)."""
     x = images_BHWC
-    if "hflip" in names:
-        x = torch.where(_mask(draws_BK[:, 0] < 0.5), x.flip(2), x)
-    if "vflip" in names:
-        x = torch.where(_mask(draws_BK[:, 1] < 0.5), x.flip(1), x)
-    if "rot180" in names:
-        x = torch.where(_mask(draws_BK[:, 2] < 0.5), x.flip(1, 2), x)
+
+    def drawn(name: str) -> Tensor:
+        return draws_BK[:, COLUMNS[name]]
+
+    for name, flipped in _FLIPS.items():
+        if name in names:
+            x = torch.where(drawn(name)[:, :, None, None] < 0.5, flipped(x), x)
     if "shift" in names:
-        steps_B2 = (draws_BK[:, 3:5] * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX
-        x = shift(x, steps_B2)
-    if "zoom" in names:
-        x = zoom(x, 1.0 + MAX_ZOOM * (2.0 * draws_BK[:, 5] - 1.0))
+        x = shift(x, (drawn("shift") * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX)
+    if {"rotate", "zoom", "crop"} & set(names):
+        x = resample(x, _affine({n: drawn(n) for n in ("rotate", "zoom", "crop") if n in names}))
+    if "color" in names:
+        x = color(x, _between(JITTER, drawn("color")))
+    if "stain" in names:
+        x = stain(x, 1 + STAIN_JITTER * (2 * drawn("stain") - 1))
+    if "erase" in names:
+        x = erase(x, drawn("erase"))
     return x
 
 
-def _mask(flags_B: Tensor) -> Tensor:
-    return flags_B[:, None, None, None]
+_FLIPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "hflip": lambda x: x.flip(2),
+    "vflip": lambda x: x.flip(1),
+    "rot180": lambda x: x.flip(1, 2),
+}
+
+
+def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
 def shift(images_BHWC: Tensor, steps_B2: Tensor) -> Tensor:
@@ -48,11 +93,75 @@ def _mirrored(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-def zoom(images_BHWC: Tensor, factor_B: Tensor) -> Tensor:
-    """Each image enlarged about its centre (factor > 1) or shrunk, bilinear, edge mirrored."""
-    zeros = torch.zeros_like(factor_B)
-    theta = torch.stack([1 / factor_B, zeros, zeros, zeros, 1 / factor_B, zeros], 1).view(-1, 2, 3)
+def _affine(draws: dict[str, Tensor]) -> Tensor:
+    """Output-to-input maps (B, 2, 3) in grid_sample's coordinates, -1..1 from edge to edge."""
+    some = next(iter(draws.values()))
+    zeros, ones = torch.zeros_like(some[:, 0]), torch.ones_like(some[:, 0])
+    angle = 2 * math.pi * draws["rotate"][:, 0] if "rotate" in draws else zeros
+    factor = 1 + MAX_ZOOM * (2 * draws["zoom"][:, 0] - 1) if "zoom" in draws else ones
+    height, width, down, right = ones, ones, zeros, zeros
+    if "crop" in draws:
+        u = draws["crop"]
+        area = _between(CROP_AREA, u[:, 0])
+        ratio = torch.exp(_between((math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])), u[:, 1]))
+        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        right, down = (2 * u[:, 2] - 1) * (1 - width), (2 * u[:, 3] - 1) * (1 - height)
+    cos, sin = angle.cos() / factor, angle.sin() / factor
+    rows = [width * cos, -width * sin, right, height * sin, height * cos, down]
+    return torch.stack(rows, 1).view(-1, 2, 3)
+
+
+def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
+    """Each image through its affine map, bilinear, the edge mirrored."""
     x = images_BHWC.permute(0, 3, 1, 2).float()
-    grid = affine_grid(theta, list(x.shape), align_corners=False)
+    grid = affine_grid(theta_B23, list(x.shape), align_corners=False)
     moved = grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
     return moved.permute(0, 2, 3, 1)
+
+
+def color(images_BHWC: Tensor, factors_B3: Tensor) -> Tensor:
+    """Brightness, contrast and saturation times their factors, in this order."""
+    brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
+    luma_C = torch.tensor(LUMA, device=images_BHWC.device)
+    x = (images_BHWC.float() * brightness).clamp(0, 255)
+    grey = (x @ luma_C).mean((1, 2))[:, None, None, None]
+    x = torch.lerp(grey, x, contrast).clamp(0, 255)
+    return torch.lerp((x @ luma_C)[..., None], x, saturation).clamp(0, 255)
+
+
+def stain(images_BHWC: Tensor, changes_B6: Tensor) -> Tensor:
+    """Amount of hematoxylin, eosin and residual times three factors, plus three offsets.
+
+    As Tellez et al. 2018 (arXiv:1808.05896): a' = factor a + offset on each stain's density; the
+    offsets are `changes - 1` on the scale of densities whose white is 0.
+    """
+    density_of_stain = torch.tensor(HED, device=images_BHWC.device)
+    density_BHWC = -torch.log((images_BHWC.float() + 1) / 256)
+    stains = density_BHWC @ torch.linalg.inv(density_of_stain)
+    factors, offsets = changes_B6[:, None, None, :3], changes_B6[:, None, None, 3:] - 1
+    # Offsets at a tenth: on white glass a full one would be as much as tissue.
+    density = (stains * factors + 0.1 * offsets) @ density_of_stain
+    return (256 * torch.exp(-density) - 1).clamp(0, 255)
+
+
+def erase(images_BHWC: Tensor, draws_B5: Tensor) -> Tensor:
+    """In half of the images a rectangle becomes the image's mean (Zhong 2017, arXiv:1708.04896)."""
+    _, height, width, _ = images_BHWC.shape
+    area = _between(ERASE_AREA, draws_B5[:, 1])
+    ratio = torch.exp(
+        _between((math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])), draws_B5[:, 2])
+    )
+    h = ((area * ratio).sqrt() * height).round().clamp(1, height)
+    w = ((area / ratio).sqrt() * width).round().clamp(1, width)
+    top, left = (
+        (draws_B5[:, 3] * (height - h + 1)).floor(),
+        (draws_B5[:, 4] * (width - w + 1)).floor(),
+    )
+    rows, columns = (torch.arange(n, device=h.device) for n in (height, width))
+    in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+    erased = (
+        in_rows[:, :, None] & in_columns[:, None, :] & (draws_B5[:, 0] < ERASE_SHARE)[:, None, None]
+    )
+    mean = images_BHWC.float().mean((1, 2), keepdim=True).to(images_BHWC.dtype)
+    return torch.where(erased[..., None], mean, images_BHWC)

@@ -28,10 +28,12 @@ class TrialState:
     trial_key: str
     epoch: int
     model: dict[str, Any]
-    optimizer: dict[str, Any]
+    step: dict[str, Any]
     best_model: dict[str, Any]
     results: list[dict[str, Any]]
-    train_wall_s: float
+    place: tuple[int, int]
+    noise: tuple[float, float]
+    counters: dict[str, Any]
 
 
 def save(state: TrialState, folder: Folder) -> None:
@@ -50,6 +52,12 @@ def load(folder: Folder, *, trial_key: str) -> TrialState | None:
     states = [_load_one(folder, name) for name in SLOTS]
     own = [state for state in states if state is not None and state.trial_key == trial_key]
     return max(own, key=lambda state: state.epoch, default=None)
+
+
+def delete(folder: Folder) -> None:
+    """Remove the states of a trial that ended; kept weights stay."""
+    for name in SLOTS:
+        storage.delete_file(folder, name)
 
 
 def _load_one(folder: Folder, name: str) -> TrialState | None:

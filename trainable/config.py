@@ -4,15 +4,27 @@ import hashlib
 import json
 import math
 import types
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
 
 # Part of every trial key. Raise it when a change of code changes the numbers a config gives.
 RECIPE_VERSION = 1
 
-SCORES = {"val_auroc": "max", "val_accuracy": "max", "val_loss": "min"}
-AUGMENTATIONS = ("hflip", "vflip", "rot180", "shift", "zoom")
+SCORES = {
+    "val_auroc": "max",
+    "val_accuracy": "max",
+    "val_balanced_accuracy": "max",
+    "val_loss": "min",
+}
+AUGMENTATIONS = (
+    *("hflip", "vflip", "rot180", "shift", "crop", "rotate", "zoom", "color", "stain", "erase"),
+)
+ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb")
+OWN_MODELS = ("plain", "residual")
+BUDGETS = ("epochs", "updates", "examples", "seconds")
+FILE_FIELDS = ("pretrained", "distill_from")  # may be `PATH#DIGEST`
 
 
 def _setting(
@@ -50,7 +62,7 @@ class TrialConfig:
             what is wanted and what was got.
     """
 
-    dataset: str = _setting("pcam", "name of the data set; `synthetic` is the embedded one")
+    dataset: str = _setting("pcam", "name of the data set; `synthetic` and `digits` are embedded")
     image_size: int | None = _setting(
         None, "side of the central square that is kept; None: the whole image", unit="px", low=8
     )
@@ -67,44 +79,140 @@ class TrialConfig:
     )
 
     model: str = _setting(
-        "vgg16", "a torchvision classification model, `timm/NAME`, or `plain` (width, depth, norm)"
+        "vgg16",
+        "a torchvision classification network, `timm/NAME`, or ours: `plain`, and `residual` which "
+        "is the same with shortcuts",
     )
     pretrained: str = _setting("imagenet", "imagenet, none, or the path of a state_dict")
     train_blocks: int | None = _setting(
         None, "how many of the last blocks are trained beside the head; None: all", low=0
     )
     dropout: float = _setting(0.0, "dropout before the head", low=0.0, high=0.95)
-    width: int = _setting(16, "filters of a plain network's first block", low=1)
-    depth: int = _setting(3, "convolutions of a plain network after its stem", low=1, high=64)
-    norm: str = _setting("batch", "normalization of a plain network", choices=("batch", "none"))
+    zero_gamma: bool = _setting(
+        False, "last normalization of each residual block starts at 0", source="He 2019, 3.1"
+    )
+    norm: str = _setting(
+        "batch",
+        "what BatchNorm layers become; frozen keeps their statistics and scale; none is for ours",
+        choices=("batch", "ghost", "group", "frozen", "none"),
+        source="Wu & Johnson 2021",
+    )
+    ghost_batch_size: int = _setting(
+        32, "normalization batch of norm=ghost", unit="images", low=2, source="Hoffer 2017"
+    )
+    precise_bn_images: int = _setting(
+        0,
+        "training images that BatchNorm's statistics are taken from anew before each evaluation; "
+        "0: running averages",
+        unit="images",
+        low=0,
+        source="Wu & Johnson 2021",
+    )
+    width: int = _setting(16, "our networks: filters of the first block", low=1)
+    depth: int = _setting(3, "our networks: convolutions after the stem", low=1, high=200)
+    kernel_size: int = _setting(3, "our networks: side of a filter, odd", unit="px", low=1, high=11)
+    activation: str = _setting("relu", "our networks: activation", choices=ACTIVATIONS)
 
     batch_size: int = _setting(64, "effective, global batch", unit="images", low=1)
+    microbatch_size: int | None = _setting(
+        None,
+        "images in memory at once, gradients accumulated; None: the batch, halved while memory "
+        "runs out",
+        unit="images",
+        low=1,
+    )
     base_lr: float = _setting(0.01, "learning rate before the batch-size rule", above=0.0)
     lr_scaling: str = _setting(
         "linear",
-        "rule from base lr to peak lr",
-        choices=("constant", "sqrt", "linear"),
-        source="Goyal 2017 (linear), Krizhevsky 2014 (sqrt)",
+        "rule from base lr to peak lr; malladi also scales Adam's betas and eps",
+        choices=("constant", "sqrt", "linear", "malladi"),
+        source="Goyal 2017 (linear), Krizhevsky 2014 (sqrt), Malladi 2022",
     )
     reference_batch_size: int = _setting(
         256, "batch at which peak lr equals base lr", unit="images", low=1, source="He 2019"
     )
-    optimizer: str = _setting("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
-    momentum: float = _setting(0.9, "momentum of sgd", low=0.0, high=0.9999)
+    optimizer: str = _setting(
+        "sgd", "optimizer", choices=OPTIMIZERS, source="torch.optim; timm.optim (LARS, LAMB)"
+    )
+    momentum: float = _setting(0.9, "momentum of sgd, rmsprop and lars", low=0.0, high=0.9999)
+    nesterov: bool = _setting(False, "Nesterov's momentum for sgd and lars", source="He 2019")
+    beta1: float = _setting(0.9, "adam, adamw, lamb: mean of gradients", low=0.0, high=0.99999)
+    beta2: float = _setting(0.999, "adam, adamw, lamb: mean of squares", low=0.0, high=0.999999)
+    eps: float = _setting(1e-8, "adam, adamw, rmsprop, adagrad, lamb: added to the root", above=0.0)
     weight_decay: float = _setting(0.0, "weight decay", low=0.0)
     no_bias_decay: bool = _setting(
-        True, "decay only weights, not biases nor normalization", source="He 2019"
+        True, "decay only weights, not biases nor normalization", source="He 2019, 3.1"
+    )
+    head_lr_factor: float = _setting(1.0, "the head's lr is this times the others'", above=0.0)
+    clip_grad_norm: float = _setting(
+        0.0, "longest gradient, a longer one is shortened to it; 0: any", low=0.0
     )
 
     warmup_epochs: float = _setting(
         0.0, "linear warmup from 0 to peak lr", unit="epochs", low=0.0, source="Goyal 2017"
     )
-    decay: str = _setting(
-        "cosine", "learning rate after warmup", choices=("cosine", "constant"), source="He 2019"
+    warmup_share: float = _setting(
+        0.0, "the same as a share of the budget; one of the two", low=0.0, high=0.99
     )
-    epochs: int = _setting(10, "budget", unit="epochs", low=1)
+    warmup_scaling: str = _setting(
+        "constant",
+        "linear: warmup x batch_size / reference_batch_size (LEGW, with lr_scaling=sqrt)",
+        choices=("constant", "linear"),
+        source="You 2019, arXiv:1901.08256",
+    )
+    decay: str = _setting(
+        "cosine",
+        "after warmup; batch_growth grows the batch at steps instead of dropping the lr",
+        choices=("cosine", "step", "polynomial", "constant", "batch_growth"),
+        source="He 2019 (cosine), Smith 2018 (batch_growth)",
+    )
+    num_steps: int = _setting(
+        3, "step, batch_growth: changes, evenly spread over the budget", low=1, high=100
+    )
+    step_factor: float = _setting(
+        0.1, "step: lr x this; batch_growth: batch / this", above=0.0, high=0.99
+    )
+    power: float = _setting(1.0, "polynomial: (1 - t/T) to this power", above=0.0)
 
-    precision: str = _setting("bf16", "arithmetic of the network", choices=("fp32", "bf16"))
+    epochs: int | None = _setting(None, "budget; 10 where no budget is given", unit="epochs", low=1)
+    updates: int | None = _setting(None, "budget", unit="updates", low=1)
+    examples: int | None = _setting(None, "budget", unit="images", low=1)
+    seconds: float | None = _setting(None, "budget of training time", unit="s", above=0.0)
+    eval_epochs: int = _setting(1, "an evaluation every so many epochs", unit="epochs", low=1)
+    eval_updates: int | None = _setting(
+        None, "an evaluation every so many updates instead", unit="updates", low=1
+    )
+    early_stop_patience: int | None = _setting(
+        None, "end after so many evaluations without a better score; None: never", low=1
+    )
+
+    label_smoothing: float = _setting(0.0, "epsilon", low=0.0, high=0.5, source="He 2019, 5.2")
+    smoothing_convention: str = _setting(
+        "paper",
+        "paper: eps/(K-1) for each wrong class; torch: eps/K for every class",
+        choices=("paper", "torch"),
+    )
+    mixup_alpha: float = _setting(0.0, "mixup; 0: none", low=0.0, source="He 2019, 5.4: 0.2")
+    cutmix_alpha: float = _setting(
+        0.0, "CutMix; 0: none; with mixup, one of the two a batch", low=0.0, source="Yun 2019"
+    )
+    distill_from: str | None = _setting(
+        None,
+        "teacher: NETWORK:FILE (a state_dict), a trial's kept weights, or a study's results "
+        "folder (its best trial with kept weights)",
+        source="He 2019, 5.3",
+    )
+    distill_temperature: float = _setting(20.0, "T of both softmaxes", above=0.0, source="He 2019")
+    distill_weight: float = _setting(1.0, "factor of the teacher's term", above=0.0)
+    ema_decay: float = _setting(
+        0.0, "evaluated weights are an average, w = d w + (1-d) new; 0: none", low=0.0, high=0.99999
+    )
+
+    precision: str = _setting(
+        "bf16",
+        "arithmetic of the network; tf32 and fp16 are for GPUs",
+        choices=("fp32", "tf32", "bf16", "fp16"),
+    )
     select_by: str = _setting(
         "val_auroc", "score that chooses the epoch whose weights are tested", choices=tuple(SCORES)
     )
@@ -115,20 +223,110 @@ class TrialConfig:
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
         augmentations(self.augment)
-        if self.warmup_epochs >= self.epochs:
+        if all(getattr(self, each) is None for each in BUDGETS):
+            object.__setattr__(self, "epochs", 10)
+        for check in (_check_budget, _check_model, _check_optimizer, _check_losses):
+            check(self)
+
+
+def _check_budget(config: TrialConfig) -> None:
+    given = [name for name in BUDGETS if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"one budget is wanted, got {' and '.join(given)}: set the others to None")
+    if config.warmup_epochs and config.warmup_share:
+        raise ValueError("warmup_epochs and warmup_share are two ways to say one thing: give one")
+    if config.warmup_epochs and given == ["seconds"]:
+        raise ValueError("a budget in seconds takes its warmup as warmup_share, not warmup_epochs")
+    if config.epochs is not None and warmup_epochs_of(config) >= config.epochs:
+        raise ValueError(
+            f"warmup_epochs must be less than epochs ({config.epochs}), "
+            f"got {warmup_epochs_of(config):g}"
+        )
+    if config.decay == "batch_growth" and given != ["epochs"]:
+        raise ValueError(f"decay=batch_growth needs a budget in epochs, got {given[0]}")
+    if config.eval_updates is not None and config.eval_epochs != 1:
+        raise ValueError("eval_updates and eval_epochs are two ways to say one thing: give one")
+    if config.microbatch_size is not None and config.batch_size % config.microbatch_size:
+        raise ValueError(
+            f"microbatch_size must divide batch_size ({config.batch_size}), "
+            f"got {config.microbatch_size}"
+        )
+
+
+def _check_model(config: TrialConfig) -> None:
+    own = config.model in OWN_MODELS
+    if own and config.pretrained != "none":
+        raise ValueError(
+            f"a {config.model} network has no pretrained weights: add pretrained='none', "
+            f"got {config.pretrained!r}"
+        )
+    if config.pretrained == "none" and config.train_blocks is not None:
+        raise ValueError(
+            "train_blocks freezes pretrained blocks, and pretrained='none' has none: "
+            f"remove train_blocks={config.train_blocks} or give weights"
+        )
+    if config.norm == "none" and not own:
+        raise ValueError(f"norm='none' is for model='plain' or 'residual', got {config.model!r}")
+    if config.norm == "frozen" and config.pretrained == "none":
+        raise ValueError(
+            "norm='frozen' keeps pretrained statistics, and pretrained='none' has none"
+        )
+    if config.norm == "ghost":
+        memory = config.microbatch_size or config.batch_size
+        if memory % config.ghost_batch_size and memory > config.ghost_batch_size:
             raise ValueError(
-                f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}"
+                f"ghost_batch_size must divide what is in memory at once ({memory}), "
+                f"got {config.ghost_batch_size}"
             )
-        if self.model == "plain" and self.pretrained != "none":
-            raise ValueError(
-                "a plain network has no pretrained weights: add pretrained='none', "
-                f"got {self.pretrained!r}"
-            )
-        if self.pretrained == "none" and self.train_blocks is not None:
-            raise ValueError(
-                "train_blocks freezes pretrained blocks, and pretrained='none' has none: "
-                f"remove train_blocks={self.train_blocks} or give weights"
-            )
+    if config.precise_bn_images and config.norm not in ("batch", "ghost"):
+        raise ValueError(f"precise_bn_images is for norm=batch or ghost, got norm={config.norm}")
+    if config.kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {config.kernel_size}")
+    if config.zero_gamma and (config.pretrained != "none" or config.model == "plain"):
+        raise ValueError(
+            "zero_gamma is how a residual network starts: it needs pretrained='none' and a network "
+            f"with shortcuts, got {config.model!r} with pretrained={config.pretrained!r}"
+        )
+    if config.zero_gamma and config.norm == "none":
+        raise ValueError("zero_gamma needs normalization layers, got norm='none'")
+
+
+def _check_optimizer(config: TrialConfig) -> None:
+    if config.nesterov and (config.optimizer not in ("sgd", "lars") or config.momentum == 0):
+        raise ValueError("nesterov needs optimizer=sgd or lars with momentum > 0")
+    if config.lr_scaling == "malladi":
+        if config.optimizer not in ("adam", "adamw"):
+            raise ValueError(f"lr_scaling=malladi is for adam and adamw, got {config.optimizer}")
+        k = config.batch_size / config.reference_batch_size
+        for name in ("beta1", "beta2"):
+            if k * (1 - getattr(config, name)) >= 1 - 1e-9:
+                raise ValueError(
+                    f"lr_scaling=malladi would make {name} negative: batch_size must be less than "
+                    f"{config.reference_batch_size / (1 - getattr(config, name)):g}, "
+                    f"got {config.batch_size}"
+                )
+
+
+def _check_losses(config: TrialConfig) -> None:
+    if config.distill_from is None:
+        for name in ("distill_temperature", "distill_weight"):
+            if getattr(config, name) != _default(name):
+                raise ValueError(f"{name} needs a teacher: give distill_from")
+
+
+def _default(name: str) -> object:
+    return next(each.default for each in fields(TrialConfig) if each.name == name)
+
+
+def warmup_epochs_of(config: TrialConfig) -> float:
+    """`warmup_epochs` after `warmup_scaling`."""
+    k = config.batch_size / config.reference_batch_size
+    return config.warmup_epochs * (k if config.warmup_scaling == "linear" else 1.0)
+
+
+def file_of(value: str) -> str:
+    """The path in a field that names a file, without the digest that the driver adds."""
+    return value.partition("#")[0]
 
 
 def _checked(each: Field[Any], value: object) -> object:
@@ -189,12 +387,10 @@ def trial_key(config: TrialConfig, data_fingerprint: str) -> str:
     said = {
         each.name: getattr(config, each.name)
         for each in fields(config)
-        if each.default is MISSING or getattr(config, each.name) != each.default
+        if getattr(config, each.name) != each.default
     }
+    for name in FILE_FIELDS:  # a file is its content, wherever it lies
+        if "#" in str(said.get(name)):
+            said[name] = said[name].partition("#")[2]
     said |= {"data_fingerprint": data_fingerprint, "recipe_version": RECIPE_VERSION}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def as_columns(config: TrialConfig) -> dict[str, Any]:
-    """Each field under its own name, as the tables have it."""
-    return asdict(config)

@@ -26,6 +26,19 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
+def set_precision(precision: str, device: torch.device) -> None:
+    """Let matrix units round to TF32 or not; the setting is the process's, so each trial sets it.
+
+    Raises:
+        ValueError: fp16 on a CPU, which has no units for it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision=fp16 needs a GPU: on a CPU take bf16 or fp32")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start counting anew: a worker that is reused has earlier trials' peak on record."""
     if device.type == "cuda":

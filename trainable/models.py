@@ -1,6 +1,7 @@
 """Networks by name, with a new head, and only their last blocks trained."""
 
-from collections import OrderedDict
+import difflib
+import hashlib
 from pathlib import Path
 
 import timm
@@ -8,43 +9,45 @@ import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
-from trainable.config import TrialConfig
+from trainable.config import OWN_MODELS, TrialConfig, file_of
+from trainable.normalization import apply_norm
+from trainable.plain import ResidualBlock, own_network
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def check_model(name: str) -> None:
-    """Refuse a name that neither torchvision nor timm has.
+def check_model(config: TrialConfig) -> None:
+    """Refuse a config whose network does not exist or cannot be what it asks for.
+
+    Builds it without memory or weights, so it takes milliseconds.
 
     Raises:
-        ValueError: with the nearest names.
+        ValueError: with the nearest names, or with what does not fit.
     """
-    import difflib
-
-    known = ["plain", *zoo.list_models(module=zoo)]
-    if name.startswith("timm/"):
+    known = [*OWN_MODELS, *zoo.list_models(module=zoo)]
+    if config.model.startswith("timm/"):
         known = [f"timm/{each}" for each in timm.list_models()]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+    if config.model not in known:
+        near = difflib.get_close_matches(config.model, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"model must be plain, a torchvision name or timm/NAME, got {name!r}{hint}"
+            f"model must be plain, residual, a torchvision name or timm/NAME, "
+            f"got {config.model!r}{hint}"
         )
+    with torch.device("meta"):
+        _build(config, num_classes=2, load=False)
 
 
 def available_weights(name: str, pretrained: str) -> str:
     """`pretrained`, or `none` where ImageNet weights are wanted and cannot be had here.
 
+    A file comes back with its digest.
+
     Raises:
         ValueError: `pretrained` is a path and there is no file.
     """
     if pretrained not in ("none", "imagenet"):
-        if not Path(pretrained).is_file():
-            raise ValueError(
-                f"pretrained must be imagenet, none or a file of weights, and there is no file "
-                f"{pretrained!r}"
-            )
-        return str(Path(pretrained).resolve())
+        return with_digest(pretrained, "pretrained")
     if pretrained == "none":
         return "none"
     try:
@@ -52,6 +55,19 @@ def available_weights(name: str, pretrained: str) -> str:
     except ValueError:
         return "none"
     return "imagenet"
+
+
+def with_digest(path: str, field: str) -> str:
+    """`/absolute/path#digest` of a file that a field names: the digest is what identifies it.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = Path(file_of(path))
+    if not file.is_file():
+        raise ValueError(f"{field} names the file {path!r}, and there is none")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return f"{file.resolve()}#{digest}"
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
@@ -86,23 +102,76 @@ def build_model(config: TrialConfig, *, num_classes: int) -> nn.Module:
     seed it first.
 
     Raises:
-        ValueError: the weights are of another network, or there are fewer blocks than
-            `train_blocks`.
+        ValueError: the weights are of another network, there are fewer blocks than
+            `train_blocks`, or nothing for `norm` or `zero_gamma` to change.
     """
-    if config.model == "plain":
-        return plain_network(config, num_classes=num_classes)
-    if config.model.startswith("timm/"):
-        model = timm.create_model(config.model.removeprefix("timm/"))
+    return _build(config, num_classes=num_classes, load=True)
+
+
+def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
+    if config.model in OWN_MODELS:
+        model = own_network(config, num_classes=num_classes)
     else:
-        model = zoo.get_model(config.model, weights=None)
-    if config.pretrained == "imagenet":
-        model.load_state_dict(_imagenet_state(config.model))
-    if config.pretrained not in ("imagenet", "none"):
-        load_weights(model, Path(config.pretrained))
-    replace_head(model, num_classes=num_classes, dropout=config.dropout)
+        model = bare_network(config.model)
+        if load and config.pretrained == "imagenet":
+            model.load_state_dict(_imagenet_state(config.model))
+        elif load and config.pretrained != "none":
+            load_weights(model, Path(file_of(config.pretrained)))
+        drop_auxiliary_heads(model)
+        replace_head(model, num_classes=num_classes, dropout=config.dropout)
+    if config.pretrained == "none":
+        _set_last_gammas(model, config)
+    apply_norm(model, config)
     if config.train_blocks is not None:
         freeze_all_but(model, config.train_blocks)
     return model
+
+
+def bare_network(name: str) -> nn.Module:
+    """The network of torchvision, or timm's under `timm/NAME`, as it comes, weights drawn."""
+    if name.startswith("timm/"):
+        made: nn.Module = timm.create_model(name.removeprefix("timm/"))
+        return made
+    # Both warn that their slow initialisation will go, unless it is switched off.
+    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    made = zoo.get_model(name, weights=None, **options)
+    return made
+
+
+def drop_auxiliary_heads(model: nn.Module) -> None:
+    """Inception's and GoogLeNet's side outputs, which no later recipe trains, are removed."""
+    for name in ("AuxLogits", "aux1", "aux2"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+    if hasattr(model, "aux_logits"):
+        setattr(model, "aux_logits", False)  # noqa: B010 - a plain attribute of torchvision's
+
+
+def last_gammas(model: nn.Module) -> list[nn.Parameter]:
+    """Gamma of the last normalization in each residual block; empty where there is none."""
+    gammas = []
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # torchvision's and timm's
+            inside = [m for n, m in module.named_children() if n != "downsample"]
+            norms = [m for m in inside if isinstance(m, nn.BatchNorm2d)]
+        else:
+            continue
+        if norms:
+            gammas.append(norms[-1].weight)
+    return gammas
+
+
+def _set_last_gammas(model: nn.Module, config: TrialConfig) -> None:
+    """0 or 1 as asked: timm's networks would start at 0 unasked."""
+    gammas = last_gammas(model)
+    if config.zero_gamma and not gammas:
+        raise ValueError(
+            f"zero_gamma needs residual blocks with BatchNorm, and {config.model} has none known"
+        )
+    for gamma in gammas:
+        nn.init.constant_(gamma, 0.0 if config.zero_gamma else 1.0)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -213,36 +282,3 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
         and not any(p.requires_grad for p in module.parameters(recurse=False))
     }
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
-
-
-def plain_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
-    """A stem and `depth` 3x3 convolutions, the width doubled at each halving of the image.
-
-    He-initialised; without normalization the convolutions have biases.
-    """
-
-    def layer(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=config.norm == "none")
-        nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
-        norm = [nn.BatchNorm2d(outputs)] if config.norm == "batch" else []
-        return [conv, *norm, nn.ReLU(inplace=True)]
-
-    width = config.width
-    layers: list[tuple[str, nn.Module]] = [("stem", nn.Sequential(*layer(3, width, 2)))]
-    for k in range(config.depth):
-        halve = k < 3 and k > 0
-        layers.append(
-            (f"conv{k + 1}", nn.Sequential(*layer(width, width * (1 + halve), 1 + halve)))
-        )
-        width *= 1 + halve
-    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, num_classes))
-    return nn.Sequential(
-        OrderedDict(
-            [
-                ("features", nn.Sequential(OrderedDict(layers))),
-                ("pool", nn.AdaptiveAvgPool2d(1)),
-                ("flatten", nn.Flatten()),
-                ("classifier", head),
-            ]
-        )
-    )

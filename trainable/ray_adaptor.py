@@ -55,7 +55,12 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
-    epochs = finetune(config, data=data, checkpoint_folder=Folder(trial["checkpoint_folder"]))
+    epochs = finetune(
+        config,
+        data=data,
+        checkpoint_folder=Folder(trial["checkpoint_folder"]),
+        keep_weights=trial["keep_weights"],
+    )
     while True:
         try:
             result = next(epochs)

@@ -7,19 +7,30 @@ from dataclasses import dataclass
 class EpochResult:
     """One evaluation: a row of the `epochs` table.
 
-    `lr` is that of the epoch's last update, `train_loss`, `train_accuracy` and `grad_norm` are
-    means over its updates, `epoch_wall_s` includes validation and `images_per_s` does not.
+    `epoch` counts evaluations from 1: they are epochs unless the config says otherwise, and
+    `epochs_seen` is always examples per training image. `lr` and `batch_size_now` are those of the
+    last update; `train_loss`, `train_accuracy` and `grad_norm` are means over the updates since the
+    evaluation before; `noise_scale` is over all evaluations so far; `epoch_wall_s` includes
+    validation and `images_per_s` does not.
     """
 
     epoch: int
+    epochs_seen: float
     updates: int
     examples_seen: int
     lr: float
+    batch_size_now: int
     train_loss: float
     train_accuracy: float
     val_loss: float
     val_accuracy: float
     val_auroc: float
+    val_balanced_accuracy: float
+    val_calibration_error: float
+    val_true_positives: int
+    val_false_positives: int
+    val_true_negatives: int
+    val_false_negatives: int
     grad_norm: float
     noise_scale: float
     epoch_wall_s: float
@@ -33,6 +44,8 @@ class TrialResult:
 
     `val_*` are at `best_epoch`, and so are the weights that the test split is scored with. NaN
     where there is nothing to say: no finished epoch, no test split, or a diverged trial's test.
+    `test_auroc_low` and `_high` bound DeLong's 95 % interval. `microbatch_size` images were in
+    memory at once in the end, after `oom_retries` halvings.
     """
 
     status: str
@@ -45,10 +58,18 @@ class TrialResult:
     val_auroc: float
     val_accuracy: float
     val_loss: float
+    val_balanced_accuracy: float
     test_auroc: float
+    test_auroc_low: float
+    test_auroc_high: float
     test_accuracy: float
     test_balanced_accuracy: float
     test_loss: float
+    test_calibration_error: float
+    test_true_positives: int
+    test_false_positives: int
+    test_true_negatives: int
+    test_false_negatives: int
     train_wall_s: float
     images_per_s: float
     peak_memory_gib: float

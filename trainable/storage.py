@@ -93,6 +93,19 @@ def names(folder: Folder, suffix: str) -> list[str]:
     return sorted(n for n in files if n.endswith(suffix) and n[0] not in "._")
 
 
+def delete_file(folder: Folder, name: str) -> None:
+    """Remove a file if it is there, and its folder if that is local and empty then."""
+    if folder.is_local:
+        path = Path(folder.uri)
+        (path / name).unlink(missing_ok=True)
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        return
+    filesystem, path_in_store = folder.opened()
+    if filesystem.get_file_info(f"{path_in_store}/{name}").type != fs.FileType.NotFound:
+        filesystem.delete_file(f"{path_in_store}/{name}")
+
+
 def delete(folder: Folder) -> None:
     """Remove a folder with all in it; nothing happens where there is none."""
     filesystem, path = folder.opened()

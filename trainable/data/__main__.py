@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from trainable.data.cache import Dataset, Split, open_data
+from trainable.augment import DRAWS, augment
+from trainable.config import augmentations
+from trainable.data.batches import generator_for, stratified_subset
+from trainable.data.cache import EMBEDDED, Dataset, Split, open_data
 from trainable.data.sources import DataError
 
 ROWS, COLUMNS = 4, 10
@@ -53,23 +57,43 @@ def contact_sheet(data: Dataset) -> Image.Image:
     return sheet
 
 
+def augmented_sheet(data: Dataset, names: str) -> Image.Image:
+    """A row a patch: as it is, then as it is drawn in the first epochs."""
+    index = stratified_subset(data.train.labels_N, 2 * ROWS)
+    cell = max(64, min(128, data.train.images_NHWC.shape[1])) + 4
+    sheet = Image.new("RGB", (COLUMNS * cell, len(index) * cell), "white")
+    images = torch.from_numpy(np.array(data.train.images_NHWC[index]))
+    for column in range(COLUMNS):
+        drawn = images
+        if column:
+            draws = torch.rand(len(index), DRAWS, generator=generator_for(0, "augment", column))
+            drawn = augment(images, draws, augmentations(names)).clamp(0, 255).to(torch.uint8)
+        for row, patch in enumerate(drawn.numpy()):
+            tile = Image.fromarray(patch).resize((cell - 4, cell - 4))
+            sheet.paste(tile, (column * cell, row * cell))
+    return sheet
+
+
 def main() -> int:
     """Run the command; 2 where there is no usable data."""
     parser = argparse.ArgumentParser(
         prog="python -m trainable.data", description="Say what data is in a folder."
     )
-    parser.add_argument("folder", help="a folder with data, or `synthetic`")
+    parser.add_argument("folder", help="a folder with data, or the name of an embedded set")
     parser.add_argument(
         "--out", type=Path, default=Path("contact_sheet.png"), help="where to draw some of it"
     )
+    parser.add_argument("--augment", help="draw augmented patches: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
-        if arguments.folder == "synthetic":
-            data = open_data("synthetic")
+        if arguments.folder in EMBEDDED:
+            data = open_data(arguments.folder)
         else:
             data = open_data("pcam", Path(arguments.folder))
-        contact_sheet(data).save(arguments.out)
+        wanted = arguments.augment
+        sheet = augmented_sheet(data, wanted) if wanted else contact_sheet(data)
+        sheet.save(arguments.out)
     except (DataError, OSError, ValueError) as error:
         Console(stderr=True).print(f"data: {error}", style="red", soft_wrap=True, highlight=False)
         return 2

@@ -112,23 +112,41 @@ def training_order(num_images: int, *, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator_for(seed, "order", epoch))
 
 
+@dataclass
+class Place:
+    """Where a trial is in its data: the epoch, from 1, and the image of its order that is next."""
+
+    epoch: int = 1
+    start: int = 0
+
+
 def training_batches(
-    split: DeviceSplit, config: TrialConfig, *, epoch: int, mean_C: Tensor, std_C: Tensor
+    split: DeviceSplit,
+    config: TrialConfig,
+    place: Place,
+    *,
+    batch_size: int,
+    mean_C: Tensor,
+    std_C: Tensor,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented, normalised batches (B, 3, H, W) and labels (B,) of one epoch.
+    """Augmented, normalised batches (B, 3, H, W) and labels (B,) to the end of the epoch.
+
+    `place` moves on before each batch is handed out.
 
     Every batch has `batch_size` images: those left over at the end wait for the next epoch's new
     order. What is drawn for an image depends on seed, epoch and image, not on its batch, so that
     trials of different batch sizes see the same images.
     """
     device = split.labels_N.device
+    epoch = place.epoch
     order_N = training_order(len(split), seed=config.seed, epoch=epoch).to(device)
     names = augmentations(config.augment)
-    draws_NK = torch.rand(
-        len(split), DRAWS, generator=generator_for(config.seed, "augment", epoch)
-    ).to(device)
-    for start in range(0, len(split) - config.batch_size + 1, config.batch_size):
-        index_B = order_N[start : start + config.batch_size]
+    if names:
+        draws = generator_for(config.seed, "augment", epoch)
+        draws_NK = torch.rand(len(split), DRAWS, generator=draws).to(device)
+    for start in range(place.start, len(split) - batch_size + 1, batch_size):
+        index_B = order_N[start : start + batch_size]
+        place.start = start + batch_size
         images_BHWC = split.images_NHWC[index_B]
         if names:
             images_BHWC = augment(images_BHWC, draws_NK[index_B], names)

@@ -15,10 +15,23 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from trainable.data.sources import DataError, Images, Labels, Source, SplitSource, find_source
+from trainable.data.sources import (
+    DataError,
+    Images,
+    Labels,
+    Source,
+    SplitSource,
+    find_folders,
+    find_hdf5,
+    find_kaggle,
+    find_parquet,
+)
+from trainable.data.standard import digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
 
 CACHE_VERSION = 1
+LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
+EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +69,29 @@ def default_cache_dir() -> Path:
 
 
 def locate(name: str, folder: Path) -> Source | None:
-    """The data set in `folder`, or in its subfolder of the data set's name; None if neither."""
+    """The data set in `folder`, or in its subfolder of the data set's name; None if neither.
+
+    Raises:
+        DataError: there is one, and it is broken.
+    """
     for candidate in (folder, folder / name):
-        source = find_source(candidate)
-        if source is not None:
-            return source
+        for look in LAYOUTS:
+            source = look(candidate)
+            if source is not None:
+                return source
     return None
 
 
 def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None = None) -> Dataset:
     """The data set `name`, decoding it into the node's cache if this is the first time.
 
-    `folder` None means `$DATA_DIR`, else `data/`. The name `synthetic` needs no folder.
+    `folder` None means `$DATA_DIR`, else `data/`; `synthetic` and `digits` need no folder.
 
     Raises:
         DataError: there is no such data, or it is broken.
     """
-    if name == "synthetic":
-        source = synthetic_source()
-        origin = "embedded"
+    if name in EMBEDDED:
+        source, origin = EMBEDDED[name](), "embedded"
     else:
         folder = folder or Path(os.environ.get("DATA_DIR", "data"))
         found = locate(name, folder)

@@ -51,23 +51,11 @@ class Source:
     splits: dict[str, SplitSource]
 
 
-def find_source(folder: Path) -> Source | None:
-    """The data set in a folder, whichever layout it is in; None where there is none.
-
-    Raises:
-        DataError: there is one, and it is broken.
-    """
-    for look in (_find_hdf5, _find_kaggle, _find_parquet, _find_folders):
-        source = look(folder)
-        if source is not None:
-            return source
-    return None
-
-
 # --- official PatchCamelyon: HDF5 ----------------------------------------------------------------
 
 
-def _find_hdf5(folder: Path) -> Source | None:
+def find_hdf5(folder: Path) -> Source | None:
+    """PatchCamelyon's official files, gzipped or not; test may be missing."""
     stem = "camelyonpatch_level_2_split_"
     found: dict[str, dict[str, Path]] = {}
     for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
@@ -89,7 +77,7 @@ def _find_hdf5(folder: Path) -> Source | None:
     splits = {}
     for split, paths in found.items():
         with _open_hdf5(paths["y"], "y") as y:
-            labels = _as_labels(np.asarray(y).reshape(-1), paths["y"])
+            labels = as_labels(np.asarray(y).reshape(-1), paths["y"])
         splits[split] = SplitSource(
             labels_N=labels, read=_hdf5_reader(paths["x"], labels_file=paths["y"], n=len(labels))
         )
@@ -144,7 +132,8 @@ def _hdf5_reader(path: Path, *, labels_file: Path, n: int) -> Callable[[], Itera
 # --- Kaggle's histopathologic-cancer-detection: a folder of .tif ---------------------------------
 
 
-def _find_kaggle(folder: Path) -> Source | None:
+def find_kaggle(folder: Path) -> Source | None:
+    """Kaggle's `train_labels.csv` with `train/ID.tif`; validation is drawn from train."""
     table = folder / "train_labels.csv"
     if not table.is_file():
         return None
@@ -161,7 +150,7 @@ def _find_kaggle(folder: Path) -> Source | None:
         raise DataError(
             f"{table} names {len(missing)} images that are not there, the first is {missing[0]}"
         )
-    labels = _as_labels([row["label"] for row in rows], table)
+    labels = as_labels([row["label"] for row in rows], table)
     # Kaggle's test labels are not public: no test split.
     splits = _train_and_val(paths, labels, table)
     return Source(
@@ -172,7 +161,8 @@ def _find_kaggle(folder: Path) -> Source | None:
 # --- Parquet with image bytes and label, as on Hugging Face --------------------------------------
 
 
-def _find_parquet(folder: Path) -> Source | None:
+def find_parquet(folder: Path) -> Source | None:
+    """Files `train*`, `valid*` and `test*` with columns image and label, here or in `data/`."""
     files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
     if not files:
         return None
@@ -188,7 +178,7 @@ def _find_parquet(folder: Path) -> Source | None:
     splits = {}
     for split, paths in parts.items():
         if paths:
-            labels = _as_labels(
+            labels = as_labels(
                 [x for path in paths for x in _parquet_column(path, "label")], paths[0]
             )
             splits[split] = SplitSource(labels_N=labels, read=_parquet_reader(paths))
@@ -236,7 +226,7 @@ def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
 # --- torchvision's image folders -----------------------------------------------------------------
 
 
-def _find_folders(folder: Path) -> Source | None:
+def find_folders(folder: Path) -> Source | None:
     """`train/CLASS/x.png`, with `val/` and `test/` beside it where they are, or `CLASS/x.png`."""
     if not folder.is_dir():
         return None
@@ -275,16 +265,22 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _train_and_val(paths: Sequence[Path], labels_N: Labels, where: Path) -> dict[str, SplitSource]:
     """80 % train and 20 % validation, each class alike, the same in every run."""
+    train, val = stratified(labels_N, VAL_SHARE, where)
+    return {
+        split: SplitSource(labels_N=labels_N[index], read=_file_reader([paths[i] for i in index]))
+        for split, index in (("train", train), ("val", val))
+    }
+
+
+def stratified(labels_N: Labels, share: float, where: Path) -> tuple[Labels, Labels]:
+    """Indices of the larger and of the smaller part, each in ascending order."""
     try:
-        train, val = train_test_split(
-            np.arange(len(paths)), test_size=VAL_SHARE, stratify=labels_N, random_state=0
+        larger, smaller = train_test_split(
+            np.arange(len(labels_N)), test_size=share, stratify=labels_N, random_state=0
         )
     except ValueError as error:
         raise DataError(f"{where} cannot be split into train and validation: {error}") from error
-    return {
-        split: SplitSource(labels_N=labels_N[index], read=_file_reader([paths[i] for i in index]))
-        for split, index in (("train", np.sort(train)), ("val", np.sort(val)))
-    }
+    return np.sort(larger), np.sort(smaller)
 
 
 def _file_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
@@ -324,7 +320,8 @@ def _square(image: Images) -> Images:
     return np.asarray(resized.crop(box))
 
 
-def _as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> Labels:
+def as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> Labels:
+    """Class numbers (N,), or DataError."""
     try:
         labels = np.asarray(values).astype(np.int64)
     except (ValueError, TypeError) as error:

@@ -1,0 +1,84 @@
+"""Standard sets: CIFAR-10, CIFAR-100 and MNIST's kind in their own files, the embedded digits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from trainable.data.sources import (
+    CHUNK_IMAGES,
+    VAL_SHARE,
+    DataError,
+    Images,
+    Labels,
+    Source,
+    SplitSource,
+    as_labels,
+    stratified,
+)
+
+
+def find_torchvision(folder: Path) -> Source | None:
+    """Read through torchvision, in whose layout they are; 10 % of train is validation."""
+    from torchvision import datasets  # 0.9 s that other layouts need not wait for
+
+    kinds = {
+        "cifar-10-batches-py": datasets.CIFAR10,
+        "cifar-100-python": datasets.CIFAR100,
+        "MNIST": datasets.MNIST,
+        "FashionMNIST": datasets.FashionMNIST,
+        "KMNIST": datasets.KMNIST,
+    }
+    name = next((each for each in kinds if (folder / each).is_dir()), None)
+    if name is None:
+        return None
+    try:
+        train, test = (kinds[name](str(folder), train=t, download=False) for t in (True, False))
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder / name} cannot be read: {error}; fetch it again") from error
+    arrays = {
+        split: (_as_rgb(np.asarray(part.data)), as_labels(part.targets, folder / name))
+        for split, part in (("train", train), ("test", test))
+    }
+    images, labels = arrays["train"]
+    kept, held_out = stratified(labels, VAL_SHARE / 2, folder / name)
+    arrays |= {"train": (images[kept], labels[kept]), "val": (images[held_out], labels[held_out])}
+    return Source(
+        layout=name.lower(),
+        files=tuple(sorted(p for p in (folder / name).rglob("*") if p.is_file())),
+        classes=tuple(train.classes),
+        splits={split: in_memory(*arrays[split]) for split in ("train", "val", "test")},
+    )
+
+
+def _as_rgb(images: Images) -> Images:
+    """Grey images (N, H, W) get three equal channels."""
+    return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+
+
+def in_memory(images_NHWC: Images, labels_N: Labels) -> SplitSource:
+    """A split that is already decoded."""
+
+    def read() -> Iterator[Images]:
+        for start in range(0, len(images_NHWC), CHUNK_IMAGES):
+            yield images_NHWC[start : start + CHUNK_IMAGES]
+
+    return SplitSource(labels_N=labels_N, read=read)
+
+
+def digits_source() -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8x8: embedded, real, ten classes."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = _as_rgb(np.minimum(bunch.images * 16, 255).astype(np.uint8))
+    labels = as_labels(bunch.target, Path("digits"))
+    rest, test = stratified(labels, 0.2, Path("digits"))
+    kept, val = stratified(labels[rest], 0.25, Path("digits"))
+    index = {"train": rest[kept], "val": rest[val], "test": test}
+    return Source(
+        layout="digits",
+        files=(),
+        classes=tuple(str(d) for d in range(10)),
+        splits={split: in_memory(images[i], labels[i]) for split, i in index.items()},
+    )

@@ -1,0 +1,54 @@
+"""FIELDS.md from the code: every field of TrialConfig with meaning, unit, default and source.
+
+python -m trainable.fields > FIELDS.md
+"""
+
+import sys
+from dataclasses import Field, fields
+from typing import Any
+
+from trainable.config import TrialConfig
+
+
+def fields_table() -> str:
+    """The page as Markdown."""
+    rows = [_row(each) for each in fields(TrialConfig)]
+    head = ["field", "values", "unit", "default", "meaning", "source"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(
+        [
+            "# The fields of a trial",
+            "",
+            "Made by `python -m trainable.fields > FIELDS.md`; a test keeps it true.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def _row(each: Field[Any]) -> list[str]:
+    rules = each.metadata
+    return [
+        f"`{each.name}`",
+        _values(each),
+        rules["unit"],
+        f"`{each.default}`",
+        rules["meaning"],
+        rules["source"],
+    ]
+
+
+def _values(each: Field[Any]) -> str:
+    rules = each.metadata
+    if rules["choices"]:
+        return ", ".join(rules["choices"])
+    kind = getattr(each.type, "__name__", str(each.type))
+    bounds = [f"> {rules['above']:g}"] if rules["above"] is not None else []
+    bounds += [f">= {rules['low']:g}"] if rules["low"] is not None else []
+    bounds += [f"<= {rules['high']:g}"] if rules["high"] is not None else []
+    return f"{kind} {', '.join(bounds)}".strip().replace("|", "or")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(fields_table())

@@ -1,0 +1,88 @@
+"""The gradient noise scale: how many examples until a gradient is more signal than noise.
+
+B_simple = tr(Sigma) / |G|^2 from squared gradient norms at two batch sizes (McCandlish et al. 2018,
+arXiv:1812.06162, appendix A.1). Both estimates are unbiased, their ratio is not: numerator and
+denominator are summed over evaluations apart and divided at the end.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PARTS = 8
+SHARE_OF_TRAIN, LEAST_IMAGES, MOST_IMAGES = 1 / 32, 64, 1024
+
+
+@dataclass(frozen=True)
+class NoiseSums:
+    """Sums over evaluations of the two estimates."""
+
+    trace_sigma: float = 0.0
+    squared_gradient: float = 0.0
+
+    def __add__(self, other: "NoiseSums") -> "NoiseSums":
+        """Both sums."""
+        return NoiseSums(
+            self.trace_sigma + other.trace_sigma, self.squared_gradient + other.squared_gradient
+        )
+
+    @property
+    def scale(self) -> float:
+        """B_simple in examples; NaN where the gradient cannot be told from zero."""
+        if not self.squared_gradient > 0 or not self.trace_sigma > 0:
+            return math.nan
+        return self.trace_sigma / self.squared_gradient
+
+
+def estimate(
+    small_squared: float, big_squared: float, *, small_batch: int, big_batch: int
+) -> NoiseSums:
+    """tr(Sigma) and |G|^2 from the mean squared norms of gradients at two batch sizes."""
+    squared = (big_batch * big_squared - small_batch * small_squared) / (big_batch - small_batch)
+    trace = (small_squared - big_squared) / (1 / small_batch - 1 / big_batch)
+    return NoiseSums(trace, squared)
+
+
+def probe_images(train_images: int) -> int:
+    """How many images an estimate takes: a small share of an epoch, whole parts."""
+    wanted = min(max(int(train_images * SHARE_OF_TRAIN), LEAST_IMAGES), MOST_IMAGES)
+    return min(wanted, train_images) // PARTS * PARTS
+
+
+def measure(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    images_BCHW: Tensor,
+    labels_B: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> NoiseSums:
+    """One estimate over trained parameters, from the parts of a batch of images.
+
+    In evaluation mode: BatchNorm and dropout would tie the examples of a part together. Changes
+    neither weights nor gradients; NaN-free even where the loss is not finite.
+    """
+    model.eval()
+    parts = list(zip(images_BCHW.chunk(PARTS), labels_B.chunk(PARTS), strict=True))
+    mean = [torch.zeros_like(each) for each in parameters]
+    small_squared = torch.zeros((), device=images_BCHW.device)
+    for images, labels in parts:
+        gradients = torch.autograd.grad(
+            loss(images, labels), list(parameters), allow_unused=True, materialize_grads=True
+        )
+        small_squared += _squared(gradients) / len(parts)
+        torch._foreach_add_(mean, gradients, alpha=1 / len(parts))
+    sums = estimate(
+        float(small_squared),
+        float(_squared(mean)),
+        small_batch=len(images_BCHW) // len(parts),
+        big_batch=len(images_BCHW),
+    )
+    finite = math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
+    return sums if finite else NoiseSums()
+
+
+def _squared(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).float().square().sum()

@@ -1,0 +1,136 @@
+"""One step of training: from a whole batch to new weights, in as many parts as memory wants."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trainable.config import TrialConfig
+from trainable.losses import mix, right_answers, smoothing_of, training_loss
+from trainable.models import head_of
+from trainable.optim import build_optimizer, set_lr
+from trainable.schedule import peak_lr
+from trainable.teacher import load_teacher
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Step:
+    """What an update changes beside the weights: optimizer, scaler, average, microbatch."""
+
+    def __init__(
+        self, config: TrialConfig, model: nn.Module, *, num_classes: int, device: torch.device
+    ) -> None:
+        """Set up optimizer, average and teacher.
+
+        Raises:
+            ValueError: the teacher cannot be built or knows other classes.
+        """
+        self.config, self.model, self.device = config, model, device
+        self.num_classes = num_classes
+        self.smoothing = smoothing_of(config, num_classes=num_classes)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(config, model, lr=peak_lr(config), head=head_of(model))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average: AveragedModel | None = None
+        if config.ema_decay:
+            decay = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(model, multi_avg_fn=decay)
+        self.teacher: nn.Module | None = None
+        if config.distill_from:
+            teacher = load_teacher(config.distill_from, num_classes=num_classes).to(device)
+            self.teacher = teacher.to(memory_format=torch.channels_last)
+        self.microbatch_size = config.microbatch_size or config.batch_size
+        self.oom_retries = 0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated: the average where one is kept."""
+        return self.model if self.average is None else self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "microbatch_size": self.microbatch_size,
+            "oom_retries": self.oom_retries,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.microbatch_size, self.oom_retries = state["microbatch_size"], state["oom_retries"]
+
+    def update(self, images_BCHW: Tensor, labels_B: Tensor, lr: float) -> Tensor:
+        """One step of the optimizer on a whole batch: (loss, right answers, gradient norm).
+
+        The loss is summed over images. Where memory runs out the microbatch is halved and the
+        step begins again: the batch stays what it was.
+        """
+        set_lr(self.optimizer, lr)
+        images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
+        while True:
+            generator = torch.get_rng_state()
+            try:
+                loss, right = self._accumulate(images, targets)
+                break
+            except torch.OutOfMemoryError:
+                smaller = math.ceil(min(self.microbatch_size, len(targets)) / 2)
+                if smaller == min(self.microbatch_size, len(targets)):
+                    raise  # one image does not fit
+                self.microbatch_size, self.oom_retries = smaller, self.oom_retries + 1
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(generator)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients)
+        if self.config.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.trained, self.config.clip_grad_norm, grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return torch.stack([loss, right, grad_norm.to(loss.dtype)])
+
+    def _accumulate(self, images_BCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the batch's mean loss, one microbatch after the other."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = right_sum = torch.zeros((), device=self.device)
+        size = self.microbatch_size
+        for images, some in zip(images_BCHW.split(size), targets.split(size), strict=True):
+            loss, logits_BK = self.loss(images, some)
+            share = len(some) / len(targets)
+            self.scaler.scale(loss * share).backward()
+            loss_sum = loss_sum + loss.detach() * len(some)
+            right_sum = right_sum + right_answers(logits_BK, some)
+        return loss_sum, right_sum
+
+    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of some images, and their logits."""
+        with self.autocast():
+            logits_BK = self.model(images)
+            with torch.no_grad():
+                opinion = self.teacher(images).float() if self.teacher is not None else None
+        logits_BK = logits_BK.float()
+        loss = training_loss(
+            logits_BK,
+            targets,
+            smoothing=self.smoothing,
+            config=self.config,
+            teacher_logits_BK=opinion,
+        )
+        return loss, logits_BK.detach()
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the network, as a context."""
+        dtype = AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
