@@ -41,7 +41,7 @@ def lr_chart(configs: dict[str, TrialConfig], *, train_images: int) -> alt.Chart
         lr_table(config, train_images=train_images).assign(config=name)
         for name, config in configs.items()
     ]
-    return (
+    chart: alt.Chart = (
         alt.Chart(pd.concat(tables))
         .mark_line()
         .encode(
@@ -51,6 +51,7 @@ def lr_chart(configs: dict[str, TrialConfig], *, train_images: int) -> alt.Chart
         )
         .properties(width=640, height=320)
     )
+    return chart
 
 
 def main() -> int:
