@@ -120,6 +120,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> _Ready:
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     data = open_data(study.base.dataset, data_folder)
     _check_batches(study, data)
+    _check_teacher(study, data)
     planned = plan.plan_trials(study, data_fingerprint=data.fingerprint)
     opened = results.open_results(given.out, study.name)
     return _Ready(
@@ -147,7 +148,8 @@ def _with_weights(study: Study, console: Console) -> Study:
         if "pretrained" in study.vary:
             files = [available_weights(study.base.model, v) for v in _values(study, "pretrained")]
             study = replace(study, vary={**study.vary, "pretrained": {"grid_search": files}})
-        for model in {config.model for _, config in configurations(study)}:
+        models = {config.model for _, config in configurations(study)}
+        for model in models if "pretrained" not in study.vary else ():
             wanted = study.base.pretrained
             had = available_weights(model, wanted)
             if had != wanted:
@@ -183,6 +185,17 @@ def _check_batches(study: Study, data: Dataset) -> None:
                 f"batch_size {config.batch_size} is larger than the {n} training images: take "
                 f"a smaller batch or more images"
             )
+
+
+def _check_teacher(study: Study, data: Dataset) -> None:
+    """Raises SpaceFileError where the teacher cannot be built or knows other classes."""
+    if study.base.distill_from:
+        from trainable.teacher import load_teacher
+
+        try:
+            load_teacher(study.base.distill_from, num_classes=len(data.classes))
+        except ValueError as error:
+            raise SpaceFileError(str(error)) from error
 
 
 def _run(given: argparse.Namespace, ready: _Ready, console: Console) -> int:

@@ -140,6 +140,12 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
         ([str(SMALL), "--set", "base_lr=-1"], "base_lr must be > 0"),
         ([str(SMALL), "--set", "batch_size=512"], "batch_size 512 is larger than the 256"),
         ([str(SMALL), "--set", "model=resnet19", "--set", "width=16"], "did you mean resnet"),
+        ([str(SMALL), "--set", "norm=frozen"], "norm='frozen' keeps pretrained statistics"),
+        ([str(SMALL), "--set", "distill_from=README.md"], "README.md is not the kept weights"),
+        (
+            [str(SMALL), "--set", "model=resnet18", "--set", "pretrained=README.md"],
+            "README.md is not a state_dict of tensors",
+        ),
         ([str(SMALL), "--out", "/proc/nowhere"], "cannot write to --out /proc/nowhere"),
         (["spaces/pcam_grid.py", "--data", "tests"], "no data set in tests"),
     ],

@@ -41,13 +41,15 @@ def check_model(config: TrialConfig) -> None:
 def available_weights(name: str, pretrained: str) -> str:
     """`pretrained`, or `none` where ImageNet weights are wanted and cannot be had here.
 
-    A file comes back with its digest.
+    A file comes back with its digest, having been loaded once to see that it fits.
 
     Raises:
         ValueError: `pretrained` is a path and there is no file.
     """
     if pretrained not in ("none", "imagenet"):
-        return with_digest(pretrained, "pretrained")
+        known = with_digest(pretrained, "pretrained")
+        load_weights(bare_network(name), Path(file_of(known)))  # refused now, not in each trial
+        return known
     if pretrained == "none":
         return "none"
     try:
@@ -81,7 +83,7 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     except OSError as error:  # urllib's and the hub's errors are OSErrors
         raise ValueError(
             f"no ImageNet weights for {name}: not in torch's cache, and fetching them failed "
-            f"({_line(error)}); give pretrained='none' or the path of a file"
+            f"({one_line(error)}); give pretrained='none' or the path of a file"
         ) from error
 
 
@@ -183,14 +185,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # rubbish makes the unpickler fail in many ways
-        raise ValueError(f"{path} is not a state_dict of tensors: {_line(error)}") from error
+        raise ValueError(f"{path} is not a state_dict of tensors: {one_line(error)}") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} holds the weights of another network: {_line(error)}") from error
+        raise ValueError(
+            f"{path} holds the weights of another network: {one_line(error)}"
+        ) from error
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The beginning of an error, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) < 200 else text[:200] + " ..."

@@ -16,6 +16,7 @@ from trainable.models import (
     build_model,
     drop_auxiliary_heads,
     load_weights,
+    one_line,
     replace_head,
     with_digest,
 )
@@ -46,7 +47,7 @@ def kept_network(path: Path) -> tuple[nn.Module, int]:
         model = build_model(config, num_classes=kept["num_classes"])
         model.load_state_dict(kept["model"], strict=not frozen_norm)
     except Exception as error:  # rubbish makes the unpickler fail in many ways
-        raise ValueError(f"{path} is not the kept weights of a trial: {error}") from error
+        raise ValueError(f"{path} is not the kept weights of a trial: {one_line(error)}") from error
     return model, kept["num_classes"]
 
 
