@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.explore import Ablation, Optuna, Random
 from search.interaction import ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
 from search.progress import show
 from search.results import Results
-from search.study import Ablation, Study, steps_of
+from search.study import Study, steps_of
 
 LEADERS = 5
 EDGES = {"low": "smallest", "high": "largest"}
@@ -36,7 +37,8 @@ def print_answer(
     if not trials.empty:
         if isinstance(study.explore, Ablation):
             _print_ablation(console, study, trials, planned)
-        if {"batch_size", "base_lr"} <= set(study.vary):
+        scattered = isinstance(study.explore, Random | Optuna)
+        if {"batch_size", "base_lr"} <= set(study.vary) and not scattered:
             _print_surfaces(console, study, trials)
         if not isinstance(study.explore, Ablation):
             _print_leaders(console, study, trials)
@@ -91,7 +93,9 @@ def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> Non
         title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
         console.print(f"\n[italic]{title}[/italic]", highlight=False)
         console.print(_surface_table(cells, best, mode=study.mode))
-        for (edge, lr), rows in best[best["edge"] != ""].groupby(["edge", "lr"]):
+        tried = cells.groupby("batch_size").size()
+        whole = best["batch_size"].map(tried) == cells["lr"].nunique()  # else an edge is not one
+        for (edge, lr), rows in best[whole & (best["edge"] != "")].groupby(["edge", "lr"]):
             console.print(
                 f"the best learning rate for {', '.join(map(str, rows['batch_size']))} lies on "
                 f"the grid's edge ({show(lr)}, the {EDGES[edge]} tried): widen it",
@@ -181,7 +185,8 @@ def _print_troubles(console: Console, trials: pd.DataFrame) -> None:
         if rows.empty:
             continue
         console.print(f"\n{len(rows)} {status} ({cure}), the first reasons:", style=style)
-        for row in rows.drop_duplicates("reason").head(3).itertuples():
+        alike = rows["reason"].str.replace(r" \(traceback.*", "", regex=True)
+        for row in rows[~alike.duplicated()].head(3).itertuples():
             console.print(
                 f"  batch_size={row.batch_size} base_lr={show(row.base_lr)} seed={row.seed}: "
                 f"{row.reason}",

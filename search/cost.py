@@ -43,7 +43,7 @@ def print_cost(
         kind = (trial.config.model, trial.config.batch_size)
         n = min(len(data.train.labels_N), trial.config.train_images or len(data.train.labels_N))
         if kind not in speeds:
-            measured = probe(trial.config, data)
+            measured = probe(trial.config, data, num_threads=study.cpus_per_trial)
             speeds[kind] = measured.images_per_s
             checkpoint_bytes = max(checkpoint_bytes, measured.checkpoint_bytes)
         table_of = timetable(trial.config, train_images=n)
@@ -62,6 +62,6 @@ def print_cost(
         f"estimate on this machine: {clock(total_s)} of training, {clock(total_s / side_by_side)} "
         f"with {side_by_side} trials side by side; "
         f"{total_s * study.gpus_per_trial / 3600 if gpus else 0:.1f} GPU-hours; disk "
-        f"{(len(todo) * ROW_BYTES + side_by_side * checkpoint_bytes) / 1e6:,.1f} MB",
+        f"{(len(todo) * ROW_BYTES + 2 * side_by_side * checkpoint_bytes) / 1e6:,.1f} MB",
         highlight=False,
     )

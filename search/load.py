@@ -98,7 +98,7 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
             if not equals or not name or not text:
                 raise ValueError("--set takes FIELD=VALUE, such as seeds=3")
             if name in SETTABLE:
-                own[name] = _value(text)
+                own[name] = text if name in ("name", "metric") else _value(text)
             elif name not in TRIAL_FIELDS or name == "seed":
                 known = [*SETTABLE, *(each for each in TRIAL_FIELDS if each != "seed")]
                 raise ValueError(unknown("field", name, known))

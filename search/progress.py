@@ -24,7 +24,8 @@ class Progress:
     console: Console
     varied: Sequence[str]
     metric: str
-    planned: Mapping[str, PlannedTrial]
+    planned: dict[str, PlannedTrial]
+    total: int
     done_before: int
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     recent: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
@@ -65,13 +66,13 @@ class Progress:
         reason = f" ({row['reason']})" if row.get("reason") else ""
         wall = f" {row['train_wall_s']:.1f} s" if row.get("train_wall_s") else ""
         return (
-            f"[{self.done_before + self.ended}/{len(self.planned)}] {said}: {row['status']} "
+            f"[{self.done_before + self.ended}/{self.total}] {said}: {row['status']} "
             f"{self.metric}={score}{wall}{reason}"
         ).replace("[", "\\[")
 
     def render(self) -> Group:
         """The whole screen: a bar, then running trials, then those that ended last."""
-        total, done = len(self.planned), self.done_before + self.ended
+        total, done = self.total, self.done_before + self.ended
         elapsed = time.monotonic() - self.started
         left = elapsed / self.ended * (total - done) if self.ended else None
         bar = Table.grid(padding=(0, 1))

@@ -9,28 +9,32 @@ import logging
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
-from cluster.connect import TOKEN_HINT, ConnectError, connect, disconnect
+from cluster.connect import TOKEN_HINT, Cluster, ConnectError, connect, disconnect
 from search import plan, results
 from search.answer import print_answer
 from search.cost import print_cost
-from search.load import SpaceFileError, apply_settings, load_study, space_sha256
+from search.explore import Optuna
+from search.load import SpaceFileError, space_sha256
 from search.plan import PlannedTrial
+from search.prepare import Ready, prepare
 from search.progress import Progress
-from search.results import Results, ResultsError
-from search.study import Study, as_preview, configurations, grid_values
+from search.results import ResultsError
+from search.suggestions import JOURNAL, Suggestions
 from search.tuning import Setting, resources_of, run_trials
-from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
 OK, SOME_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
@@ -61,29 +65,29 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ready:
-    """A study that can run: its data is there, its trials are planned, its folder is writable."""
-
-    study: Study
-    data_folder: Path | None
-    data_fingerprint: str
-    planned: list[PlannedTrial]
-    results: Results
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    _stop_on_sigterm()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     given = parser().parse_args(arguments)
     console = Console()
     try:
-        ready = _prepare(given, console)
+        ready = prepare(
+            given.space,
+            out=given.out,
+            data=given.data,
+            preview=given.preview,
+            settings=given.settings,
+            console=console,
+        )
         if given.dry_run:
             todo = plan.missing(ready.planned, results.trials(ready.results), retry=given.retry)
             print_cost(console, ready.study, ready.planned, todo, ready.data_folder)
             return OK
         return _run(given, ready, console)
+    except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop
+        print_resume(console)
+        return INTERRUPTED
     except (SpaceFileError, ResultsError, DataError, ConnectError) as error:
         Console(stderr=True).print(
             f"search.run: {error}", style="red", soft_wrap=True, highlight=False, markup=False
@@ -91,203 +95,162 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return WRONG_INPUT
 
 
-def _prepare(given: argparse.Namespace, console: Console) -> _Ready:
-    """Load, check and plan everything; nothing is trained and no Ray is started.
-
-    Raises:
-        SpaceFileError, DataError, ResultsError: the space, the data or `--out` is wrong.
-    """
-    study = load_study(given.space)
-    dataset = study.base.dataset
-    folder = given.data or Path(os.environ.get("DATA_DIR", "data"))
-    found = dataset in EMBEDDED or locate(dataset, folder) is not None
-    if not found and given.data:
-        open_data(dataset, folder)  # raises the error that says what was wanted
-    try:
-        if given.preview or not found:
-            study = as_preview(study, dataset=dataset if found else "synthetic")
-        study = apply_settings(study, given.settings)
-    except SpaceFileError:
-        raise
-    except ValueError as error:
-        raise SpaceFileError(f"{given.space}: {error}") from error
-    if not found:
-        console.print(
-            f"[yellow]no {dataset} data in {folder}: this is a preview on the embedded synthetic "
-            f"patches (dataset=synthetic)[/yellow]; --data DIR names the real ones"
-        )
-    study = _with_weights(study, console)
-    data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
-    data = open_data(study.base.dataset, data_folder)
-    _check_batches(study, data)
-    _check_teacher(study, data)
-    planned = plan.plan_trials(study, data_fingerprint=data.fingerprint)
-    opened = results.open_results(given.out, study.name)
-    return _Ready(
-        study=study,
-        data_folder=data_folder,
-        data_fingerprint=data.fingerprint,
-        planned=planned,
-        results=opened,
-    )
-
-
-def _with_weights(study: Study, console: Console) -> Study:
-    """The study with `pretrained` as it can be had here, and every network's name checked.
-
-    Raises:
-        SpaceFileError: a network that does not exist, or a file of weights that does not.
-    """
-    from trainable.models import available_weights, check_model
-    from trainable.teacher import resolve_teacher
-
-    try:
-        if study.base.distill_from:
-            teacher = resolve_teacher(study.base.distill_from)
-            study = replace(study, base=replace(study.base, distill_from=teacher))
-        if "pretrained" in study.vary:
-            files = [available_weights(study.base.model, v) for v in _values(study, "pretrained")]
-            study = replace(study, vary={**study.vary, "pretrained": {"grid_search": files}})
-        models = {config.model for _, config in configurations(study)}
-        for model in models if "pretrained" not in study.vary else ():
-            wanted = study.base.pretrained
-            had = available_weights(model, wanted)
-            if had != wanted:
-                if had == "none":
-                    console.print(
-                        f"[yellow]no ImageNet weights for {model} in torch's cache, and fetching "
-                        f"them failed: training from scratch (pretrained=none)[/yellow]; "
-                        f"--set pretrained=PATH gives a file"
-                    )
-                base = replace(
-                    study.base,
-                    pretrained=had,
-                    train_blocks=None if had == "none" else study.base.train_blocks,
+def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
+    """Train what is missing, round after round, then answer from the tables."""
+    study, planned = ready.study, list(ready.planned)
+    suggestions, total, unended = None, len(planned), 0
+    if isinstance(study.explore, Optuna):
+        suggestions = open_suggestions(ready)
+        planned = suggestions.planned()
+        total = study.explore.num_configs * study.seeds
+    with ExitStack() as stack:
+        cluster = None
+        retry = given.retry
+        while True:
+            held = results.trials(ready.results)
+            todo = plan.missing(planned, held, retry=retry)
+            left = len(todo) + total - len(planned)
+            if cluster is None:
+                console.print(
+                    f"[bold]{study.name}[/bold]: {total} trials on dataset={study.base.dataset}, "
+                    f"{total - left} done before, {left} to run"
                 )
-                study = replace(study, base=base)
-        for _, config in configurations(study):
-            check_model(config)
-    except ValueError as error:
-        raise SpaceFileError(str(error)) from error
-    return study
-
-
-def _values(study: Study, name: str) -> list[str]:
-    return [str(value) for value in grid_values(name, study.vary[name])]
-
-
-def _check_batches(study: Study, data: Dataset) -> None:
-    """Raises SpaceFileError where a batch is larger than the training split."""
-    for _, config in configurations(study):
-        n = min(len(data.train.labels_N), config.train_images or sys.maxsize)
-        if config.batch_size > n:
-            raise SpaceFileError(
-                f"batch_size {config.batch_size} is larger than the {n} training images: take "
-                f"a smaller batch or more images"
+            if left:
+                if cluster is None:
+                    results.commit_study(ready.results, _about(given, ready))
+                    cluster = connect(given.address)
+                    stack.callback(disconnect)
+                    _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
+                    _check_cluster(ready, cluster, console)
+                counts = (total, total - left)
+                unended = _train(ready, cluster, todo, suggestions, held, counts, console)
+            if unended:
+                break
+            if suggestions is not None:
+                planned = suggestions.planned()
+                break
+            retry = None
+            more = plan.next_round(
+                study,
+                planned,
+                results.trials(ready.results),
+                data_fingerprint=ready.data_fingerprint,
             )
-
-
-def _check_teacher(study: Study, data: Dataset) -> None:
-    """Raises SpaceFileError where the teacher cannot be built or knows other classes."""
-    if study.base.distill_from:
-        from trainable.teacher import load_teacher
-
-        try:
-            load_teacher(study.base.distill_from, num_classes=len(data.classes))
-        except ValueError as error:
-            raise SpaceFileError(str(error)) from error
-
-
-def _run(given: argparse.Namespace, ready: _Ready, console: Console) -> int:
-    """Train what is missing, then answer from the tables."""
-    held = results.trials(ready.results)
-    todo = plan.missing(ready.planned, held, retry=given.retry)
-    results.commit_study(ready.results, _about(given, ready))
-    done_before = len(ready.planned) - len(todo)
-    console.print(
-        f"[bold]{ready.study.name}[/bold]: {len(ready.planned)} trials on "
-        f"dataset={ready.study.base.dataset}, {done_before} done before, {len(todo)} to run"
-    )
-    if todo:
-        _train(given, ready, todo, held, done_before, console)
-    rows = plan.of_plan(ready.planned, results.trials(ready.results))
-    print_answer(console, ready.study, rows, ready.results, ready.planned)
-    return _status(given, ready, rows, console)
-
-
-def _train(
-    given: argparse.Namespace,
-    ready: _Ready,
-    todo: Sequence[PlannedTrial],
-    held: pd.DataFrame,
-    done_before: int,
-    console: Console,
-) -> None:
-    cluster = connect(given.address)
-    try:
-        resources = resources_of(ready.study, cluster)
-        each = ", ".join(f"{n:g} {kind}" for kind, n in resources.items())
-        console.print(
-            f"Ray {version('ray')}, {cluster.num_nodes} node(s), {cluster.num_cpus} cores, "
-            f"{cluster.num_gpus} GPUs; a trial takes {each}"
-            + ("" if "GPU" in resources else " (no GPU here: trials run on cores)"),
-            highlight=False,
-        )
-        if "GPU" not in resources and any(t.config.precision == "fp16" for t in todo):
-            raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
-        if cluster.dashboard:
-            console.print(
-                f"dashboard: http://{cluster.dashboard}  (token: {TOKEN_HINT})", highlight=False
-            )
-        setting = Setting(
-            study=ready.study,
-            results=ready.results,
-            data_folder=str(ready.data_folder) if ready.data_folder else None,
-            data_fingerprint=ready.data_fingerprint,
-            attempts=plan.attempts(held),
-        )
-        with Progress(
-            console=console,
-            varied=list(ready.study.vary),
-            metric=ready.study.metric,
-            planned={trial.key: trial for trial in ready.planned},
-            done_before=done_before,
-        ) as progress:
-            run_trials(setting, todo, cluster, progress)
-    finally:
-        disconnect()
-
-
-def _status(given: argparse.Namespace, ready: _Ready, rows: pd.DataFrame, console: Console) -> int:
-    left = plan.missing(ready.planned, rows)
+            if not more:
+                break
+            new = plan.missing(more, held)
+            planned, total = [*planned, *more], total + len(more)
+            if new:
+                console.print(f"another round: {len(new)} trials that the results call for")
+    rows = plan.of_plan(planned, results.trials(ready.results))
+    print_answer(console, study, rows, ready.results, planned)
+    left = max(unended, total - int(rows["status"].isin(plan.DONE).sum()))
     if left:
-        command = shlex.join(["python", "-m", "search.run", *sys.argv[1:]])
-        console.print(
-            f"\ninterrupted: {len(left)} of {len(ready.planned)} trials are left; go on with\n"
-            f"  {command}",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"\ninterrupted: {left} of {total} trials are left", style="yellow")
+        print_resume(console)
         return INTERRUPTED
     return SOME_FAILED if (rows["status"] == "failed").any() else OK
 
 
-def _about(given: argparse.Namespace, ready: _Ready) -> dict[str, object]:
+def _stop_on_sigterm() -> None:
+    """SIGTERM stops the command as Ctrl-C does: what is done is kept."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def print_resume(console: Console) -> None:
+    """The command that goes on, to copy."""
+    command = shlex.join(["python", "-m", "search.run", *sys.argv[1:]])
+    console.print(f"go on with\n  {command}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def open_suggestions(ready: Ready) -> Suggestions:
+    """The study's Optuna journal, in its results.
+
+    Raises:
+        ResultsError: the results are not on a local disk, where a journal can be locked.
+        SpaceFileError: its points or warm start do not fit.
+    """
+    if not ready.results.folder.is_local:
+        raise ResultsError("an Optuna study keeps a journal file: give --out a folder on a disk")
+    journal = Path(ready.results.folder.uri) / JOURNAL
+    try:
+        return Suggestions(ready.study, journal, data_fingerprint=ready.data_fingerprint)
+    except ValueError as error:
+        raise SpaceFileError(str(error)) from error
+
+
+def _check_cluster(ready: Ready, cluster: Cluster, console: Console) -> None:
+    """Say what there is to run on; refuse what cannot run on it."""
+    resources = resources_of(ready.study, cluster)
+    each = ", ".join(f"{n:g} {kind}" for kind, n in resources.items())
+    console.print(
+        f"Ray {version('ray')}, {cluster.num_nodes} node(s), {cluster.num_cpus} cores, "
+        f"{cluster.num_gpus} GPUs; a trial takes {each}"
+        + ("" if "GPU" in resources else " (no GPU here: trials run on cores)"),
+        highlight=False,
+    )
+    if cluster.dashboard:
+        console.print(
+            f"dashboard: http://{cluster.dashboard}  (token: {TOKEN_HINT})", highlight=False
+        )
+    have = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
+    for kind, n in resources.items():
+        # A cluster may grow: there Ray waits for a node that has room.
+        if cluster.address == "local" and n > have[kind]:
+            raise ConnectError(
+                f"a trial takes {n:g} {kind} and this machine has {have[kind]}: lower "
+                f"{'cpus' if kind == 'CPU' else 'gpus'}_per_trial"
+            )
+    if "GPU" not in resources and any(t.config.precision == "fp16" for t in ready.planned):
+        raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+
+
+def _train(
+    ready: Ready,
+    cluster: Cluster,
+    todo: Sequence[PlannedTrial],
+    suggestions: Suggestions | None,
+    held: pd.DataFrame,
+    counts: tuple[int, int],
+    console: Console,
+) -> int:
+    """Train; returns how many of the trials that were sent did not end."""
+    setting = Setting(
+        study=ready.study,
+        results=ready.results,
+        data_folder=str(ready.data_folder) if ready.data_folder else None,
+        data_fingerprint=ready.data_fingerprint,
+        train_images=ready.train_images,
+        attempts=plan.attempts(held),
+    )
+    with Progress(
+        console=console,
+        varied=list(ready.study.vary) or ["batch_size", "base_lr"],
+        metric=ready.study.metric,
+        planned={},
+        total=counts[0],
+        done_before=counts[1],
+    ) as progress:
+        return run_trials(setting, todo, cluster, progress, suggestions)
+
+
+def _about(given: argparse.Namespace, ready: Ready) -> dict[str, object]:
     """How the results were made, for study.json."""
     study = ready.study
     packages = ("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "scikit-learn")
     return {
         "name": study.name,
         "base": asdict(study.base),
-        "vary": dict(study.vary),
-        "explore": type(study.explore).__name__,
+        "vary": {name: repr_of(domain) for name, domain in study.vary.items()},
+        "explore": repr(study.explore),
+        "stop": repr(study.stop),
         "seeds": study.seeds,
         "metric": study.metric,
         "space_file": str(given.space),
         "space_sha256": space_sha256(given.space),
         "settings": given.settings,
         "preview": given.preview or study.base.dataset == "synthetic",
+        "data_folder": str(ready.data_folder) if ready.data_folder else None,
         "data_fingerprint": ready.data_fingerprint,
         "planned": [trial.key for trial in ready.planned],
         "commit": _commit(),
@@ -295,6 +258,11 @@ def _about(given: argparse.Namespace, ready: _Ready) -> dict[str, object]:
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def repr_of(domain: Any) -> Any:
+    """A domain for the record: a grid's values, or a range in words."""
+    return domain if isinstance(domain, dict) else f"{domain.domain_str} {type(domain).__name__}"
 
 
 def _commit() -> str | None:

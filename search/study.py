@@ -7,9 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.search.sample import Domain
 
+from search.domains import as_searched, as_values, draw, probes
+from search.explore import (
+    Ablation,
+    Explorer,
+    Grid,
+    Leaders,
+    Optuna,
+    Random,
+    Stopper,
+    Variants,
+)
 from trainable.config import SCORES, TrialConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -23,36 +35,27 @@ PREVIEW: Mapping[str, object] = {
     "train_images": 2048,
     "eval_images": 1000,
     "epochs": 5,
+    "updates": None,
+    "examples": None,
+    "seconds": None,
+    "eval_epochs": 1,
+    "eval_updates": None,
     "warmup_epochs": 0.0,
+    "warmup_share": 0.0,
     "precision": "fp32",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Every combination of the values, once a seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """Steps that are added one after the other, each on top of those before it.
-
-    `steps` maps what a step is called to the fields that it changes; the first may change none.
-    Where fields vary too, the steps are taken at every combination of their values.
-    """
-
-    steps: Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A complete trial, what varies about it, how that is explored, and with what.
 
-    `vary` maps fields of the trial to Ray Tune's domains. `gpus_per_trial` may be a fraction; on a
-    machine without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights` each
-    trial leaves its best weights in the results, to test or to teach with. `preview` maps fields
-    to a value, or to a list of values where the field varies, for the small study that `--preview`
-    runs on top of `PREVIEW`.
+    `vary` maps fields of the trial to Ray Tune's domains. `seeds` repeats each configuration, and
+    the mean is what is ranked; `leaders` gives the best of them more. `gpus_per_trial` may be a
+    fraction; on a machine without a GPU a trial takes `cpus_per_trial` cores instead. With
+    `keep_weights` each trial leaves its best weights in the results, to test or to teach with.
+    `preview` maps fields to a value, or to a list of values or a domain where the field varies,
+    for the small study that `--preview` runs on top of `PREVIEW`.
 
     Raises:
         ValueError: a field is unknown, a value impossible, or a domain does not fit `explore`.
@@ -61,8 +64,10 @@ class Study:
     name: str
     base: TrialConfig
     vary: Mapping[str, Any]
-    explore: Grid | Ablation = field(default_factory=Grid)
+    explore: Explorer = field(default_factory=Grid)
+    stop: Stopper | None = None
     seeds: int = 1
+    leaders: Leaders | None = None
     metric: str = "val_auroc"
     gpus_per_trial: float = 1.0
     cpus_per_trial: int = 1
@@ -71,7 +76,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Check the study's own fields, then every trial that it asks for."""
-        if not NAME.fullmatch(str(self.name)):
+        said: object = self.name
+        if not isinstance(said, str) or not NAME.fullmatch(said):
             raise ValueError(
                 f"name must be 1 to 128 letters, digits, dots, dashes or underscores and begin "
                 f"with a letter or digit: it names the results' folder; got {self.name!r}"
@@ -90,17 +96,51 @@ class Study:
             )
         if not isinstance(self.keep_weights, bool):
             raise ValueError(f"keep_weights must be True or False, got {self.keep_weights!r}")
+        for name, kind in (("vary", Mapping), ("preview", Mapping), ("explore", Explorer)):
+            if not isinstance(getattr(self, name), kind):
+                wanted = "a dict of fields" if kind is Mapping else "such as Grid() or Optuna(...)"
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         changed = [name for changes in steps_of(self).values() for name in changes]
         for name in [*self.vary, *self.preview, *changed]:
             _check_field(name)
         if both := set(changed) & set(self.vary):
             raise ValueError(f"{', '.join(sorted(both))}: varies and is changed by a step: choose")
-        object.__setattr__(self, "vary", {k: as_domain(k, v) for k, v in self.vary.items()})
+        searched = isinstance(self.explore, Random | Optuna)
+        read = as_searched if searched else as_values
+        object.__setattr__(self, "vary", {k: read(k, v) for k, v in self.vary.items()})
+        self._check_search()
         for name, domain in self.vary.items():
-            for value in grid_values(name, domain):
+            same: list[object] = []
+            for value in probes(domain):
                 change: dict[str, Any] = {name: value}
-                replace(self.base, **change)  # so that an error is this field's alone
+                config = replace(self.base, **change)  # so that an error is this field's alone
+                same.append(getattr(config, name))
+            if isinstance(domain, dict):
+                self.vary[name]["grid_search"] = as_values(name, {"grid_search": same})[
+                    "grid_search"
+                ]
         configurations(self)
+
+    def _check_search(self) -> None:
+        explore = self.explore
+        if isinstance(explore, Optuna):
+            if (explore.space is None) == (not self.vary):
+                raise ValueError("Optuna takes its space from `vary` or from `space`: give one")
+            if explore.objectives and (self.stop or self.seeds > 1):
+                raise ValueError("several objectives go with one seed and without a stopper")
+        if isinstance(explore, Random | Optuna):
+            for point in explore.points:
+                if explore.__class__ is Random and set(point) != set(self.vary):
+                    raise ValueError(
+                        f"points: each gives all that varies ({', '.join(self.vary)}), got {point}"
+                    )
+                change: dict[str, Any] = dict(point)
+                replace(self.base, **change)
+        if self.leaders and self.leaders.seeds <= self.seeds:
+            raise ValueError(
+                f"leaders: their seeds must be more than the study's ({self.seeds}), "
+                f"got {self.leaders.seeds}"
+            )
 
     @property
     def mode(self) -> str:
@@ -125,33 +165,10 @@ def unknown(what: str, name: object, known: Sequence[str] | Mapping[str, str]) -
 def _check_field(name: str) -> None:
     if name == "seed":
         raise ValueError("seed cannot vary: say how many with seeds=3")
+    if name == "dataset":
+        raise ValueError("dataset cannot vary: a study is on one, make a study of each")
     if name not in TRIAL_FIELDS:
         raise ValueError(unknown("field", name, TRIAL_FIELDS))
-
-
-def as_domain(name: str, value: object) -> dict[str, list[object]]:
-    """A Ray Tune domain as a grid's values.
-
-    Raises:
-        ValueError: it is no domain, is empty, repeats a value, or is a range that a grid cannot
-            go through.
-    """
-    if isinstance(value, Domain):
-        raise ValueError(
-            f"{name}: a grid goes through values, not through a range or a random choice: "
-            f"write tune.grid_search([...])"
-        )
-    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        values = value["grid_search"]
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ValueError(f"{name}: tune.grid_search takes a list of values, got {values!r}")
-        if len(set(map(repr, values))) < len(values):
-            raise ValueError(f"{name}: tune.grid_search repeats a value: {values!r}")
-        return {"grid_search": list(values)}
-    raise ValueError(
-        f"{name}: what varies is given as tune.grid_search([...]), got {value!r}; a fixed value "
-        f"belongs in base=TrialConfig({name}=...)"
-    )
 
 
 def grid_values(name: str, domain: Mapping[str, Any]) -> list[object]:
@@ -161,31 +178,52 @@ def grid_values(name: str, domain: Mapping[str, Any]) -> list[object]:
 
 
 def steps_of(study: Study) -> dict[str, dict[str, Any]]:
-    """What each step of an ablation comes to, with those before it; one nameless step of a grid."""
+    """What each step of an ablation, with those before it, or each variant changes.
+
+    One nameless step that changes nothing for the others.
+    """
+    if isinstance(study.explore, Variants):
+        return {name: dict(changes) for name, changes in study.explore.each.items()}
     if not isinstance(study.explore, Ablation):
         return {"": {}}
     steps: dict[str, dict[str, Any]] = {}
-    changes: dict[str, Any] = {}
+    so_far: dict[str, Any] = {}
     for name, more in study.explore.steps.items():
-        changes = changes | dict(more)
-        steps[name] = changes
+        so_far = so_far | dict(more)
+        steps[name] = so_far
     return steps
 
 
 def configurations(study: Study) -> list[tuple[str, TrialConfig]]:
     """Every configuration of the study with the step of its ablation, without seeds.
 
+    None for Optuna, whose configurations come while it runs.
+
     Raises:
         ValueError: a combination of values cannot work.
     """
-    names = list(study.vary)
-    combinations = itertools.product(*(grid_values(n, study.vary[n]) for n in names))
-    changes: list[dict[str, Any]] = [dict(zip(names, c, strict=True)) for c in combinations]
+    changes: list[dict[str, Any]]
+    if isinstance(study.explore, Optuna):
+        return []  # they come one by one, from what the others scored
+    if isinstance(study.explore, Random):
+        changes = _drawn(study, study.explore)
+    else:
+        names = list(study.vary)
+        values = (grid_values(name, study.vary[name]) for name in names)
+        changes = [dict(zip(names, each, strict=True)) for each in itertools.product(*values)]
     return [
         (step, replace(study.base, **change, **more))
         for step, more in steps_of(study).items()
         for change in changes
     ]
+
+
+def _drawn(study: Study, explore: Random) -> list[dict[str, Any]]:
+    rng = np.random.RandomState(explore.sampling_seed)
+    points = [dict(point) for point in explore.points]
+    while len(points) < explore.num_configs:
+        points.append(draw(study.vary, rng))
+    return points[: explore.num_configs]
 
 
 def as_preview(study: Study, *, dataset: str) -> Study:
@@ -196,6 +234,8 @@ def as_preview(study: Study, *, dataset: str) -> Study:
     for name, value in changes.items():
         if isinstance(value, list | tuple):
             vary[name] = tune.grid_search(list(value))
+        elif isinstance(value, Domain):
+            vary[name] = value
         elif name not in vary:
             fixed[name] = value
         else:

@@ -1,10 +1,8 @@
 """Runs trials on Ray Tune: the only file that builds a Tuner."""
 
 import os
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,11 +15,12 @@ from ray import tune
 
 from cluster.connect import Cluster
 from search import results as tables
-from search.plan import PlannedTrial
+from search.algorithms import EarlyStopping, OptunaSearcher, scheduler_of
+from search.plan import DONE, PlannedTrial
 from search.progress import Progress
 from search.results import Results
 from search.study import Study
-from trainable import checkpoint
+from search.suggestions import Suggestions
 from trainable.ray_adaptor import train_trial
 
 # For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
@@ -37,45 +36,78 @@ class Setting:
     results: Results
     data_folder: str | None
     data_fingerprint: str
+    train_images: int
     attempts: Mapping[str, int]
 
 
 def resources_of(study: Study, cluster: Cluster) -> dict[str, float]:
-    """What a trial takes: GPUs where the cluster has any, else cores."""
+    """What a trial takes: GPUs where the cluster has any, else cores.
+
+    A cluster without a single core so far is one whose workers are still to come: with GPUs.
+    """
     resources: dict[str, float] = {"CPU": study.cpus_per_trial}
-    if cluster.num_gpus and study.gpus_per_trial:
+    if study.gpus_per_trial and (cluster.num_gpus or not cluster.num_cpus):
         resources["GPU"] = study.gpus_per_trial
     return resources
 
 
 def run_trials(
-    setting: Setting, trials: Sequence[PlannedTrial], cluster: Cluster, progress: Progress
-) -> None:
-    """Train the trials and commit their rows as they come; returns early when interrupted.
+    setting: Setting,
+    trials: Sequence[PlannedTrial],
+    cluster: Cluster,
+    progress: Progress,
+    suggestions: Suggestions | None = None,
+) -> int:
+    """Train the trials and commit their rows as they come; returns how many did not end.
 
-    Trials that were under way when SIGINT or SIGTERM came are committed as `interrupted`.
+    That is more than none only when interrupted: trials that were under way when SIGINT or
+    SIGTERM came are then committed as `interrupted`. With `suggestions` its configurations are
+    trained instead, as they come.
+
+    Raises:
+        ValueError: the study's `stop` does not fit its budget.
     """
     resources = resources_of(setting.study, cluster)
-    record = _Record(setting, trials, progress)
-    checkpoints = setting.results / "checkpoints"
-    sent = [
-        {
+    scheduler = scheduler_of(
+        setting.study,
+        [trial.config for trial in trials] or [setting.study.base],
+        train_images=setting.train_images,
+    )
+    record = _Record(setting, progress, scheduler)
+
+    def send(trial: PlannedTrial) -> dict[str, Any]:
+        """What a worker is told of a trial."""
+        record.expect(trial)
+        return {
             "key": trial.key,
             "config": asdict(trial.config),
+            "metric": setting.study.metric,
             "data_folder": setting.data_folder,
             "data_fingerprint": setting.data_fingerprint,
-            "checkpoint_folder": (checkpoints / trial.key).uri,
+            "checkpoint_folder": (setting.results / "checkpoints" / trial.key).uri,
             "keep_weights": setting.study.keep_weights,
             "num_cpus": setting.study.cpus_per_trial,
             "num_gpus": resources.get("GPU", 0),
         }
-        for trial in trials
-    ]
-    with tempfile.TemporaryDirectory() as scratch, _sigterm_as_sigint():
+
+    tune_config = tune.TuneConfig(
+        reuse_actors=True, trial_name_creator=_trial_name, scheduler=scheduler
+    )
+    param_space: dict[str, Any] = {}
+    if suggestions is None:
+        param_space["trial"] = tune.grid_search([send(trial) for trial in trials])
+    else:
+        held = {row["trial_key"]: row for row in tables.trials(setting.results).to_dict("records")}
+        held = {key: row for key, row in held.items() if row["status"] in DONE}
+        tune_config.search_alg = OptunaSearcher(suggestions, send, held)
+        tune_config.num_samples = -1  # the searcher says when there are no more
+        # Ray would keep one trial pending at a time for a searcher that it does not know.
+        tune_config.max_concurrent_trials = slots(cluster, resources)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(train_trial, resources),
-            param_space={"trial": tune.grid_search(sent)},
-            tune_config=tune.TuneConfig(reuse_actors=True, trial_name_creator=_trial_name),
+            param_space=param_space,
+            tune_config=tune_config,
             run_config=tune.RunConfig(
                 name=setting.study.name,
                 storage_path=scratch,
@@ -84,8 +116,17 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
             ),
         )
-        tuner.fit()
-    record.commit_interrupted()
+        try:
+            tuner.fit()
+        finally:
+            record.commit_interrupted()
+    return len(record.expected)
+
+
+def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
+    """How many trials run side by side."""
+    have = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
+    return max(1, min(int(have[kind] / n) for kind, n in resources.items()))
 
 
 def _trial_name(trial: Any) -> str:
@@ -94,35 +135,30 @@ def _trial_name(trial: Any) -> str:
     return f"b{config['batch_size']}-lr{config['base_lr']:g}-seed{config['seed']}"
 
 
-@contextmanager
-def _sigterm_as_sigint() -> Iterator[None]:
-    """While trials run SIGTERM stops them as Ctrl-C does: what is done is kept."""
-
-    def interrupt(number: int, frame: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class _Record(tune.Callback):
     """Commits what trials report, the moment it comes, and tells the screen."""
 
     def __init__(
-        self, setting: Setting, trials: Sequence[PlannedTrial], progress: Progress
+        self, setting: Setting, progress: Progress, scheduler: EarlyStopping | None
     ) -> None:
-        """Begin from the rows that the tables already hold of these trials."""
-        self.setting, self.progress = setting, progress
-        self.planned = {trial.key: trial for trial in trials}
-        self.attempt = {key: setting.attempts.get(key, 0) + 1 for key in self.planned}
+        """Begin with nothing expected."""
+        self.setting, self.progress, self.scheduler = setting, progress, scheduler
+        self.planned: dict[str, PlannedTrial] = {}
+        self.attempt: dict[str, int] = {}
+        self.expected: set[str] = set()
         self.under_way: dict[str, Mapping[str, Any]] = {}
-        self.rows: dict[str, dict[int, Mapping[str, Any]]] = {key: {} for key in self.planned}
-        held = tables.epochs(setting.results)
-        for row in held[held["trial_key"].isin(self.planned)].to_dict("records"):
-            self.rows[row["trial_key"]][row["epoch"]] = row
+        self.rows: dict[str, dict[int, Mapping[str, Any]]] = {}
+        self.held = tables.epochs(setting.results).groupby("trial_key")
+
+    def expect(self, trial: PlannedTrial) -> None:
+        """A trial will be sent: go on from the rows that the tables hold of it."""
+        self.planned[trial.key] = trial
+        self.expected.add(trial.key)
+        self.progress.planned[trial.key] = trial
+        self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
+        known = trial.key in self.held.groups
+        rows = self.held.get_group(trial.key).to_dict("records") if known else []
+        self.rows[trial.key] = {row["epoch"]: row for row in rows}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps a copy of callbacks for a restore, which is not our way to resume."""
@@ -146,13 +182,19 @@ class _Record(tune.Callback):
         """An evaluation, or a trial's end."""
         key = self._key(trial)
         if "epoch_row" in result:
-            row = result["epoch_row"]
-            self.under_way[key] = row
-            self.rows[key][row["epoch"]] = self._identity(key) | row
+            row = self._identity(key) | result["epoch_row"]
+            self.under_way[key] = self.rows[key][row["epoch"]] = row
             self._commit_epochs(key)
             self.progress.epoch_ended(key, row)
         elif "trial_row" in result:
             self._end(key, result["trial_row"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ended by itself, and its row is there; or its scheduler stopped it."""
+        reason = self.scheduler.reasons.get(trial.trial_id) if self.scheduler else None
+        key = self._key(trial)
+        if reason is not None and key in self.under_way:
+            self._end(key, self._so_far("stopped", reason, self.under_way[key]))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker was lost: what follows is another attempt."""
@@ -179,9 +221,12 @@ class _Record(tune.Callback):
             self.rows[key] = {e: r for e, r in self.rows[key].items() if e <= completed}
             self._commit_epochs(key)
         self._commit_trial(key, row)
-        if row["status"] != "failed":
+        if row["status"] != "failed":  # a failed one may be tried again, from where it was
+            from trainable import checkpoint  # torch, which a command with nothing to run spares
+
             checkpoint.delete(self.setting.results / "checkpoints" / key)
         self.under_way.pop(key, None)
+        self.expected.discard(key)
         self.progress.trial_ended(key, row)
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
@@ -189,9 +234,21 @@ class _Record(tune.Callback):
         config = asdict(self.planned[key].config)
         tables.commit_trial(self.setting.results, {**config, **about, **self._identity(key), **row})
 
+    def _so_far(self, status: str, reason: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of a trial that did not end by itself: its scores are those of its last epoch."""
+        scores = {name: row[name] for name in row if name.startswith("val_")}
+        return {
+            "status": status,
+            "reason": reason,
+            **{name: value for name, value in scores.items() if name in tables.TRIALS.names},
+            "examples_seen": row["examples_seen"],
+            "epochs_completed": row["epoch"],
+            "updates_completed": row["updates"],
+            "images_per_s": row["images_per_s"],
+            "train_wall_s": sum(r["epoch_wall_s"] for r in self.rows[row["trial_key"]].values()),
+        }
+
     def commit_interrupted(self) -> None:
         """Note the trials that were under way when the command was stopped."""
         for key, row in self.under_way.items():
-            shared = {k: row[k] for k in ("examples_seen", "val_auroc", "val_accuracy", "val_loss")}
-            done = {"epochs_completed": row["epoch"], "updates_completed": row["updates"]}
-            self._commit_trial(key, {"status": "interrupted", "reason": ""} | shared | done)
+            self._commit_trial(key, self._so_far("interrupted", "", row))

@@ -15,7 +15,8 @@ worth less than the noise of one seed at this size: run several.
 
 from ray import tune
 
-from search.study import Ablation, Study
+from search.explore import Ablation
+from search.study import Study
 from trainable.config import TrialConfig
 
 study = Study(

@@ -103,21 +103,57 @@ def test_interrupted_is_75_and_the_same_command_goes_on(number: int, tmp_path: P
 
 
 @pytest.mark.ray
+def test_a_trial_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
+    done = run(SMALL, tmp_path, "--set", "cpus_per_trial=800")
+    assert done.returncode == 2
+    assert "a trial takes 800 CPU and this machine has" in done.stderr
+
+
+@pytest.mark.ray
+def test_ctrl_c_while_ray_starts_is_75_too(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command(SMALL, tmp_path)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "to run" not in process.stdout.readline():
+        pass
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert "go on with" in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.ray
 def test_a_failed_trial_is_1_and_costs_no_other(tmp_path: Path) -> None:
-    # 95x95 networks of depth 64 exist; a network that shrinks the image to nothing does not.
-    settings = ["--set", "model=alexnet,plain", "--set", "batch_size=64", "--set", "base_lr=0.1"]
-    done = run(SMALL, tmp_path, *settings, "--set", "image_size=16")
+    # Where the first trial's checkpoints should go there is a file.
+    settings = ["--set", "batch_size=64"]
+    planned = run(SMALL, tmp_path, *settings, "--dry-run").stdout
+    key = next(line.split()[0] for line in planned.splitlines() if "to run" in line)
+    in_the_way = tmp_path / "small" / "checkpoints" / key
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("in the way")
+    done = run(SMALL, tmp_path, *settings)
     assert done.returncode == 1, done.stderr
-    trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("model")
-    assert trials.loc["plain", "status"] == "completed"
-    assert trials.loc["alexnet", "status"] == "failed"
-    assert "RuntimeError" in trials.loc["alexnet", "reason"]
-    traceback = trials.loc["alexnet", "reason"].split("traceback: ")[1].rstrip(")")
+    trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("trial_key")
+    assert sorted(trials["status"]) == ["completed", "failed"]
+    assert "FileExistsError" in trials.loc[key, "reason"] or "NotADir" in trials.loc[key, "reason"]
+    traceback = trials.loc[key, "reason"].split("traceback: ")[1].rstrip(")")
     assert "Traceback (most recent call last)" in Path(traceback).read_text()
     assert "1 failed (--retry failed runs them again)" in done.stdout
-    again = run(SMALL, tmp_path, *settings, "--set", "image_size=16")
+    again = run(SMALL, tmp_path, *settings)
     assert again.returncode == 1
     assert "0 to run" in again.stdout
+    in_the_way.unlink()
+    retried = run(SMALL, tmp_path, *settings, "--retry", "failed")
+    assert retried.returncode == 0
+    assert "1 to run" in retried.stdout
+    assert set(pd.read_parquet(tmp_path / "small" / "trials")["status"]) == {"completed"}
 
 
 def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
@@ -134,7 +170,7 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
     [
         (
             ["spaces/none.py"],
-            "there is no space file spaces/none.py; spaces has bag_of_tricks.py, pcam_grid.py",
+            "there is no space file spaces/none.py; spaces has bag_of_tricks.py, pcam_asha.py",
         ),
         ([str(SMALL), "--set", "seeds"], "--set takes FIELD=VALUE"),
         ([str(SMALL), "--set", "base_lr=-1"], "base_lr must be > 0"),
@@ -146,6 +182,10 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
             [str(SMALL), "--set", "model=resnet18", "--set", "pretrained=README.md"],
             "README.md is not a state_dict of tensors",
         ),
+        ([str(SMALL), "--set", "model=vit_b_16"], "vit_b_16 cannot take images of 48x48 px"),
+        ([str(SMALL), "--set", "image_size=48,200"], "image_size 200 is larger than the images"),
+        ([str(SMALL), "--set", "name=../x"], "name must be 1 to 128 letters"),
+        ([str(SMALL), "--set", "base_lr=1,1.0"], "base_lr: tune.grid_search repeats a value"),
         ([str(SMALL), "--out", "/proc/nowhere"], "cannot write to --out /proc/nowhere"),
         (["spaces/pcam_grid.py", "--data", "tests"], "no data set in tests"),
     ],

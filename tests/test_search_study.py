@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from ray import tune
 
+from search.explore import Ablation
 from search.load import SpaceFileError, apply_settings, load_study
-from search.study import Ablation, Study, as_preview, configurations
+from search.study import Study, as_preview, configurations
 from trainable.config import TrialConfig
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none")
@@ -48,6 +49,12 @@ def test_a_grid_is_every_combination() -> None:
         ({"vary": {"base_lr": tune.grid_search([])}}, "takes a list of values, got []"),
         ({"vary": {"base_lr": tune.grid_search([1, 1])}}, "repeats a value"),
         ({"vary": {"base_lr": tune.grid_search([0.1, -1])}}, "base_lr must be > 0, got -1"),
+        ({"name": 123}, "name must be 1 to 128 letters"),
+        ({"vary": ["base_lr"]}, "vary must be a dict of fields"),
+        ({"preview": None}, "preview must be a dict of fields"),
+        ({"explore": "grid"}, "explore must be such as Grid() or Optuna(...)"),
+        ({"vary": {"dataset": tune.grid_search(["a", "b"])}}, "dataset cannot vary"),
+        ({"vary": {"base_lr": tune.grid_search([1, 1.0])}}, "repeats a value"),
         ({"preview": {"epoch": 3}}, "there is no field 'epoch'; did you mean 'epochs'?"),
     ],
 )

@@ -139,9 +139,26 @@ def test_torchvision_reads_the_same_from_the_hdf5_files(split: str, tmp_path: Pa
 def test_images_of_several_sizes_are_made_square_and_alike(tmp_path: Path) -> None:
     write_folders(tmp_path)
     Image.new("RGB", (300, 500), "red").save(tmp_path / "train" / "normal" / "big.png")
-    for split in ("val", "test"):
-        Image.new("RGB", (300, 500), "red").save(tmp_path / split / "normal" / "big.png")
-    assert open_data("pcam", tmp_path).train.images_NHWC.shape == (41, 224, 224, 3)
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()
+    data = open_data("pcam", tmp_path)
+    assert data.val.images_NHWC.shape == (20, 224, 224, 3)  # all splits alike, one odd image or not
+    assert data.train.images_NHWC.shape == (41, 224, 224, 3)
+
+
+def test_the_named_subfolder_comes_before_the_folder_itself(tmp_path: Path) -> None:
+    write_folders(tmp_path / "lesions")
+    write_folders(tmp_path / "other")
+    assert open_data("lesions", tmp_path).classes == ("normal", "tumour")
+    with pytest.raises(DataError, match="no data set in"):
+        open_data("nothing", tmp_path)  # folders of data sets are not classes
+
+
+def test_splits_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    write_hdf5(tmp_path)
+    with h5py.File(tmp_path / f"{STEM}valid_x.h5", "w") as file:
+        file["x"] = IMAGES["val"][:, :64, :64]
+    with pytest.raises(DataError, match="the val images are 64x64 px and the others 96x96"):
+        open_data("pcam", tmp_path)
 
 
 def test_the_cache_is_built_once_and_mapped(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_too_many_blocks_are_refused() -> None:
 @pytest.mark.parametrize("name", ["resnet19", "timm/resnet19", "vgg-16"])
 def test_unknown_names_get_the_nearest(name: str) -> None:
     with pytest.raises(ValueError, match="did you mean"):
-        check_model(replace(SCRATCH, model=name))
+        check_model(replace(SCRATCH, model=name), num_classes=2, image_size=96)
 
 
 def test_weights_from_a_file_are_loaded_and_others_refused(tmp_path: Path) -> None:
@@ -97,11 +97,8 @@ def test_without_network_and_cache_there_are_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert available_weights("vgg16", "imagenet") == "none"
     with pytest.raises(ValueError, match="no ImageNet weights for vgg16: not in torch's cache"):
         build_model(TrialConfig(model="vgg16"), num_classes=2)
@@ -129,3 +126,17 @@ def test_optimizers_by_name(name: str, kind: str) -> None:
     assert type(built).__name__ == kind
     assert built.param_groups[0]["lr"] == 0.3
     assert name != "sgd" or built.param_groups[0]["momentum"] == 0.8
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "resnet18", "timm/resnet18"])
+def test_dropout_before_the_head_is_the_columns(name: str) -> None:
+    model = build_model(replace(SCRATCH, model=name, dropout=0.0), num_classes=2)
+    assert all(m.p == 0.0 for m in model.modules() if isinstance(m, nn.Dropout))
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "timm/resnetv2_50", "vit_b_16"])
+def test_networks_with_heads_of_their_own_kind(name: str) -> None:
+    size = 224 if name == "vit_b_16" else 96
+    check_model(replace(SCRATCH, model=name), num_classes=3, image_size=size)
+    with pytest.raises(ValueError, match="cannot take images of 16x16 px"):
+        check_model(replace(SCRATCH, model="vit_b_16"), num_classes=3, image_size=16)

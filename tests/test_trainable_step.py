@@ -128,7 +128,7 @@ def test_zero_gamma_makes_every_block_its_shortcut(model: str) -> None:
 
 def test_zero_gamma_is_refused_where_there_is_no_block() -> None:
     with pytest.raises(ValueError, match="zero_gamma needs residual blocks"):
-        check_model(replace(SCRATCH, model="vgg16", zero_gamma=True))
+        check_model(replace(SCRATCH, model="vgg16", zero_gamma=True), num_classes=2, image_size=96)
 
 
 # --- normalization -------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_norms_replace_every_batchnorm(norm: str, kind: str, name: str) -> None:
 
 def test_a_network_without_batchnorm_has_none_to_replace() -> None:
     with pytest.raises(ValueError, match="norm=group replaces BatchNorm, and vgg16 has none"):
-        check_model(replace(SCRATCH, model="vgg16", norm="group"))
+        check_model(replace(SCRATCH, model="vgg16", norm="group"), num_classes=2, image_size=96)
 
 
 def test_precise_statistics_are_torchs_update_bn() -> None:

@@ -17,6 +17,9 @@ SCORES = {
     "val_balanced_accuracy": "max",
     "val_loss": "min",
 }
+# What a diverged trial counts as, more being better: finite, so that samplers and schedulers can
+# compare it.
+WORST = {"val_auroc": 0.0, "val_accuracy": 0.0, "val_balanced_accuracy": 0.0, "val_loss": -1e6}
 AUGMENTATIONS = (
     *("hflip", "vflip", "rot180", "shift", "crop", "rotate", "zoom", "color", "stain", "erase"),
 )

@@ -27,7 +27,9 @@ def device_name(device: torch.device) -> str:
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Let matrix units round to TF32 or not; the setting is the process's, so each trial sets it.
+    """Let matrix units round to TF32 or not, and make the same seed give the same numbers.
+
+    The settings are the process's, so each trial sets them.
 
     Raises:
         ValueError: fp16 on a CPU, which has no units for it.
@@ -37,6 +39,8 @@ def set_precision(precision: str, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -2,7 +2,9 @@
 
 import difflib
 import hashlib
+import warnings
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -16,10 +18,10 @@ from trainable.plain import ResidualBlock, own_network
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 
 
-def check_model(config: TrialConfig) -> None:
+def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> None:
     """Refuse a config whose network does not exist or cannot be what it asks for.
 
-    Builds it without memory or weights, so it takes milliseconds.
+    Builds it and sends two images through, without memory or weights: it takes milliseconds.
 
     Raises:
         ValueError: with the nearest names, or with what does not fit.
@@ -34,8 +36,20 @@ def check_model(config: TrialConfig) -> None:
             f"model must be plain, residual, a torchvision name or timm/NAME, "
             f"got {config.model!r}{hint}"
         )
-    with torch.device("meta"):
-        _build(config, num_classes=2, load=False)
+    size = config.image_size or image_size
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of uninitialised weights, of which meta tensors have none
+        model = _build(config, num_classes=num_classes, load=False)
+        set_training(model)
+        try:
+            with torch.no_grad():
+                out = model(torch.empty(2, 3, size, size))
+        except Exception as error:  # a network may dislike a size in its own way
+            raise ValueError(
+                f"{config.model} cannot take images of {size}x{size} px: {one_line(error)}"
+            ) from error
+    if not isinstance(out, Tensor) or out.shape != (2, num_classes):
+        raise ValueError(f"{config.model} is not a classifier of images")
 
 
 def available_weights(name: str, pretrained: str) -> str:
@@ -53,7 +67,7 @@ def available_weights(name: str, pretrained: str) -> str:
     if pretrained == "none":
         return "none"
     try:
-        _imagenet_state(name)
+        pretrained_network(name)
     except ValueError:
         return "none"
     return "imagenet"
@@ -72,29 +86,27 @@ def with_digest(path: str, field: str) -> str:
     return f"{file.resolve()}#{digest}"
 
 
-def _imagenet_state(name: str) -> dict[str, Tensor]:
-    """From the cache, else fetched.
+def pretrained_network(name: str, *, dropout: float = 0.0) -> nn.Module:
+    """The network with ImageNet weights, as its library loads them: from the cache, else fetched.
 
     Raises:
         ValueError: they are in neither.
     """
     try:
-        return _fetched_state(name)
-    except OSError as error:  # urllib's and the hub's errors are OSErrors
+        if name.startswith("timm/"):
+            short = name.removeprefix("timm/")
+            made: nn.Module = timm.create_model(short, pretrained=True, drop_rate=dropout)
+            return made
+        weights = zoo.get_model_weights(name)
+        # VGG16's and ResNet's first version, which the literature fine-tunes.
+        chosen = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
+        made = zoo.get_model(name, weights=chosen, progress=False)
+        return made
+    except (OSError, RuntimeError) as error:  # urllib's and the hub's errors are OSErrors
         raise ValueError(
             f"no ImageNet weights for {name}: not in torch's cache, and fetching them failed "
             f"({one_line(error)}); give pretrained='none' or the path of a file"
         ) from error
-
-
-def _fetched_state(name: str) -> dict[str, Tensor]:
-    if name.startswith("timm/"):
-        return timm.create_model(name.removeprefix("timm/"), pretrained=True).state_dict()
-    weights = zoo.get_model_weights(name).DEFAULT
-    if name.startswith("vgg") or name.startswith("resnet"):
-        weights = getattr(zoo.get_model_weights(name), "IMAGENET1K_V1", weights)
-    state: dict[str, Tensor] = weights.get_state_dict(check_hash=True, progress=False)
-    return state
 
 
 def build_model(config: TrialConfig, *, num_classes: int) -> nn.Module:
@@ -114,10 +126,11 @@ def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
     if config.model in OWN_MODELS:
         model = own_network(config, num_classes=num_classes)
     else:
-        model = bare_network(config.model)
         if load and config.pretrained == "imagenet":
-            model.load_state_dict(_imagenet_state(config.model))
-        elif load and config.pretrained != "none":
+            model = pretrained_network(config.model, dropout=config.dropout)
+        else:
+            model = bare_network(config.model, dropout=config.dropout)
+        if load and config.pretrained not in ("imagenet", "none"):
             load_weights(model, Path(file_of(config.pretrained)))
         drop_auxiliary_heads(model)
         replace_head(model, num_classes=num_classes, dropout=config.dropout)
@@ -129,10 +142,10 @@ def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
     return model
 
 
-def bare_network(name: str) -> nn.Module:
+def bare_network(name: str, *, dropout: float = 0.0) -> nn.Module:
     """The network of torchvision, or timm's under `timm/NAME`, as it comes, weights drawn."""
     if name.startswith("timm/"):
-        made: nn.Module = timm.create_model(name.removeprefix("timm/"))
+        made: nn.Module = timm.create_model(name.removeprefix("timm/"), drop_rate=dropout)
         return made
     # Both warn that their slow initialisation will go, unless it is switched off.
     options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
@@ -206,6 +219,10 @@ def replace_head(model: nn.Module, *, num_classes: int, dropout: float) -> None:
     VGG and AlexNet lose their 4096-wide layers, made for 224x224: the head gets the mean of each
     of the last feature maps.
     """
+    if hasattr(model, "reset_classifier"):  # timm's; its dropout was given when it was made
+        reset: Any = model.reset_classifier
+        reset(num_classes)
+        return
     if isinstance(model, zoo.VGG | zoo.AlexNet):
         width = next(m for m in reversed(model.features) if isinstance(m, nn.Conv2d)).out_channels
         model.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -216,12 +233,19 @@ def replace_head(model: nn.Module, *, num_classes: int, dropout: float) -> None:
         model.classifier[1] = nn.Conv2d(512, num_classes, kernel_size=1)
         return
     name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    for beside in model.get_submodule(name.rpartition(".")[0]).children():
+        if isinstance(beside, nn.Dropout):  # ours is the only one there
+            beside.p = 0.0
     head = nn.Sequential(nn.Dropout(dropout), nn.Linear(last.in_features, num_classes))
     model.set_submodule(name, head)
 
 
 def head_of(model: nn.Module) -> nn.Module:
     """The part that `replace_head` made, or that holds it."""
+    if hasattr(model, "get_classifier"):
+        get: Any = model.get_classifier
+        classifier: nn.Module = get()
+        return classifier
     children = [child for child in model.children() if any(True for _ in child.parameters())]
     return children[-1]
 
@@ -236,7 +260,8 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
     if isinstance(features, nn.Sequential):
         layers = list(features)
     else:
-        layers = [child for child in model.children() if child is not head_of(model)]
+        head = head_of(model)
+        layers = [child for child in model.children() if head not in list(child.modules())]
     if sum(isinstance(layer, POOLING) for layer in layers) < 2:
         return [[layer] for layer in layers if any(True for _ in layer.parameters())]
     blocks: list[list[nn.Module]] = [[]]

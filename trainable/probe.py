@@ -3,7 +3,6 @@
 import io
 import time
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 
@@ -12,7 +11,7 @@ from trainable.data.cache import Dataset
 from trainable.device import pick_device
 from trainable.trial import Trial
 
-WARMUP_UPDATES, TIMED_UPDATES = 1, 3
+WARMUP_UPDATES, LEAST_S = 1, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +22,22 @@ class Measured:
     checkpoint_bytes: int
 
 
-def probe(config: TrialConfig, data: Dataset) -> Measured:
-    """Run a few updates from scratch on the first training images and time them."""
+def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
+    """Run a few updates from scratch on training images, as often as needed, and time them."""
     device = pick_device()
-    images = config.batch_size * (WARMUP_UPDATES + TIMED_UPDATES)
-    trial = Trial(replace(config, train_images=images), data, device, None)
-    started = 0.0
-    for done, (images_BCHW, labels_B) in enumerate(
-        islice(trial.batches(), WARMUP_UPDATES + TIMED_UPDATES)
-    ):
+    torch.set_num_threads(num_threads)
+    trial = Trial(replace(config, train_images=2 * config.batch_size), data, device, None)
+    for done, (images_BCHW, labels_B) in enumerate(trial.batches()):
         if done == WARMUP_UPDATES:
             started = _now(device)
         trial.step.update(images_BCHW, labels_B, config.base_lr * 1e-6)
-    seconds = max(_now(device) - started, 1e-9)
+        timed = done + 1 - WARMUP_UPDATES
+        if timed >= 1 and (seconds := _now(device) - started) >= LEAST_S:
+            break
     packed = io.BytesIO()
     torch.save([trial.weights(), trial.weights(), trial.step.state_dict()], packed)
     return Measured(
-        images_per_s=config.batch_size * max(done - WARMUP_UPDATES + 1, 1) / seconds,
-        checkpoint_bytes=packed.tell(),
+        images_per_s=config.batch_size * timed / seconds, checkpoint_bytes=packed.tell()
     )
 
 

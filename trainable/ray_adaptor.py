@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from trainable.config import TrialConfig
+from trainable.record import finite_score
 from trainable.storage import Folder
 
 KEPT_DATASETS = 2  # open at once in a worker that is reused
@@ -39,7 +40,7 @@ def train_trial(planned: dict[str, Any]) -> None:
             "reason": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-    _report(trial_row=summary | about | {"ended_at": datetime.now(UTC)})
+    _report(trial["metric"], trial_row=summary | about | {"ended_at": datetime.now(UTC)})
 
 
 def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +56,8 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # in a worker that is used again
     epochs = finetune(
         config,
         data=data,
@@ -66,7 +69,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
             result = next(epochs)
         except StopIteration as end:
             return asdict(end.value)
-        _report(epoch_row=asdict(result))
+        _report(trial["metric"], epoch_row=asdict(result))
 
 
 @lru_cache(KEPT_DATASETS)
@@ -76,5 +79,8 @@ def _open_data(name: str, folder: str | None) -> Any:
     return open_data(name, Path(folder) if folder else None)
 
 
-def _report(**row: dict[str, Any]) -> None:
-    tune.report(row)
+def _report(metric: str, **row: dict[str, Any]) -> None:
+    """A row, and beside it what searchers and schedulers compare: always finite."""
+    values = next(iter(row.values()))
+    seen = values.get("examples_seen", 0)
+    tune.report({**row, "score": finite_score(metric, values), "examples_seen": seen})

@@ -1,6 +1,11 @@
 """What a trial reports: an EpochResult after each evaluation, a TrialResult at its end."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from trainable.config import SCORES, WORST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +83,11 @@ class TrialResult:
     oom_retries: int
     noise_scale: float
     device: str
+
+
+def finite_score(metric: str, row: Mapping[str, Any]) -> float:
+    """A row's metric with its sign turned so that more is better; the worst there is for a NaN."""
+    value = row.get(metric)
+    if row.get("status") == "diverged" or value is None or not math.isfinite(value):
+        return WORST[metric]
+    return float(value) if SCORES[metric] == "max" else -float(value)

@@ -49,6 +49,8 @@ def write(folder: Folder, name: str, content: bytes) -> None:
     """Put a file there, in place of an older one; a reader sees the one or the other, whole."""
     if not folder.is_local:
         filesystem, path = folder.opened()
+        if isinstance(filesystem, fs.LocalFileSystem):  # file://
+            filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/{name}") as stream:
             stream.write(content)  # a store makes an object visible when its upload ends
         return

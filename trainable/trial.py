@@ -66,6 +66,10 @@ class Trial:
                 f"batch_size {config.batch_size} is larger than the {len(self.train)} training "
                 f"images: take a smaller batch or more images"
             )
+        if len(self.val.labels_N.unique()) < self.num_classes:
+            raise DataError(
+                f"the validation images ({len(self.val)}) lack a class: give a larger eval_images"
+            )
         self.timetable = timetable(config, train_images=len(self.train))
         mean, std = normalization(config, data.mean, data.std)
         self.mean_C, self.std_C = (

@@ -95,7 +95,9 @@ def main() -> int:
         sheet = augmented_sheet(data, wanted) if wanted else contact_sheet(data)
         sheet.save(arguments.out)
     except (DataError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"data: {error}", style="red", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"data: {error}", style="red", soft_wrap=True, highlight=False, markup=False
+        )
         return 2
     console.print(describe(data))
     console.print(f"mean {_three(data.mean)}  deviation {_three(data.std)} (train, 0..1)")

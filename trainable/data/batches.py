@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 
@@ -94,9 +95,12 @@ def stratified_subset(
 def normalization(
     config: TrialConfig, data_mean: tuple[float, ...], data_std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the channels: ImageNet's for its weights, else the data's own."""
+    """Mean and deviation of the channels: those of the weights' training, else the data's own."""
     if config.pretrained == "none":
         return data_mean, data_std
+    if config.model.startswith("timm/"):
+        known = timm.models.get_pretrained_cfg(config.model.removeprefix("timm/"))
+        return (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     return IMAGENET_MEAN, IMAGENET_STD
 
 

@@ -69,12 +69,12 @@ def default_cache_dir() -> Path:
 
 
 def locate(name: str, folder: Path) -> Source | None:
-    """The data set in `folder`, or in its subfolder of the data set's name; None if neither.
+    """The data set in `folder`'s subfolder of its name, else in `folder`; None if in neither.
 
     Raises:
         DataError: there is one, and it is broken.
     """
-    for candidate in (folder, folder / name):
+    for candidate in (folder / name, folder):
         for look in LAYOUTS:
             source = look(candidate)
             if source is not None:
@@ -108,7 +108,10 @@ def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None =
             cache_dir.mkdir(parents=True, exist_ok=True)
             with _locked(entry.with_suffix(".lock")):
                 if not entry.is_dir():  # another process may have built it while we waited
-                    _build(name, source, entry)
+                    try:
+                        _build(name, source, entry)
+                    finally:
+                        shutil.rmtree(entry.with_suffix(".building"), ignore_errors=True)
         except OSError as error:
             raise DataError(
                 f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder "
@@ -137,14 +140,21 @@ def _build(name: str, source: Source, entry: Path) -> None:
     building.mkdir()
     content = hashlib.sha256()
     stats = {}
+    shape: tuple[int, ...] | None = None
     total = sum(len(split.labels_N) for split in source.splits.values())
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"decoding {name} ({source.layout})", total=total)
         for split_name, split in source.splits.items():
             _check_classes(split_name, split, source)
-            stats[split_name] = _write_split(
+            mean, std, of_split = _write_split(
                 building, split_name, split, content, lambda n: progress.advance(task, n)
             )
+            if shape not in (None, of_split):
+                raise DataError(
+                    f"the {split_name} images are {of_split[0]}x{of_split[1]} px and the others "
+                    f"{shape[0]}x{shape[1]}: give all splits one size"
+                )
+            shape, stats[split_name] = of_split, (mean, std)
     mean, std = stats["train"]
     about = {
         "name": name,
@@ -176,8 +186,8 @@ def _write_split(
     split: SplitSource,
     content: "hashlib._Hash",
     advance: Callable[[int], None],
-) -> tuple[list[float], list[float]]:
-    """Write one split's arrays; returns the channels' mean and deviation."""
+) -> tuple[list[float], list[float], tuple[int, ...]]:
+    """Write one split's arrays; returns the channels' mean and deviation, and an image's shape."""
     images = None
     done = 0
     total_C, squares_C, pixels = np.zeros(3), np.zeros(3), 0
@@ -209,7 +219,7 @@ def _write_split(
     content.update(np.ascontiguousarray(split.labels_N).data)
     mean_C = total_C / pixels
     std_C = np.sqrt(np.maximum(squares_C / pixels - mean_C**2, 1e-12))
-    return mean_C.tolist(), std_C.tolist()
+    return mean_C.tolist(), std_C.tolist(), images.shape[1:]
 
 
 def _open(entry: Path) -> Dataset:

@@ -1,6 +1,7 @@
 """The layouts in which people have image data, each read as splits of uint8 images and labels."""
 
 import csv
+import functools
 import gzip
 import io
 import shutil
@@ -235,39 +236,67 @@ def find_folders(folder: Path) -> Source | None:
         for split, names in SPLIT_NAMES.items()
     }
     train = roots["train"] or folder
-    classes = tuple(sorted(d.name for d in train.iterdir() if d.is_dir() and _image_files(d)))
+    classes = tuple(sorted(d.name for d in _subfolders(train) if _image_files(d)))
     if not classes:
         return None
     listed: dict[str, tuple[list[Path], Labels]] = {}
     for split, root in {**roots, "train": train}.items():
         if root is None or (roots["train"] is None and split != "train"):
             continue
-        unknown = {d.name for d in root.iterdir() if d.is_dir()} - set(classes)
+        unknown = {d.name for d in _subfolders(root)} - set(classes)
         if unknown and split != "train":
             raise DataError(f"{root} has classes that {train} lacks: {', '.join(sorted(unknown))}")
         paths = [(p, i) for i, name in enumerate(classes) for p in _image_files(root / name)]
         listed[split] = [p for p, _ in paths], np.array([i for _, i in paths], np.int64)
-    splits = {s: SplitSource(labels_N=y, read=_file_reader(p)) for s, (p, y) in listed.items()}
-    if "val" not in listed:
-        splits |= _train_and_val(*listed["train"], train)
     files = tuple(path for paths, _ in listed.values() for path in paths)
+
+    @functools.cache
+    def unequal() -> bool:
+        """Whether images differ in size, over all splits, from their headers alone."""
+        with ThreadPoolExecutor() as pool:
+            return len(set(pool.map(_size_of, files))) > 1
+
+    splits = {
+        s: SplitSource(labels_N=y, read=_file_reader(p, unequal)) for s, (p, y) in listed.items()
+    }
+    if "val" not in listed:
+        splits |= _train_and_val(*listed["train"], train, unequal)
     return Source(layout="folder", files=files, classes=classes, splits=splits)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
 
 
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} cannot be decoded: {error}") from error
 
 
 # --- shared --------------------------------------------------------------------------------------
 
 
-def _train_and_val(paths: Sequence[Path], labels_N: Labels, where: Path) -> dict[str, SplitSource]:
+def _train_and_val(
+    paths: Sequence[Path],
+    labels_N: Labels,
+    where: Path,
+    unequal: Callable[[], bool] = lambda: False,
+) -> dict[str, SplitSource]:
     """80 % train and 20 % validation, each class alike, the same in every run."""
     train, val = stratified(labels_N, VAL_SHARE, where)
     return {
-        split: SplitSource(labels_N=labels_N[index], read=_file_reader([paths[i] for i in index]))
+        split: SplitSource(
+            labels_N=labels_N[index], read=_file_reader([paths[i] for i in index], unequal)
+        )
         for split, index in (("train", train), ("val", val))
     }
 
@@ -283,17 +312,23 @@ def stratified(labels_N: Labels, share: float, where: Path) -> tuple[Labels, Lab
     return np.sort(larger), np.sort(smaller)
 
 
-def _file_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
+def _file_reader(
+    paths: Sequence[Path], unequal: Callable[[], bool]
+) -> Callable[[], Iterator[Images]]:
     def read() -> Iterator[Images]:
         for start in range(0, len(paths), CHUNK_IMAGES):
-            some = paths[start : start + CHUNK_IMAGES]
-            yield _decode([(str(path), path.read_bytes()) for path in some])
+            some = [(str(path), path.read_bytes()) for path in paths[start : start + CHUNK_IMAGES]]
+            yield _decode(some, square=unequal())
 
     return read
 
 
-def _decode(packed: Sequence[tuple[str, bytes]]) -> Images:
-    """(N, H, W, 3) from encoded images; images of several sizes come out square and alike."""
+def _decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Images:
+    """(N, H, W, 3) from encoded images; with `square` each is resized and cut to one size.
+
+    Raises:
+        DataError: one cannot be decoded, or they differ in size.
+    """
 
     def one(item: tuple[str, bytes]) -> Images:
         name, data = item
@@ -305,8 +340,12 @@ def _decode(packed: Sequence[tuple[str, bytes]]) -> Images:
 
     with ThreadPoolExecutor() as pool:  # PIL decodes without the interpreter's lock
         images = list(pool.map(one, packed))
-    if len({image.shape for image in images}) > 1:
+    if square:
         images = [_square(image) for image in images]
+    elif len(sizes := {image.shape for image in images}) > 1:
+        raise DataError(
+            f"images beside {packed[0][0]} differ in size ({sorted(sizes)}): make them alike"
+        )
     return np.stack(images)
 
 

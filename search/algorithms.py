@@ -1,0 +1,174 @@
+"""What Ray Tune asks: a searcher for suggestions, a scheduler that knows the schedule."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+from ray.tune.search import Searcher
+
+from search.explore import Asha, Stopper
+from search.plan import PlannedTrial
+from search.study import Study
+from search.suggestions import Suggestions
+from trainable.config import TrialConfig
+from trainable.schedule import timetable
+
+
+class OptunaSearcher(Searcher):
+    """Hands Optuna's configurations to Ray Tune, seed by seed, and their endings back."""
+
+    def __init__(
+        self,
+        suggestions: Suggestions,
+        send: Callable[[PlannedTrial], dict[str, Any]],
+        held: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Go on with what an earlier command left unfinished; `held` are rows of ended trials."""
+        super().__init__(metric="score", mode="max")
+        self.suggestions, self.send, self.held = suggestions, send, dict(held)
+        self.queue: list[tuple[int, PlannedTrial]] = []
+        self.open: dict[int, list[PlannedTrial]] = {}
+        self.running: dict[str, tuple[int, PlannedTrial]] = {}
+        for number, planned in suggestions.unfinished():
+            self._enqueue(number, planned)
+
+    def _enqueue(self, number: int, planned: list[PlannedTrial]) -> None:
+        self.open[number] = planned
+        self.queue += [(number, p) for p in planned if p.key not in self.held]
+        self._tell_if_ended(number)
+
+    def _tell_if_ended(self, number: int) -> None:
+        planned = self.open[number]
+        if all(p.key in self.held for p in planned):
+            self.suggestions.tell(number, [self.held[p.key] for p in planned])
+            del self.open[number]
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's config, or that there are no more."""
+        while not self.queue:
+            asked = self.suggestions.ask()
+            if asked is None:
+                return Searcher.FINISHED
+            self._enqueue(*asked)  # nothing is queued of one that the tables know already
+        number, planned = self.queue.pop(0)
+        self.running[trial_id] = (number, planned)
+        return {"trial": self.send(planned)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An evaluation."""
+        if "epoch_row" in result and trial_id in self.running:
+            number, _ = self.running[trial_id]
+            self.suggestions.report(number, result["score"], result["examples_seen"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial's end: by itself, by the scheduler, or by an error."""
+        number, planned = self.running.pop(trial_id)
+        if error or not result:
+            ending: Mapping[str, Any] = {"status": "failed"}
+        elif "trial_row" in result:
+            ending = result["trial_row"]
+        else:
+            ending = {**result.get("epoch_row", {}), "status": "stopped"}
+        self.held[planned.key] = ending
+        self._tell_if_ended(number)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal and the tables are what a later command goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as `save`."""
+
+
+def first_rung(study: Study, configs: Sequence[TrialConfig], *, train_images: int) -> int:
+    """Training images before which no trial is stopped: the grace share, and all warmup."""
+    if study.stop is None:
+        return 0
+    tables = [timetable(config, train_images=train_images) for config in configs]
+    grace = max(study.stop.grace_share * table.total for table in tables)
+    return int(max(grace, *(table.warmup for table in tables)))
+
+
+def scheduler_of(
+    study: Study, configs: Sequence[TrialConfig], *, train_images: int
+) -> "EarlyStopping | None":
+    """The scheduler that a study's `stop` asks for, its rungs on the scale of images.
+
+    Raises:
+        ValueError: the budget is in seconds, in which images are not known beforehand.
+    """
+    if study.stop is None:
+        return None
+    if any(config.seconds is not None for config in configs):
+        raise ValueError(
+            "stop counts training images: give a budget in epochs, updates or examples"
+        )
+    tables = [timetable(config, train_images=train_images) for config in configs]
+    return EarlyStopping(
+        study.stop,
+        grace=first_rung(study, configs, train_images=train_images),
+        total=int(max(table.total for table in tables)),
+    )
+
+
+class EarlyStopping(FIFOScheduler):
+    """ASHA or median stopping, one for all or one a batch size; remembers why it stopped whom."""
+
+    def __init__(self, stop: Stopper, *, grace: int, total: int) -> None:
+        """Rungs from `grace` to `total` training images."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stop, self.grace, self.total = stop, grace, total
+        self.inner: dict[int, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    def _of(self, trial: Any) -> Any:
+        batch_size = trial.config["trial"]["config"]["batch_size"]
+        group = batch_size if self.stop.by_batch_size else 0
+        if group not in self.inner:
+            self.inner[group] = self._new()
+        return self.inner[group]
+
+    def _new(self) -> Any:
+        shared: dict[str, Any] = {"time_attr": "examples_seen", "metric": "score", "mode": "max"}
+        if isinstance(self.stop, Asha):
+            return AsyncHyperBandScheduler(
+                **shared,
+                max_t=self.total,
+                grace_period=self.grace,
+                reduction_factor=self.stop.reduction_factor,
+                stop_last_trials=False,  # a schedule that decays is let to its end
+            )
+        return MedianStoppingRule(
+            **shared,
+            grace_period=self.grace,
+            min_samples_required=self.stop.min_trials,
+            min_time_slice=0,
+            hard_stop=True,
+        )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial begins."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        if "trial_row" in result:  # it has ended by itself
+            return self.CONTINUE
+        decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP:
+            name = type(self.stop).__name__.lower()
+            self.reasons[trial.trial_id] = f"{name} at {result['examples_seen']} images"
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """A trial was taken away."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def debug_string(self) -> str:
+        """For Ray's log."""
+        return f"{type(self.stop).__name__}: {len(self.reasons)} stopped"
