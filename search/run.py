@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +123,9 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                     _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
                     _check_cluster(ready, cluster, console)
                 counts = (total, total - left)
+                if len(planned) > len(ready.planned) and suggestions is None:
+                    # A later round asks for these trials: stopping some would bias their means.
+                    ready = replace(ready, study=replace(study, stop=None))
                 unended = _train(ready, cluster, todo, suggestions, held, counts, console)
             if unended:
                 break

@@ -45,9 +45,9 @@ def distribution_of(domain: Any) -> BaseDistribution:
     return FloatDistribution(domain.lower, domain.upper, log=is_log(domain), step=step_of(domain))
 
 
-def sampler_of(explore: Optuna) -> optuna.samplers.BaseSampler:
-    """The sampler by its name."""
-    seed = explore.sampling_seed
+def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
+    """The sampler by its name; after `asked` trials it does not draw the first ones again."""
+    seed = explore.sampling_seed + asked
     samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
@@ -75,13 +75,13 @@ class Suggestions:
         self.optuna = optuna.create_study(
             study_name=study.name,
             storage=JournalStorage(JournalFileBackend(str(journal))),
-            sampler=sampler_of(self.explore),
             directions=[StudyDirection.MAXIMIZE]
             + [StudyDirection.MINIMIZE for _ in self.explore.objectives],
             load_if_exists=True,
         )
         if not self.optuna.get_trials(deepcopy=False):
             self._begin()
+        self.optuna.sampler = sampler_of(self.explore, asked=len(self.asked()))
 
     def _begin(self) -> None:
         for point in self.explore.points:

@@ -123,6 +123,12 @@ def run_trials(
     return len(record.expected)
 
 
+def one_line(text: str) -> str:
+    """The end of a traceback, which names the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else text
+
+
 def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
     """How many trials run side by side."""
     have = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
@@ -202,8 +208,8 @@ class _Record(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its workers were lost too often."""
-        error = trial.get_error()
-        reason = f"worker lost {MAX_LOST_WORKERS + 1} times: {type(error).__name__}"
+        error = trial.get_error() or "nothing more is known"
+        reason = f"its worker ended {MAX_LOST_WORKERS + 1} times: {one_line(str(error))}"
         self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": str(error)})
 
     def _commit_epochs(self, key: str) -> None:

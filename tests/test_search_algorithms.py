@@ -1,0 +1,437 @@
+"""Searching: each trap of Ray's stock classes, sprung by them and not by ours."""
+
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from search import plan, results
+from search.algorithms import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
+from search.explore import Asha, Grid, Leaders, Median, Optuna, Random, Variants
+from search.plan import PlannedTrial
+from search.study import Study, configurations
+from search.suggestions import JOURNAL, Suggestions
+from trainable.config import TrialConfig, trial_key
+from trainable.record import finite_score
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
+VARY = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
+
+
+def study(**changes: Any) -> Study:
+    explore = Optuna(num_configs=4, sampler="random")
+    return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": explore} | changes))
+
+
+class Searched:
+    """A searcher whose trials are played by hand."""
+
+    def __init__(self, declared: Study, folder: Path, held: dict[str, Any] | None = None) -> None:
+        self.suggestions = Suggestions(declared, folder / JOURNAL, data_fingerprint="d")
+        self.sent: dict[str, PlannedTrial] = {}
+        self.searcher = OptunaSearcher(self.suggestions, self._send, held or {})
+
+    def _send(self, planned: PlannedTrial) -> dict[str, Any]:
+        self.sent[planned.key] = planned
+        return {"key": planned.key}
+
+    def suggest(self, trial_id: str) -> Any:
+        return self.searcher.suggest(trial_id)
+
+    def end(self, trial_id: str, **row: Any) -> None:
+        self.searcher.on_trial_complete(trial_id, {"trial_row": row})
+
+    def states(self) -> list[TrialState]:
+        return [t.state for t in self.suggestions.optuna.get_trials()]
+
+    def values(self) -> list[float | None]:
+        return [t.value for t in self.suggestions.optuna.get_trials()]
+
+
+# --- the traps ------------------------------------------------------------------------------------
+
+
+def test_a_diverged_trial_teaches_the_sampler_where_the_stock_one_runs_for_ever(
+    tmp_path: Path,
+) -> None:
+    stock = OptunaSearch(
+        {"lr": optuna.distributions.FloatDistribution(0.1, 1.0)}, metric="score", mode="max"
+    )
+    stock.suggest("a")
+    stock.on_trial_complete("a", {"score": math.nan})
+    assert [t.state for t in stock._ot_study.get_trials()] == [TrialState.RUNNING]
+
+    ours = Searched(study(), tmp_path)
+    ours.suggest("a")
+    ours.end("a", status="diverged", val_auroc=math.nan)
+    assert ours.states() == [TrialState.COMPLETE]
+    assert ours.values() == [0.0]
+
+
+def test_a_stopped_trial_is_pruned_where_the_stock_one_is_complete(tmp_path: Path) -> None:
+    stock = OptunaSearch(
+        {"lr": optuna.distributions.FloatDistribution(0.1, 1.0)}, metric="score", mode="max"
+    )
+    stock.suggest("a")
+    stock.on_trial_complete("a", {"score": 0.6, "training_iteration": 1})
+    assert [t.state for t in stock._ot_study.get_trials()] == [TrialState.COMPLETE]
+
+    ours = Searched(study(), tmp_path)
+    ours.suggest("a")
+    row = {"val_auroc": 0.6, "examples_seen": 100}
+    ours.searcher.on_trial_complete("a", {"epoch_row": row, "score": 0.6, "examples_seen": 100})
+    assert ours.states() == [TrialState.PRUNED]
+    assert ours.suggestions.optuna.get_trials()[0].intermediate_values == {100: 0.6}
+
+
+class Played:
+    """A trial as a scheduler sees it."""
+
+    def __init__(self, trial_id: str, batch_size: int = 16) -> None:
+        self.trial_id = trial_id
+        self.config = {"trial": {"config": {"batch_size": batch_size}}}
+
+
+def play(
+    scheduler: Any, scores: dict[str, float], *, seen: int, batches: dict[str, int]
+) -> set[str]:
+    """The trials that are stopped when each reports one score at `seen` images, in order."""
+    stopped = set()
+    controller = SimpleNamespace(get_live_trials=list)
+    for name, score in scores.items():
+        trial = Played(name, batches.get(name, 16))
+        scheduler.on_trial_add(controller, trial)
+        result = {"score": score, "examples_seen": seen, "training_iteration": 1}
+        if scheduler.on_trial_result(controller, trial, result) == "STOP":
+            stopped.add(name)
+    return stopped
+
+
+def test_a_diverged_trial_is_stopped_where_stock_asha_lets_nan_run() -> None:
+    stock = AsyncHyperBandScheduler(
+        time_attr="examples_seen", metric="score", mode="max", grace_period=10, max_t=100
+    )
+    names = {f"t{i}": 0.8 - 0.01 * i for i in range(6)}
+    assert "nan" not in play(stock, {**names, "nan": math.nan}, seen=10, batches={})
+    ours = EarlyStopping(Asha(), grace=10, total=100)
+    worst = finite_score("val_auroc", {"val_auroc": math.nan})
+    assert "nan" in play(ours, {**names, "nan": worst}, seen=10, batches={})
+    assert ours.reasons["nan"] == "asha at 10 images"
+
+
+def test_grid_words_are_a_choice_to_a_search_where_the_stock_one_refuses_them() -> None:
+    with pytest.raises(ValueError, match=r"[Gg]rid"):
+        OptunaSearch(metric="score", mode="max").convert_search_space(
+            {"lr": tune.grid_search([1, 2])}
+        )
+    declared = study(vary={"base_lr": tune.grid_search([0.1, 0.2])})
+    assert {
+        c.base_lr for _, c in configurations(replace(declared, explore=Random(num_configs=20)))
+    } == {0.1, 0.2}
+
+
+def test_every_score_that_is_told_is_finite() -> None:
+    assert finite_score("val_auroc", {"val_auroc": 0.7}) == 0.7
+    assert finite_score("val_loss", {"val_loss": 0.7}) == -0.7
+    for row in ({}, {"val_loss": math.inf}, {"val_loss": 0.1, "status": "diverged"}):
+        assert finite_score("val_loss", row) == -1e6
+
+
+# --- Optuna ---------------------------------------------------------------------------------------
+
+
+def test_a_search_asks_for_so_many_and_no_more(tmp_path: Path) -> None:
+    ours = Searched(study(), tmp_path)
+    for i in range(4):
+        assert ours.suggest(f"t{i}")["trial"]["key"] in ours.sent
+    assert ours.suggest("t4") == "FINISHED"
+    configs = [p.config for p in ours.sent.values()]
+    assert all(c.batch_size in (16, 32) and 1e-3 <= c.base_lr <= 1.0 for c in configs)
+
+
+def test_seeds_are_paired_and_their_mean_is_told(tmp_path: Path) -> None:
+    ours = Searched(study(seeds=3), tmp_path)
+    for i in range(3):
+        ours.suggest(f"t{i}")
+    configs = [p.config for p in ours.sent.values()]
+    assert {replace(c, seed=0) for c in configs} == {configs[0]}
+    assert [c.seed for c in configs] == [0, 1, 2]
+    for i, score in enumerate((0.6, 0.7, 0.8)):
+        assert ours.states() == [TrialState.RUNNING]
+        ours.end(f"t{i}", status="completed", val_auroc=score)
+    assert ours.values() == [pytest.approx(0.7)]
+
+
+def test_a_killed_search_goes_on_with_what_it_learned(tmp_path: Path) -> None:
+    first = Searched(study(), tmp_path)
+    for i in range(3):
+        first.suggest(f"t{i}")
+    first.end("t0", status="completed", val_auroc=0.9)
+    keys = list(first.sent)
+    # Killed: t1 ended and its row was written, but Optuna was not told; t2 was under way.
+    held = {
+        keys[0]: {"status": "completed", "val_auroc": 0.9},
+        keys[1]: {"status": "completed", "val_auroc": 0.5},
+    }
+    second = Searched(study(), tmp_path, held)
+    assert second.states() == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+    assert second.values()[:2] == [0.9, 0.5]
+    assert second.suggest("a")["trial"]["key"] == keys[2]
+    assert second.suggest("b")["trial"]["key"] not in keys
+    assert second.suggest("c") == "FINISHED"
+    assert len(second.suggestions.planned()) == 4
+
+
+def test_points_come_first(tmp_path: Path) -> None:
+    point = {"batch_size": 32, "base_lr": 0.25}
+    ours = Searched(study(explore=Optuna(num_configs=2, points=[point])), tmp_path)
+    ours.suggest("a")
+    (planned,) = ours.sent.values()
+    assert (planned.config.batch_size, planned.config.base_lr) == (32, 0.25)
+
+
+def past_study(folder: Path, lrs: list[float]) -> Path:
+    opened = results.open_results(str(folder), "past")
+    for i, lr in enumerate(lrs):
+        config = asdict(replace(BASE, batch_size=16, base_lr=lr))
+        row = {"study": "past", "trial_key": f"k{i}", "attempt": 1, "status": "completed"}
+        results.commit_trial(opened, {**config, **row, "val_auroc": 0.5 + i / 10})
+    return folder / "past"
+
+
+def test_warm_start_knows_another_studys_trials(tmp_path: Path) -> None:
+    past = past_study(tmp_path, [0.1, 0.2, 50.0])
+    ours = Searched(study(explore=Optuna(num_configs=2, warm_start=str(past))), tmp_path)
+    assert ours.values() == [0.5, 0.6]  # the third lies outside of the space
+    ours.suggest("a")
+    ours.suggest("b")
+    assert ours.suggest("c") == "FINISHED"  # what was known does not count as tried
+    declared = study(explore=Optuna(num_configs=2, warm_start=str(past)))
+    outside = replace(declared, vary={"base_lr": tune.loguniform(100.0, 200.0)})
+    with pytest.raises(ValueError, match="no completed trial in"):
+        Suggestions(outside, tmp_path / "other", data_fingerprint="d")
+
+
+def conditional(trial: Any) -> dict[str, object]:
+    optimizer = trial.suggest_categorical("optimizer", ["sgd", "adam"])
+    lr = trial.suggest_float("base_lr", *((1e-5, 1e-2) if optimizer == "adam" else (1e-3, 1.0)))
+    momentum = (
+        {"momentum": trial.suggest_float("momentum", 0.5, 0.99)} if optimizer == "sgd" else {}
+    )
+    return {"optimizer": optimizer, "base_lr": lr, **momentum}
+
+
+def test_conditional_spaces_are_optunas_own(tmp_path: Path) -> None:
+    declared = study(vary={}, explore=Optuna(num_configs=20, sampler="random", space=conditional))
+    ours = Searched(declared, tmp_path)
+    for i in range(20):
+        ours.suggest(f"t{i}")
+    by_optimizer = {"sgd": [], "adam": []}  # type: ignore[var-annotated]
+    for planned in ours.sent.values():
+        by_optimizer[planned.config.optimizer].append(planned.config)
+    assert all(c.momentum == 0.9 and c.base_lr <= 1e-2 for c in by_optimizer["adam"])
+    assert len({c.momentum for c in by_optimizer["sgd"]}) == len(by_optimizer["sgd"]) > 3
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    explore = Optuna(num_configs=3, sampler="nsga2", objectives=["train_wall_s"])
+    ours = Searched(study(explore=explore), tmp_path)
+    for i, (score, seconds) in enumerate([(0.9, 10.0), (0.8, 1.0), (0.7, 5.0)]):
+        ours.suggest(f"t{i}")
+        ours.end(f"t{i}", status="completed", val_auroc=score, train_wall_s=seconds)
+    best = {tuple(t.values) for t in ours.suggestions.optuna.best_trials}
+    assert best == {(0.9, 10.0), (0.8, 1.0)}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "nsga2"])
+def test_samplers_by_name_run(sampler: str, tmp_path: Path) -> None:
+    ours = Searched(study(explore=Optuna(num_configs=12, sampler=sampler)), tmp_path)
+    for i in range(12):
+        ours.suggest(f"t{i}")
+        key = list(ours.sent)[-1]
+        lr = ours.sent[key].config.base_lr
+        ours.end(f"t{i}", status="completed", val_auroc=1 - abs(math.log10(lr) + 1))
+    assert ours.states() == [TrialState.COMPLETE] * 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"explore": Optuna(num_configs=2), "vary": {}}, "takes its space from `vary` or"),
+        (
+            {"explore": Optuna(num_configs=2, objectives=["train_wall_s"]), "seeds": 2},
+            "several objectives go with one seed",
+        ),
+        (
+            {"explore": Random(num_configs=2, points=[{"base_lr": 0.1}])},
+            "points: each gives all that varies",
+        ),
+        ({"leaders": Leaders(seeds=2), "seeds": 2}, "their seeds must be more than the study's"),
+        ({"vary": {"base_lr": tune.uniform(-1.0, 1.0)}}, "base_lr must be > 0, got -1.0"),
+    ],
+)
+def test_searches_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^") as caught:
+        study(**changes)
+    assert message in str(caught.value)
+
+
+def test_names_of_explorers_are_checked() -> None:
+    with pytest.raises(ValueError, match="sampler must be one of tpe, gp"):
+        Optuna(num_configs=2, sampler="bayes")
+    with pytest.raises(ValueError, match="objectives must be of train_wall_s"):
+        Optuna(num_configs=2, objectives=["speed"])
+    with pytest.raises(ValueError, match=r"grace_share must be from 0\.1"):
+        Asha(grace_share=0.01)
+    with pytest.raises(ValueError, match="num_configs must be a whole number >= 1"):
+        Random(num_configs=0)
+
+
+# --- stopping early -------------------------------------------------------------------------------
+
+
+def test_no_rung_before_warmup_ends_or_a_tenth_of_the_budget() -> None:
+    grid = {"batch_size": tune.grid_search([16, 32])}
+    declared = study(vary=grid, explore=Grid(), stop=Asha(grace_share=0.1))
+    configs = [c for _, c in configurations(declared)]
+    assert first_rung(declared, configs, train_images=320) == int(0.1 * 9 * 320)
+    warm = [replace(c, warmup_epochs=2) for c in configs]
+    assert first_rung(declared, warm, train_images=320) == 2 * 320
+    timed = replace(BASE, epochs=None, seconds=5.0)
+    with pytest.raises(ValueError, match="stop counts training images"):
+        scheduler_of(declared, [timed], train_images=320)
+    assert scheduler_of(replace(declared, stop=None), configs, train_images=320) is None
+
+
+def test_stratified_asha_compares_a_batch_size_with_itself() -> None:
+    # Small batches have made more updates at a rung and are ahead there, whatever their end.
+    scores = {f"small{i}": 0.9 - i / 100 for i in range(6)} | {
+        f"large{i}": 0.6 - i / 100 for i in range(6)
+    }
+    batches = {name: 16 if name.startswith("small") else 256 for name in scores}
+    one_for_all = EarlyStopping(Asha(), grace=10, total=100)
+    stopped = play(one_for_all, scores, seen=10, batches=batches)
+    assert {n for n in scores if n.startswith("large")} <= stopped
+    stratified = EarlyStopping(Asha(by_batch_size=True), grace=10, total=100)
+    stopped = play(stratified, scores, seen=10, batches=batches)
+    assert "large0" not in stopped
+    assert {n[:5] for n in stopped} == {"small", "large"}
+
+
+def test_median_stops_what_lags_behind() -> None:
+    scheduler = EarlyStopping(Median(min_trials=3), grace=10, total=100)
+    scores = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.3}
+    assert play(scheduler, scores, seen=20, batches={}) == {"d"}
+
+
+def test_what_has_ended_by_itself_is_not_stopped() -> None:
+    scheduler = EarlyStopping(Asha(), grace=10, total=100)
+    result = {"trial_row": {}, "score": 0.0, "examples_seen": 10}
+    assert scheduler.on_trial_result(None, Played("a"), result) == "CONTINUE"
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def graded(trials: list[PlannedTrial], score: Any) -> pd.DataFrame:
+    rows = [
+        {
+            **asdict(t.config),
+            "trial_key": t.key,
+            "status": "completed",
+            "attempt": 1,
+            "val_auroc": score(t.config),
+        }
+        for t in trials
+    ]
+    return pd.DataFrame(rows)
+
+
+def rounds(declared: Study, score: Any) -> list[PlannedTrial]:
+    """All trials that a study comes to plan."""
+    planned = plan.plan_trials(declared, data_fingerprint="d")
+    for _ in range(20):
+        more = plan.next_round(declared, planned, graded(planned, score), data_fingerprint="d")
+        if not more:
+            return planned
+        planned = [*planned, *more]
+    raise AssertionError("rounds without end")
+
+
+GRID = {
+    "batch_size": tune.grid_search([16, 64]),
+    "base_lr": tune.grid_search([0.1, 0.2, 0.4]),
+}
+
+
+def test_widening_follows_the_ridge_until_it_is_interior_or_the_bound_is_met() -> None:
+    def score(config: TrialConfig) -> float:
+        best = 1.6 if config.batch_size == 64 else 0.2
+        return 1 - abs(math.log2(config.base_lr / best))
+
+    declared = study(vary=GRID, explore=Grid(widen=5))
+    lrs = {
+        b: sorted(t.config.base_lr for t in rounds(declared, score) if t.config.batch_size == b)
+        for b in (16, 64)
+    }
+    assert lrs == {16: [0.1, 0.2, 0.4], 64: [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]}
+    bounded = rounds(replace(declared, explore=Grid(widen=1)), score)
+    assert max(t.config.base_lr for t in bounded) == 0.8
+
+
+def test_refining_adds_between_the_best_and_its_neighbours_once() -> None:
+    declared = study(vary=GRID, explore=Grid(refine=1), seeds=2)
+    trials = rounds(declared, lambda c: 1 - abs(math.log2(c.base_lr / 0.2)))
+    lrs = sorted({round(t.config.base_lr, 4) for t in trials})
+    assert lrs == [0.1, 0.1414, 0.2, 0.2828, 0.4]
+    assert len(trials) == 2 * 5 * 2
+
+
+def test_leaders_get_more_seeds() -> None:
+    declared = study(vary=GRID, explore=Grid(), seeds=2, leaders=Leaders(top=2, seeds=5))
+    trials = rounds(declared, lambda c: c.base_lr + c.batch_size / 1000)
+    counts = pd.Series([(t.config.batch_size, t.config.base_lr) for t in trials]).value_counts()
+    assert counts.to_dict() == {
+        (64, 0.4): 5,
+        (16, 0.4): 5,
+        (64, 0.2): 2,
+        (16, 0.2): 2,
+        (64, 0.1): 2,
+        (16, 0.1): 2,
+    }
+
+
+def test_no_round_while_a_trial_is_missing() -> None:
+    declared = study(vary=GRID, explore=Grid(widen=2))
+    planned = plan.plan_trials(declared, data_fingerprint="d")
+    table = graded(planned[:-1], lambda c: c.base_lr)
+    assert plan.next_round(declared, planned, table, data_fingerprint="d") == []
+
+
+def test_variants_are_the_same_grid_under_each_budget() -> None:
+    budgets = {"epochs": {"epochs": 9}, "updates": {"epochs": None, "updates": 50}}
+    declared = study(vary=GRID, explore=Variants(each=budgets))
+    cells = configurations(declared)
+    assert len(cells) == 12
+    assert {(step, c.epochs, c.updates) for step, c in cells} == {
+        ("epochs", 9, None),
+        ("updates", None, 50),
+    }
+
+
+def test_random_is_the_same_draw_in_every_run() -> None:
+    declared = study(explore=Random(num_configs=10, points=[{"batch_size": 16, "base_lr": 0.5}]))
+    first, again = (plan.plan_trials(declared, data_fingerprint="d") for _ in range(2))
+    assert [t.key for t in first] == [t.key for t in again]
+    assert len({t.key for t in first}) == 10
+    assert any(t.config.base_lr == 0.5 for t in first)
+    assert trial_key(first[0].config, "d") == first[0].key
