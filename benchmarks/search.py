@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks.search [--trials 200 --torch-trials 40 --many 2000]
 
-Both run side by side in one process tree after each other: trials that do nothing, and trials that
-import torch and train for 0.2 s. Overhead is wall time x parallel slots / trials, less the training.
+One after the other on one cluster: trials that do nothing, and trials that import torch and train
+for 0.2 s. Overhead is wall time x parallel slots / trials, less the training.
 Last line: one JSON object.
 """
 
@@ -89,7 +89,7 @@ def ours(train: Callable[[], None], trials: int, cluster: Cluster) -> tuple[floa
             train_images=1,
             attempts={},
         )
-        quiet = Console(file=Path(os.devnull).open("w"))
+        quiet = Console(quiet=True)
         progress = Progress(quiet, ["base_lr"], "val_auroc", {}, total=trials, done_before=0)
         before = search.tuning.train_trial
         search.tuning.train_trial = trainable  # the one thing that is not ours here

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.explore import Ablation, Optuna, Random
+from search.explore import Ablation, Optuna, Random, Variants
 from search.interaction import ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
 from search.progress import show
@@ -37,6 +37,9 @@ def print_answer(
     if not trials.empty:
         if isinstance(study.explore, Ablation):
             _print_ablation(console, study, trials, planned)
+        if isinstance(study.explore, Variants):
+            steps = {trial.key: trial.step for trial in planned}
+            trials = trials.assign(variant=trials["trial_key"].map(steps))
         scattered = isinstance(study.explore, Random | Optuna)
         if {"batch_size", "base_lr"} <= set(study.vary) and not scattered:
             _print_surfaces(console, study, trials)
@@ -78,7 +81,8 @@ def _signed(value: float) -> str:
 
 def _others(study: Study) -> list[str]:
     """What varies beside batch size and lr: each combination of it has a surface of its own."""
-    return [name for name in study.vary if name not in ("batch_size", "base_lr")]
+    variant = ["variant"] if isinstance(study.explore, Variants) else []
+    return variant + [name for name in study.vary if name not in ("batch_size", "base_lr")]
 
 
 def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> None:
@@ -157,6 +161,7 @@ def _cell_text(
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
     by = list(study.vary) or ["batch_size", "base_lr"]
+    by = ["variant", *by] if isinstance(study.explore, Variants) else by
     table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
     if table.empty:
         return

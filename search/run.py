@@ -81,8 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console=console,
         )
         if given.dry_run:
-            todo = plan.missing(ready.planned, results.trials(ready.results), retry=given.retry)
-            print_cost(console, ready.study, ready.planned, todo, ready.data_folder)
+            planned = ready.planned
+            if isinstance(ready.study.explore, Optuna):  # its configurations come while it runs
+                later = PlannedTrial("chosen later", ready.study.base)
+                planned = [later] * (ready.study.explore.num_configs * ready.study.seeds)
+            todo = plan.missing(planned, results.trials(ready.results), retry=given.retry)
+            print_cost(console, ready.study, planned, todo, ready.data_folder)
             return OK
         return _run(given, ready, console)
     except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop

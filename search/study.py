@@ -136,6 +136,12 @@ class Study:
                     )
                 change: dict[str, Any] = dict(point)
                 replace(self.base, **change)
+        timed = [c for _, c in configurations(self) if c.seconds is not None]
+        if self.stop and (timed or self.base.seconds is not None):
+            raise ValueError(
+                "stop counts training images: give a budget in epochs, updates or examples, "
+                "not in seconds"
+            )
         if self.leaders and self.leaders.seeds <= self.seeds:
             raise ValueError(
                 f"leaders: their seeds must be more than the study's ({self.seeds}), "

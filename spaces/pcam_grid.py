@@ -6,7 +6,7 @@ VGG16 with ImageNet weights, its last two blocks trained, SGD with momentum, a l
 grows linearly with the batch, one epoch of warmup, cosine decay. Base rates are for a batch of 256.
 
 Cost: 35 trials of 5 epochs of 262,144 patches, 46 million patches in all. Where the data is not
-there it runs as a preview on synthetic patches, about two minutes on two cores.
+there it runs as a preview on synthetic patches, one to two and a half minutes on two cores.
 
 It should show a ridge that stays near one base rate from batch 16 to 256 (the linear rule holds
 for SGD here), with the best peak rate growing sixteenfold, and divergence at the high end.

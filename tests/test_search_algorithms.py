@@ -1,6 +1,12 @@
 """Searching: each trap of Ray's stock classes, sprung by them and not by ours."""
 
+import json
 import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -435,3 +441,36 @@ def test_random_is_the_same_draw_in_every_run() -> None:
     assert len({t.key for t in first}) == 10
     assert any(t.config.base_lr == 0.5 for t in first)
     assert trial_key(first[0].config, "d") == first[0].key
+
+
+def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
+    ours = Searched(study(), tmp_path)
+    ours.suggest("a")
+    ours.end("a", status="completed", val_auroc=0.75)
+    dashboard = Path(sys.executable).parent / "optuna-dashboard"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [dashboard, str(tmp_path / JOURNAL), "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+                    studies = json.load(answer)["study_summaries"]
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        assert [s["study_name"] for s in studies] == ["s"]
+        url = f"http://127.0.0.1:{port}/api/studies/{studies[0]['study_id']}"
+        with urllib.request.urlopen(url) as answer:
+            (trial,) = json.load(answer)["trials"]
+        assert (trial["state"], trial["values"]) == ("Complete", [0.75])
+    finally:
+        server.terminate()
+        server.wait(timeout=10)

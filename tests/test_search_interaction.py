@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from search.answer import print_answer
+from search.explore import Variants
 from search.interaction import ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
 from search.results import Results
@@ -86,7 +87,8 @@ def answer(trials: pd.DataFrame, **changes: Any) -> str:
         **({"name": "s", "base": TrialConfig(dataset="d"), "vary": vary, "seeds": 2} | changes)
     )
     console = Console(file=io.StringIO(), width=100)
-    planned = [PlannedTrial(f"k{i}", study.base) for i in range(12)]
+    steps = ["short"] * 4 + ["long"] * 8
+    planned = [PlannedTrial(f"k{i}", study.base, step) for i, step in enumerate(steps)]
     print_answer(console, study, trials, Results("s", Folder("/r/s")), planned)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -100,6 +102,14 @@ def test_answer_shows_surface_ridge_edges_leaders_and_files() -> None:
     assert "for 32" not in text
     assert "2 diverged (a finding" in text
     assert 'pd.read_parquet("/r/s/trials")' in text
+
+
+def test_variants_have_a_surface_each() -> None:
+    budgets = {"short": {"epochs": 1}, "long": {"epochs": 9}}
+    trials = TRIALS.assign(trial_key=[f"k{i}" for i in range(len(TRIALS))])
+    text = answer(trials, explore=Variants(each=budgets))
+    assert "val_auroc (variant=short)" in text
+    assert "val_auroc (variant=long)" in text
 
 
 def test_answer_of_nothing_and_of_only_divergence_says_so() -> None:

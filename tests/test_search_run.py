@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from scipy.stats import spearmanr
 
 from search.interaction import ridge, surface
@@ -100,6 +103,37 @@ def test_interrupted_is_75_and_the_same_command_goes_on(number: int, tmp_path: P
     trials = pd.read_parquet(tmp_path / "small" / "trials")
     assert (trials["status"] == "completed").all()
     assert trials["attempt"].max() == 2
+
+
+@pytest.mark.ray
+def test_a_search_that_was_interrupted_goes_on_with_what_it_learned(tmp_path: Path) -> None:
+    space = ROOT / "tests" / "spaces" / "searched.py"
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command(space, tmp_path)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "[3/8]" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    done = run(space, tmp_path)
+    assert done.returncode == 0, done.stderr
+    trials = pd.read_parquet(tmp_path / "searched" / "trials")
+    assert len(trials) == 8
+    assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
+    told = optuna.load_study(
+        study_name="searched",
+        storage=JournalStorage(JournalFileBackend(str(tmp_path / "searched" / "optuna.journal"))),
+    ).get_trials()
+    states = sorted(t.state.name for t in told)
+    assert states.count("PRUNED") == (trials["status"] == "stopped").sum()
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert run(space, tmp_path).stdout.count("8 done before, 0 to run") == 1
 
 
 @pytest.mark.ray

@@ -182,6 +182,7 @@ def test_every_space_loads_and_has_a_preview(path: Path) -> None:
     assert loaded.name == path.stem
     preview = as_preview(loaded, dataset="synthetic")
     assert len(configurations(preview)) == len(configurations(loaded))
+    assert type(preview.explore) is type(loaded.explore)
     assert f"python -m search.run spaces/{path.name}" in path.read_text()
 
 
