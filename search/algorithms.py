@@ -56,7 +56,7 @@ class OptunaSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An evaluation."""
-        if "epoch_row" in result and trial_id in self.running:
+        if _row(result, "epoch_row") and trial_id in self.running:
             number, _ = self.running[trial_id]
             self.suggestions.report(number, result["score"], result["examples_seen"])
 
@@ -67,10 +67,9 @@ class OptunaSearcher(Searcher):
         number, planned = self.running.pop(trial_id)
         if error or not result:
             ending: Mapping[str, Any] = {"status": "failed"}
-        elif "trial_row" in result:
-            ending = result["trial_row"]
         else:
-            ending = {**result.get("epoch_row", {}), "status": "stopped"}
+            so_far = {**_row(result, "epoch_row"), "status": "stopped"}
+            ending = _row(result, "trial_row") or so_far
         self.held[planned.key] = ending
         self._tell_if_ended(number)
 
@@ -110,6 +109,12 @@ def scheduler_of(
         grace=first_rung(study, configs, train_images=train_images),
         total=int(max(table.total for table in tables)),
     )
+
+
+def _row(result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A reported row: Ray hands searchers its results flattened, `trial_row/status`."""
+    flat = {key.partition("/")[2]: v for key, v in result.items() if key.startswith(f"{name}/")}
+    return dict(result.get(name, flat))
 
 
 class EarlyStopping(FIFOScheduler):

@@ -54,7 +54,9 @@ class Searched:
         return self.searcher.suggest(trial_id)
 
     def end(self, trial_id: str, **row: Any) -> None:
-        self.searcher.on_trial_complete(trial_id, {"trial_row": row})
+        # Ray hands searchers what was reported flattened.
+        flat = {f"trial_row/{name}": value for name, value in row.items()}
+        self.searcher.on_trial_complete(trial_id, flat)
 
     def states(self) -> list[TrialState]:
         return [t.state for t in self.suggestions.optuna.get_trials()]
@@ -93,8 +95,9 @@ def test_a_stopped_trial_is_pruned_where_the_stock_one_is_complete(tmp_path: Pat
 
     ours = Searched(study(), tmp_path)
     ours.suggest("a")
-    row = {"val_auroc": 0.6, "examples_seen": 100}
-    ours.searcher.on_trial_complete("a", {"epoch_row": row, "score": 0.6, "examples_seen": 100})
+    shared = {"score": 0.6, "examples_seen": 100, "epoch_row/examples_seen": 100}
+    ours.searcher.on_trial_result("a", {**shared, "epoch_row/val_auroc": 0.6})
+    ours.searcher.on_trial_complete("a", {**shared, "epoch_row/val_auroc": 0.6})
     assert ours.states() == [TrialState.PRUNED]
     assert ours.suggestions.optuna.get_trials()[0].intermediate_values == {100: 0.6}
 
