@@ -43,7 +43,7 @@ study = Study(
     },
     preview={
         # Rates on either side of the small network's optimum; no BatchNorm, as VGG16 has none.
-        "base_lr": [0.003, 0.1],
+        "base_lr": [0.003, 0.18],
         "norm": "none",
         "dropout": 0.0,
         "augment": "hflip+vflip",

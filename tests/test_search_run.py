@@ -15,7 +15,10 @@ from optuna.storages.journal import JournalFileBackend
 from scipy.stats import spearmanr
 
 from search.interaction import ridge, surface
+from search.load import load_study
 from search.run import parser
+from search.study import configurations
+from trainable.finetune import finetune
 
 ROOT = Path(__file__).parent.parent
 SMALL = ROOT / "tests" / "spaces" / "small.py"
@@ -52,6 +55,13 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
     assert trials["status"].tolist() == ["completed"] * 4
     assert len(pd.read_parquet(tmp_path / "small" / "epochs")) == 8
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    # Two workers trained four trials: one that is used again gives what a fresh process gives.
+    epochs = pd.read_parquet(tmp_path / "small" / "epochs").set_index(["trial_key", "epoch"])
+    for _, config in configurations(load_study(SMALL)):
+        cell = (trials["batch_size"] == config.batch_size) & (trials["base_lr"] == config.base_lr)
+        (key,) = trials.loc[cell, "trial_key"]
+        for result in finetune(config):
+            assert epochs.loc[(key, result.epoch), "val_loss"] == result.val_loss
 
     again = run(SMALL, tmp_path)
     assert again.returncode == 0
