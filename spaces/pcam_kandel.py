@@ -43,8 +43,8 @@ study = Study(
     },
     preview={
         # Rates on either side of the small network's optimum; no BatchNorm, as VGG16 has none.
-        # The high one was picked for the crossing: of 0.1, 0.14 and 0.18 only at the last did all
-        # of three seeds show it, on synthetic and on real patches (SGD, 2026-11-21).
+        # The high one was picked for the crossing, of 0.1, 0.14 and 0.18: not every one of three
+        # seeds shows it at 0.1; all do at the other two, most clearly at 0.18 (SGD, 2026-11-21).
         "base_lr": [0.003, 0.18],
         "norm": "none",
         "dropout": 0.0,
