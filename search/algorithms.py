@@ -1,12 +1,14 @@
 """What Ray Tune asks: a searcher for suggestions, a scheduler that knows the schedule."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
-from search.explore import Asha, Stopper
+from search.explore import Asha, HyperBand, Median, Stopper
 from search.plan import PlannedTrial
 from search.study import Study
 from search.suggestions import Suggestions
@@ -117,8 +119,16 @@ def _row(result: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(result.get(name, flat))
 
 
+@dataclass(frozen=True, eq=False)
+class _Past:
+    """What a scheduler asks of a trial, for one that ended in an earlier command."""
+
+    trial_id: str
+    config: Mapping[str, Any]
+
+
 class EarlyStopping(FIFOScheduler):
-    """ASHA or median stopping, one for all or one a batch size; remembers why it stopped whom."""
+    """A scheduler of Ray's, one for all or one a batch size; remembers why it stopped whom."""
 
     def __init__(self, stop: Stopper, *, grace: int, total: int) -> None:
         """Rungs from `grace` to `total` training images."""
@@ -136,21 +146,37 @@ class EarlyStopping(FIFOScheduler):
 
     def _new(self) -> Any:
         shared: dict[str, Any] = {"time_attr": "examples_seen", "metric": "score", "mode": "max"}
-        if isinstance(self.stop, Asha):
+        if isinstance(self.stop, Asha | HyperBand):
+            factor = self.stop.reduction_factor
+            fit = int(math.log(self.total / self.grace) / math.log(factor) + 1e-9) + 1
             return AsyncHyperBandScheduler(
                 **shared,
                 max_t=self.total,
                 grace_period=self.grace,
-                reduction_factor=self.stop.reduction_factor,
+                reduction_factor=factor,
+                brackets=fit if isinstance(self.stop, HyperBand) else 1,
                 stop_last_trials=False,  # a schedule that decays is let to its end
             )
+        # It would pause a trial to let others catch up, after each evaluation.
+        never_pause: dict[str, Any] = {"min_time_slice": math.inf}
         return MedianStoppingRule(
             **shared,
+            **never_pause,
             grace_period=self.grace,
             min_samples_required=self.stop.min_trials,
-            min_time_slice=0,
             hard_stop=True,
         )
+
+    def learn(self, key: str, batch_size: int, evaluations: Sequence[Mapping[str, float]]) -> None:
+        """Take in a trial of an earlier command: its `score` and `examples_seen`, oldest first."""
+        past = _Past(key, {"trial": {"config": {"batch_size": batch_size}}})
+        inner = self._of(past)
+        inner.on_trial_add(None, past)
+        for each in evaluations:
+            if isinstance(self.stop, Median):
+                inner.on_trial_complete(None, past, dict(each))  # adds to what it knows, no more
+            else:
+                inner.on_trial_result(None, past, dict(each))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins."""

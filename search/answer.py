@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.explore import Ablation, Optuna, Random, Variants
-from search.interaction import ablation, leaderboard, ridge, surface
+from search.explore import Ablation, Optuna, Pbt, Random, Variants
+from search.interaction import USABLE, ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
+from search.population import lineage
 from search.progress import show
 from search.results import Results
 from search.study import Study, steps_of
@@ -40,11 +41,13 @@ def print_answer(
         if isinstance(study.explore, Variants):
             steps = {trial.key: trial.step for trial in planned}
             trials = trials.assign(variant=trials["trial_key"].map(steps))
-        scattered = isinstance(study.explore, Random | Optuna)
+        scattered = isinstance(study.explore, Random | Optuna | Pbt)
         if {"batch_size", "base_lr"} <= set(study.vary) and not scattered:
             _print_surfaces(console, study, trials)
         if not isinstance(study.explore, Ablation):
             _print_leaders(console, study, trials)
+        if isinstance(study.explore, Pbt):
+            _print_lineage(console, study, trials)
         _print_troubles(console, trials)
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
@@ -173,6 +176,24 @@ def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None
     for row in table.to_dict("records"):
         figures = (_score(row[name]) for name in ("mean", "std"))
         shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), _score(row[test]))
+    console.print()
+    console.print(shown)
+
+
+def _print_lineage(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    """What the best member was trained with, generation by generation."""
+    ended = trials[trials["status"].isin(USABLE)].dropna(subset=study.metric)
+    if ended.empty:
+        return
+    scores = ended.set_index("trial_key")[study.metric]
+    best = str(scores.idxmax() if study.mode == "max" else scores.idxmin())
+    shown = Table(title="how the best came about", title_justify="left", pad_edge=False, box=None)
+    by = [*study.vary, study.metric]
+    for name in ("until", *by):
+        shown.add_column(name, justify="right")
+    for row in lineage(trials, best).to_dict("records"):
+        values = [show(row[name]) for name in study.vary]
+        shown.add_row(f"{row['until_share']:.0%}", *values, _score(row[study.metric]))
     console.print()
     console.print(shown)
 

@@ -65,6 +65,26 @@ def draw(domains: Mapping[str, Domain], rng: np.random.RandomState) -> dict[str,
     return {name: _plain(domain.sample(random_state=rng)) for name, domain in domains.items()}
 
 
+def perturbed(domain: Any, value: Any, rng: np.random.RandomState, *, resample: float) -> object:
+    """A value beside another one: times 0.8 or 1.2, or a choice's neighbour (Jaderberg 2017).
+
+    It stays in the domain, and with probability `resample` it is drawn from it anew.
+    """
+    if rng.uniform() < resample:
+        return _plain(domain.sample(random_state=rng))
+    up = bool(rng.randint(2))
+    if isinstance(domain, Categorical):
+        values = list(domain.categories)
+        at = values.index(value) + (1 if up else -1)
+        return values[min(max(at, 0), len(values) - 1)]
+    changed = value * (1.2 if up else 0.8)
+    if step := step_of(domain):
+        changed = round(changed / step) * step
+    if isinstance(domain, Integer):
+        return int(min(max(round(changed), domain.lower), domain.upper - 1))
+    return float(min(max(changed, domain.lower), domain.upper))
+
+
 def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 

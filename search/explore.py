@@ -113,8 +113,7 @@ class Asha:
 
     def __post_init__(self) -> None:
         """Check the factor and the share."""
-        if not self.reduction_factor > 1:
-            raise ValueError(f"reduction_factor must be > 1, got {self.reduction_factor!r}")
+        check_factor(self.reduction_factor)
         check_grace(self.grace_share)
 
 
@@ -136,8 +135,55 @@ class Median:
         check_whole("min_trials", self.min_trials, low=1)
 
 
-Explorer = Grid | Ablation | Variants | Random | Optuna
-Stopper = Asha | Median
+@dataclass(frozen=True, kw_only=True)
+class HyperBand:
+    """ASHA in several brackets, whose first rungs lie ever later (Li 2018, arXiv:1603.06560).
+
+    For where early scores may mislead: some trials are let run long before they are compared. All
+    brackets that fit between `grace_share` and the whole budget; asynchronous, as in Li 2020. With
+    `Optuna(sampler="tpe")` this is what BOHB does (Falkner 2018, arXiv:1807.01774): a model of
+    where good trials lie, fed by trials of several lengths.
+    """
+
+    reduction_factor: float = 3.0
+    grace_share: float = 1 / 9
+    by_batch_size: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the factor and the share."""
+        check_factor(self.reduction_factor)
+        check_grace(self.grace_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pbt:
+    """Population based training (Jaderberg 2017, arXiv:1711.09846): a schedule is searched.
+
+    `size` configurations drawn from the domains train side by side, an equal part of the budget a
+    generation. After each, the worst `quantile` of them go on from the state of one of the best
+    `quantile`, with its values changed: a number times 0.8 or 1.2, a choice to its neighbour, or,
+    with probability `resample`, drawn anew. A member's generations are trials of their own, so that
+    each row says what it was trained with and from which trial it went on (`begins_from`).
+    """
+
+    size: int = 8
+    generations: int = 5
+    quantile: float = 0.25
+    resample: float = 0.25
+    sampling_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the counts and the shares."""
+        check_whole("size", self.size, low=2)
+        check_whole("generations", self.generations, low=2)
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(f"quantile must be above 0 and at most 0.5, got {self.quantile!r}")
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"resample must be from 0 to 1, got {self.resample!r}")
+
+
+Explorer = Grid | Ablation | Variants | Random | Optuna | Pbt
+Stopper = Asha | HyperBand | Median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +203,12 @@ def check_whole(name: str, value: object, *, low: int) -> None:
     """Raises ValueError for what is not a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+
+
+def check_factor(factor: float) -> None:
+    """Raises ValueError for a reduction factor that reduces nothing."""
+    if not factor > 1:
+        raise ValueError(f"reduction_factor must be > 1, got {factor!r}")
 
 
 def check_grace(share: float) -> None:

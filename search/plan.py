@@ -30,11 +30,12 @@ def plan_trials(study: Study, *, data_fingerprint: str) -> list[PlannedTrial]:
     Within a seed large batches come first: they are few updates, and the screen fills soon.
     """
     cells = sorted(configurations(study), key=lambda cell: -cell[1].batch_size)
-    return [
+    planned = [
         PlannedTrial(trial_key(config, data_fingerprint), config, step)
         for seed in range(study.seeds)
         for step, config in ((step, replace(cell, seed=seed)) for step, cell in cells)
     ]
+    return list({(trial.key, trial.step): trial for trial in planned}.values())
 
 
 def missing(

@@ -27,9 +27,10 @@ from cluster.connect import TOKEN_HINT, Cluster, ConnectError, connect, disconne
 from search import plan, results
 from search.answer import print_answer
 from search.cost import print_cost
-from search.explore import Optuna
+from search.explore import Optuna, Pbt
 from search.load import SpaceFileError, space_sha256
 from search.plan import PlannedTrial
+from search.population import delete_states, next_generation
 from search.prepare import Ready, prepare
 from search.progress import Progress
 from search.results import ResultsError
@@ -130,14 +131,17 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                 if len(planned) > len(ready.planned) and suggestions is None:
                     # A later round asks for these trials: stopping some would bias their means.
                     ready = replace(ready, study=replace(study, stop=None))
-                unended = _train(ready, cluster, todo, suggestions, held, counts, console)
+                keys = {trial.key for trial in todo}
+                past = [trial for trial in planned if trial.key not in keys]
+                unended = _train(ready, cluster, todo, past, suggestions, held, counts, console)
             if unended:
                 break
             if suggestions is not None:
                 planned = suggestions.planned()
                 break
             retry = None
-            more = plan.next_round(
+            ask = next_generation if isinstance(study.explore, Pbt) else plan.next_round
+            more = ask(
                 study,
                 planned,
                 results.trials(ready.results),
@@ -150,6 +154,8 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             if new:
                 console.print(f"another round: {len(new)} trials that the results call for")
     rows = plan.of_plan(planned, results.trials(ready.results))
+    if isinstance(study.explore, Pbt) and not unended:
+        delete_states(ready.results, planned)
     print_answer(console, study, rows, ready.results, planned)
     left = max(unended, total - int(rows["status"].isin(plan.DONE).sum()))
     if left:
@@ -216,6 +222,7 @@ def _train(
     ready: Ready,
     cluster: Cluster,
     todo: Sequence[PlannedTrial],
+    past: Sequence[PlannedTrial],
     suggestions: Suggestions | None,
     held: pd.DataFrame,
     counts: tuple[int, int],
@@ -238,7 +245,7 @@ def _train(
         total=counts[0],
         done_before=counts[1],
     ) as progress:
-        return run_trials(setting, todo, cluster, progress, suggestions)
+        return run_trials(setting, todo, cluster, progress, suggestions, past)
 
 
 def _about(given: argparse.Namespace, ready: Ready) -> dict[str, object]:

@@ -18,6 +18,7 @@ from search.explore import (
     Grid,
     Leaders,
     Optuna,
+    Pbt,
     Random,
     Stopper,
     Variants,
@@ -26,6 +27,11 @@ from trainable.config import SCORES, TrialConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRIAL_FIELDS = tuple(each.name for each in fields(TrialConfig))
+# What a Pbt may change between generations: none of it changes the network's shape.
+CHANGED_ON_THE_WAY = (
+    *("batch_size", "base_lr", "weight_decay", "momentum", "label_smoothing"),
+    *("mixup_alpha", "cutmix_alpha", "augment", "clip_grad_norm"),
+)
 # What a preview changes in any study; its own `preview` goes on top.
 PREVIEW: Mapping[str, object] = {
     "model": "plain",
@@ -105,7 +111,7 @@ class Study:
             _check_field(name)
         if both := set(changed) & set(self.vary):
             raise ValueError(f"{', '.join(sorted(both))}: varies and is changed by a step: choose")
-        searched = isinstance(self.explore, Random | Optuna)
+        searched = isinstance(self.explore, Random | Optuna | Pbt)
         read = as_searched if searched else as_values
         object.__setattr__(self, "vary", {k: read(k, v) for k, v in self.vary.items()})
         self._check_search()
@@ -136,11 +142,21 @@ class Study:
                     )
                 change: dict[str, Any] = dict(point)
                 replace(self.base, **change)
+        if isinstance(explore, Pbt):
+            if others := sorted(set(self.vary) - set(CHANGED_ON_THE_WAY)):
+                raise ValueError(
+                    f"{', '.join(others)}: cannot change while a trial trains; Pbt can vary "
+                    f"{', '.join(CHANGED_ON_THE_WAY)}"
+                )
+            if not self.vary:
+                raise ValueError("Pbt needs domains in `vary` to draw its members from")
+            if self.stop or self.leaders:
+                raise ValueError("Pbt goes without stop and leaders: it replaces the worse itself")
         timed = [c for _, c in configurations(self) if c.seconds is not None]
-        if self.stop and (timed or self.base.seconds is not None):
+        if (self.stop or isinstance(explore, Pbt)) and (timed or self.base.seconds is not None):
             raise ValueError(
-                "stop counts training images: give a budget in epochs, updates or examples, "
-                "not in seconds"
+                f"{'stop' if self.stop else 'Pbt'} counts training images: give a budget in "
+                f"epochs, updates or examples, not in seconds"
             )
         if self.leaders and self.leaders.seeds <= self.seeds:
             raise ValueError(
@@ -173,6 +189,8 @@ def _check_field(name: str) -> None:
         raise ValueError("seed cannot vary: say how many with seeds=3")
     if name == "dataset":
         raise ValueError("dataset cannot vary: a study is on one, make a study of each")
+    if name in ("until_share", "begins_from"):
+        raise ValueError(f"{name} is set by Pbt, not by a space file")
     if name not in TRIAL_FIELDS:
         raise ValueError(unknown("field", name, TRIAL_FIELDS))
 
@@ -213,6 +231,11 @@ def configurations(study: Study) -> list[tuple[str, TrialConfig]]:
         return []  # they come one by one, from what the others scored
     if isinstance(study.explore, Random):
         changes = _drawn(study, study.explore)
+    elif isinstance(study.explore, Pbt):
+        rng = np.random.RandomState(study.explore.sampling_seed)
+        share = 1 / study.explore.generations
+        members = [draw(study.vary, rng) for _ in range(study.explore.size)]
+        changes = [{**member, "until_share": share} for member in members]
     else:
         names = list(study.vary)
         values = (grid_values(name, study.vary[name]) for name in names)

@@ -19,9 +19,10 @@ from search.algorithms import EarlyStopping, OptunaSearcher, scheduler_of
 from search.plan import DONE, PlannedTrial
 from search.progress import Progress
 from search.results import Results
-from search.study import Study
+from search.study import Study, configurations
 from search.suggestions import Suggestions
 from trainable.ray_adaptor import train_trial
+from trainable.record import finite_score
 
 # For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
 # as rows and are not retried.
@@ -57,12 +58,14 @@ def run_trials(
     cluster: Cluster,
     progress: Progress,
     suggestions: Suggestions | None = None,
+    past: Sequence[PlannedTrial] = (),
 ) -> int:
     """Train the trials and commit their rows as they come; returns how many did not end.
 
     That is more than none only when interrupted: trials that were under way when SIGINT or
     SIGTERM came are then committed as `interrupted`. With `suggestions` its configurations are
-    trained instead, as they come.
+    trained instead, as they come. `past` trials, which ended before, are what the scheduler
+    compares with from the start.
 
     Raises:
         ValueError: the study's `stop` does not fit its budget.
@@ -70,10 +73,24 @@ def run_trials(
     resources = resources_of(setting.study, cluster)
     scheduler = scheduler_of(
         setting.study,
-        [trial.config for trial in trials] or [setting.study.base],
+        [config for _, config in configurations(setting.study)] or [setting.study.base],
         train_images=setting.train_images,
     )
     record = _Record(setting, progress, scheduler)
+    if scheduler is not None:
+        for trial in past:
+            rows = record.rows_held(trial.key)
+            scheduler.learn(
+                trial.key,
+                trial.config.batch_size,
+                [
+                    {
+                        "score": finite_score(setting.study.metric, row),
+                        "examples_seen": row["examples_seen"],
+                    }
+                    for row in rows
+                ],
+            )
 
     def send(trial: PlannedTrial) -> dict[str, Any]:
         """What a worker is told of a trial."""
@@ -85,6 +102,9 @@ def run_trials(
             "data_folder": setting.data_folder,
             "data_fingerprint": setting.data_fingerprint,
             "checkpoint_folder": (setting.results / "checkpoints" / trial.key).uri,
+            "start_folder": (setting.results / "checkpoints" / begins_from).uri
+            if (begins_from := trial.config.begins_from)
+            else None,
             "keep_weights": setting.study.keep_weights,
             "num_cpus": setting.study.cpus_per_trial,
             "num_gpus": resources.get("GPU", 0),
@@ -162,9 +182,16 @@ class _Record(tune.Callback):
         self.expected.add(trial.key)
         self.progress.planned[trial.key] = trial
         self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
-        known = trial.key in self.held.groups
-        rows = self.held.get_group(trial.key).to_dict("records") if known else []
-        self.rows[trial.key] = {row["epoch"]: row for row in rows}
+        self.rows[trial.key] = {row["epoch"]: row for row in self.rows_held(trial.key)}
+
+    def rows_held(self, key: str) -> list[dict[str, Any]]:
+        """A trial's evaluations in the tables when the command began, by epoch."""
+        if key not in self.held.groups:
+            return []
+        rows: list[dict[str, Any]] = (
+            self.held.get_group(key).sort_values("epoch").to_dict("records")
+        )
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps a copy of callbacks for a restore, which is not our way to resume."""
@@ -227,7 +254,9 @@ class _Record(tune.Callback):
             self.rows[key] = {e: r for e, r in self.rows[key].items() if e <= completed}
             self._commit_epochs(key)
         self._commit_trial(key, row)
-        if row["status"] != "failed":  # a failed one may be tried again, from where it was
+        goes_on = row["status"] == "stopped" and self.planned[key].config.until_share < 1
+        # A failed one may be tried again, from where it was.
+        if row["status"] != "failed" and not goes_on:
             from trainable import checkpoint  # torch, which a command with nothing to run spares
 
             checkpoint.delete(self.setting.results / "checkpoints" / key)

@@ -11,22 +11,28 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import optuna
-import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.execution.tune_controller import _get_max_pending_trials
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
 
-from search import plan, results
+from cluster.connect import Cluster
+from search import results
 from search.algorithms import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
-from search.explore import Asha, Grid, Leaders, Median, Optuna, Random, Variants
+from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Random
 from search.plan import PlannedTrial
+from search.progress import Progress
 from search.study import Study, configurations
 from search.suggestions import JOURNAL, Suggestions
-from trainable.config import TrialConfig, trial_key
+from search.tuning import Setting, run_trials
+from trainable.config import TrialConfig
 from trainable.record import finite_score
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
@@ -305,6 +311,32 @@ def test_names_of_explorers_are_checked() -> None:
         Random(num_configs=0)
 
 
+def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = SearchGenerator(OptunaSearch(metric="m", mode="max"))
+    assert _get_max_pending_trials(stock) == 1
+    declared = study()
+    store = results.open_results(str(tmp_path), declared.name)
+    suggestions = Suggestions(declared, tmp_path / JOURNAL, data_fingerprint="d")
+    setting = Setting(
+        study=declared,
+        results=store,
+        data_folder=None,
+        data_fingerprint="d",
+        train_images=100,
+        attempts={},
+    )
+    cluster = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=4, num_gpus=0)
+    progress = Progress(Console(), [], "val_auroc", {}, 4, 0)
+    tuner = MagicMock()
+    monkeypatch.setattr("search.tuning.tune.Tuner", tuner)
+    run_trials(setting, [], cluster, progress, suggestions)
+    made = tuner.call_args.kwargs["tune_config"]
+    limited = ConcurrencyLimiter(made.search_alg, max_concurrent=made.max_concurrent_trials)
+    assert _get_max_pending_trials(SearchGenerator(limited)) == 4
+
+
 # --- stopping early -------------------------------------------------------------------------------
 
 
@@ -342,108 +374,80 @@ def test_median_stops_what_lags_behind() -> None:
     assert play(scheduler, scores, seen=20, batches={}) == {"d"}
 
 
+class Waiting:
+    """A controller with a trial that waits for its turn."""
+
+    def get_live_trials(self) -> list[Any]:
+        return [SimpleNamespace(status="PENDING")]
+
+
+def test_median_never_pauses_where_the_stock_rule_does() -> None:
+    stock = MedianStoppingRule(
+        time_attr="examples_seen", metric="score", mode="max", grace_period=10
+    )
+    result = {"score": 0.5, "examples_seen": 20}
+    assert stock.on_trial_result(Waiting(), Played("a"), result) == "PAUSE"
+    ours = EarlyStopping(Median(), grace=10, total=100)
+    assert ours.on_trial_result(Waiting(), Played("a"), result) == "CONTINUE"
+
+
+@pytest.mark.parametrize("stop", [Asha(), HyperBand(), Median(min_trials=3)])
+def test_a_later_command_compares_with_the_trials_of_an_earlier_one(stop: Any) -> None:
+    seen = [12, 40, 100]
+    fresh = EarlyStopping(stop, grace=11, total=100)
+    learned = EarlyStopping(stop, grace=11, total=100)
+    for i in range(12):
+        rows = [{"score": 0.8 + i / 1000, "examples_seen": n} for n in seen]
+        learned.learn(f"past{i}", 16, rows)
+    for scheduler, stops in ((fresh, False), (learned, True)):
+        worse = Played("worse")
+        scheduler.on_trial_add(None, worse)
+        verdict = scheduler.on_trial_result(Waiting(), worse, {"score": 0.3, "examples_seen": 40})
+        # HyperBand's later brackets do not compare yet.
+        assert (verdict == "STOP") is stops or (stops and isinstance(stop, HyperBand))
+
+
+def test_hyperband_spreads_trials_over_brackets_that_begin_ever_later() -> None:
+    scheduler = EarlyStopping(HyperBand(reduction_factor=3), grace=10, total=90)
+    play(scheduler, {f"t{i}": 0.9 - i / 100 for i in range(40)}, seen=10, batches={})
+    brackets = scheduler.inner[0]._brackets
+    assert [b._rungs[-1][0] for b in brackets] == [10, 30, 90]
+    # At the first bracket's rung the others' trials were let go on, however bad they were.
+    assert len(scheduler.reasons) < 39
+    assert len(scheduler.reasons) == len(brackets[0]._rungs[-1][1]) - _kept(brackets[0])
+
+
+def _kept(bracket: Any) -> int:
+    """How many of the first rung's scores were not below the cutoff of those before them."""
+    recorded: dict[str, float] = {}
+    kept = 0
+    for name, score in bracket._rungs[-1][1].items():
+        cutoff = bracket.cutoff(recorded)
+        kept += cutoff is None or score >= cutoff
+        recorded[name] = score
+    return kept
+
+
+def test_bohb_is_tpe_with_hyperband(tmp_path: Path) -> None:
+    declared = study(explore=Optuna(num_configs=4, sampler="tpe"), stop=HyperBand())
+    assert scheduler_of(declared, [BASE], train_images=320) is not None
+    ours = Searched(declared, tmp_path)
+    ours.suggest("a")
+    row = {"score": 0.6, "examples_seen": 320, "epoch_row/val_auroc": 0.6, "epoch_row/epoch": 1}
+    ours.searcher.on_trial_result("a", row)
+    ours.searcher.on_trial_complete("a", row)  # as Ray tells of one that its scheduler stopped
+    (told,) = ours.suggestions.optuna.get_trials()
+    assert told.state == TrialState.PRUNED
+    assert told.intermediate_values == {320: 0.6}  # what TPE models by length
+
+
 def test_what_has_ended_by_itself_is_not_stopped() -> None:
     scheduler = EarlyStopping(Asha(), grace=10, total=100)
     result = {"trial_row": {}, "score": 0.0, "examples_seen": 10}
     assert scheduler.on_trial_result(None, Played("a"), result) == "CONTINUE"
 
 
-# --- rounds ---------------------------------------------------------------------------------------
-
-
-def graded(trials: list[PlannedTrial], score: Any) -> pd.DataFrame:
-    rows = [
-        {
-            **asdict(t.config),
-            "trial_key": t.key,
-            "status": "completed",
-            "attempt": 1,
-            "val_auroc": score(t.config),
-        }
-        for t in trials
-    ]
-    return pd.DataFrame(rows)
-
-
-def rounds(declared: Study, score: Any) -> list[PlannedTrial]:
-    """All trials that a study comes to plan."""
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    for _ in range(20):
-        more = plan.next_round(declared, planned, graded(planned, score), data_fingerprint="d")
-        if not more:
-            return planned
-        planned = [*planned, *more]
-    raise AssertionError("rounds without end")
-
-
-GRID = {
-    "batch_size": tune.grid_search([16, 64]),
-    "base_lr": tune.grid_search([0.1, 0.2, 0.4]),
-}
-
-
-def test_widening_follows_the_ridge_until_it_is_interior_or_the_bound_is_met() -> None:
-    def score(config: TrialConfig) -> float:
-        best = 1.6 if config.batch_size == 64 else 0.2
-        return 1 - abs(math.log2(config.base_lr / best))
-
-    declared = study(vary=GRID, explore=Grid(widen=5))
-    lrs = {
-        b: sorted(t.config.base_lr for t in rounds(declared, score) if t.config.batch_size == b)
-        for b in (16, 64)
-    }
-    assert lrs == {16: [0.1, 0.2, 0.4], 64: [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]}
-    bounded = rounds(replace(declared, explore=Grid(widen=1)), score)
-    assert max(t.config.base_lr for t in bounded) == 0.8
-
-
-def test_refining_adds_between_the_best_and_its_neighbours_once() -> None:
-    declared = study(vary=GRID, explore=Grid(refine=1), seeds=2)
-    trials = rounds(declared, lambda c: 1 - abs(math.log2(c.base_lr / 0.2)))
-    lrs = sorted({round(t.config.base_lr, 4) for t in trials})
-    assert lrs == [0.1, 0.1414, 0.2, 0.2828, 0.4]
-    assert len(trials) == 2 * 5 * 2
-
-
-def test_leaders_get_more_seeds() -> None:
-    declared = study(vary=GRID, explore=Grid(), seeds=2, leaders=Leaders(top=2, seeds=5))
-    trials = rounds(declared, lambda c: c.base_lr + c.batch_size / 1000)
-    counts = pd.Series([(t.config.batch_size, t.config.base_lr) for t in trials]).value_counts()
-    assert counts.to_dict() == {
-        (64, 0.4): 5,
-        (16, 0.4): 5,
-        (64, 0.2): 2,
-        (16, 0.2): 2,
-        (64, 0.1): 2,
-        (16, 0.1): 2,
-    }
-
-
-def test_no_round_while_a_trial_is_missing() -> None:
-    declared = study(vary=GRID, explore=Grid(widen=2))
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    table = graded(planned[:-1], lambda c: c.base_lr)
-    assert plan.next_round(declared, planned, table, data_fingerprint="d") == []
-
-
-def test_variants_are_the_same_grid_under_each_budget() -> None:
-    budgets = {"epochs": {"epochs": 9}, "updates": {"epochs": None, "updates": 50}}
-    declared = study(vary=GRID, explore=Variants(each=budgets))
-    cells = configurations(declared)
-    assert len(cells) == 12
-    assert {(step, c.epochs, c.updates) for step, c in cells} == {
-        ("epochs", 9, None),
-        ("updates", None, 50),
-    }
-
-
-def test_random_is_the_same_draw_in_every_run() -> None:
-    declared = study(explore=Random(num_configs=10, points=[{"batch_size": 16, "base_lr": 0.5}]))
-    first, again = (plan.plan_trials(declared, data_fingerprint="d") for _ in range(2))
-    assert [t.key for t in first] == [t.key for t in again]
-    assert len({t.key for t in first}) == 10
-    assert any(t.config.base_lr == 0.5 for t in first)
-    assert trial_key(first[0].config, "d") == first[0].key
+# --- the dashboard ------------------------------------------------------------------------------
 
 
 def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:

@@ -185,6 +185,15 @@ class TrialConfig:
     eval_updates: int | None = _setting(
         None, "an evaluation every so many updates instead", unit="updates", low=1
     )
+    until_share: float = _setting(
+        1.0,
+        "stop at this share of the budget, on the schedule of the whole of it",
+        above=0.0,
+        high=1.0,
+    )
+    begins_from: str | None = _setting(
+        None, "key of the trial of the same study whose last state this one goes on from"
+    )
     early_stop_patience: int | None = _setting(
         None, "end after so many evaluations without a better score; None: never", low=1
     )

@@ -21,6 +21,7 @@ def finetune(
     *,
     data: Dataset | None = None,
     checkpoint_folder: Folder | None = None,
+    start_folder: Folder | None = None,
     keep_weights: bool = False,
     device: torch.device | None = None,
 ) -> Generator[EpochResult, None, TrialResult]:
@@ -29,7 +30,8 @@ def finetune(
     Without `data` the config's data set is looked for in `$DATA_DIR` or `data/`. With
     `checkpoint_folder` the state is written there before each yield, and a trial found there goes
     on: it yields the evaluations that were done, then the rest, with the numbers of a trial that
-    was never stopped; `keep_weights` leaves the best weights there at the end. A loss that is not
+    was never stopped; `start_folder` is that of the trial that the config `begins_from`;
+    `keep_weights` leaves the best weights there at the end. A loss that is not
     finite ends the trial with status `diverged`.
 
     Raises:
@@ -37,7 +39,7 @@ def finetune(
         ValueError: the network, its weights, its teacher or the device do not fit the config.
     """
     data = data or open_data(config.dataset)
-    trial = Trial(config, data, device or pick_device(), checkpoint_folder)
+    trial = Trial(config, data, device or pick_device(), checkpoint_folder, start_folder)
     yield from list(trial.results)
     reason = ""
     while not trial.is_over and not reason:

@@ -24,16 +24,16 @@ def parameter_groups(
     gamma and beta of normalization, all of one dimension, do not (He et al. 2019, section 3.1).
     """
     in_head = {id(each) for each in head.parameters()} if head is not None else set()
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same ones for every weight_decay
     for each in model.parameters():
         if not each.requires_grad:
             continue
-        decay = weight_decay if each.ndim > 1 or not no_bias_decay else 0.0
+        decays = each.ndim > 1 or not no_bias_decay
         factor = head_lr_factor if id(each) in in_head else 1.0
-        groups.setdefault((decay, factor), []).append(each)
+        groups.setdefault((decays, factor), []).append(each)
     return [
-        {"params": params, "weight_decay": decay, "lr_factor": factor}
-        for (decay, factor), params in groups.items()
+        {"params": params, "weight_decay": weight_decay * decays, "lr_factor": factor}
+        for (decays, factor), params in groups.items()
     ]
 
 

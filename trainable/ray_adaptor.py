@@ -62,6 +62,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
         config,
         data=data,
         checkpoint_folder=Folder(trial["checkpoint_folder"]),
+        start_folder=Folder(trial["start_folder"]) if trial["start_folder"] else None,
         keep_weights=trial["keep_weights"],
     )
     while True:

@@ -46,13 +46,21 @@ class Trial:
     """The state of a trial between updates, and the steps that change it."""
 
     def __init__(
-        self, config: TrialConfig, data: Dataset, device: torch.device, folder: Folder | None
+        self,
+        config: TrialConfig,
+        data: Dataset,
+        device: torch.device,
+        folder: Folder | None,
+        start_folder: Folder | None = None,
     ) -> None:
         """Load what is trained and on what; go on from the checkpoint where there is one.
 
+        `start_folder` holds the state of the trial that the config `begins_from`.
+
         Raises:
             DataError: the data is too small for the batch.
-            ValueError: the network, its weights, its teacher or the device do not fit.
+            ValueError: the network, its weights, its teacher, the device or the state that the
+                trial begins from do not fit.
         """
         self.config, self.data, self.device, self.folder = config, data, device, folder
         self.key = trial_key(config, data.fingerprint)
@@ -88,6 +96,8 @@ class Trial:
         self.noise = NoiseSums()
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
+        elif config.begins_from:
+            self._begin_from(config.begins_from, start_folder)
 
     def _on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
         return to_device(
@@ -110,6 +120,21 @@ class Trial:
         self.noise = NoiseSums(*state.noise)
         for name, value in state.counters.items():
             setattr(self, name, value)
+
+    def _begin_from(self, key: str, folder: Folder | None) -> None:
+        """Take another trial's weights, optimizer state and place, not its scores and settings."""
+        state = checkpoint.load(folder, trial_key=key) if folder is not None else None
+        if state is None:
+            raise ValueError(
+                f"the last state of trial {key}, which this one begins from, is not in "
+                f"{folder.uri if folder else 'any folder that was given'}"
+            )
+        microbatch_size = self.step.microbatch_size
+        state.counters |= {"train_s": 0.0, "wall_s": 0.0}
+        self._restore(state)
+        self.step.microbatch_size, self.step.oom_retries = microbatch_size, 0
+        self.results, self.noise = [], NoiseSums()
+        self.best_model = self.weights()
 
     def _save(self) -> None:
         if self.folder is None:
@@ -138,7 +163,12 @@ class Trial:
     @property
     def is_over(self) -> bool:
         """Whether the budget is used up, or validation has not got better for long enough."""
-        return self.spent >= self.timetable.total or self._out_of_patience()
+        return self.spent >= self.until or self._out_of_patience()
+
+    @property
+    def until(self) -> float:
+        """Where this trial ends, in the timetable's unit: the whole budget, or a share of it."""
+        return self.timetable.total * self.config.until_share
 
     def _out_of_patience(self) -> bool:
         best, patience = self.best(), self.config.early_stop_patience
@@ -225,7 +255,7 @@ class Trial:
         return time.perf_counter()
 
     def _at_evaluation(self) -> bool:
-        if self.spent >= self.timetable.total:
+        if self.spent >= self.until:
             return True
         if self.config.eval_updates is not None:
             return self.updates % self.config.eval_updates == 0
@@ -295,9 +325,11 @@ class Trial:
 
     def finish(self, reason: str, *, keep: bool = False) -> TrialResult:
         """Score the test split at the best evaluation, once, and sum the trial up."""
-        best, last = self.best(), self.results[-1] if self.results else None
+        last = self.results[-1] if self.results else None
+        goes_on = self.config.until_share < 1  # in another trial, from its last state
+        best = last if goes_on else self.best()
         test, low, high = Scores(), math.nan, math.nan
-        if not reason:
+        if not reason and not goes_on:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
             if self.data.test is not None:
                 split = self._on_device(self.data.test, self.config.eval_images)
@@ -305,8 +337,10 @@ class Trial:
                 low, high = auroc_interval(logits_NK, split.labels_N.cpu().numpy())
             if keep and self.folder is not None:
                 keep_weights(self.folder, self.config, self.step.evaluated, self.num_classes)
-        status = "diverged" if reason else "completed"
-        if not reason and self.spent < self.timetable.total:
+        status = "diverged" if reason else "stopped" if goes_on else "completed"
+        if goes_on and not reason:
+            reason = f"at {self.config.until_share:.0%} of the budget, as it was asked to"
+        elif not reason and self.spent < self.timetable.total:
             reason = (
                 f"no better {self.config.select_by} in {self.config.early_stop_patience} epochs"
             )

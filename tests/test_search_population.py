@@ -1,0 +1,231 @@
+"""Population based training: who is replaced by whom, and that a member's state is handed on."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ray import tune
+
+from search import plan
+from search.domains import perturbed
+from search.explore import Asha, Pbt
+from search.plan import PlannedTrial
+from search.population import lineage, next_generation
+from search.study import Study
+from trainable.checkpoint import load
+from trainable.config import TrialConfig, trial_key
+from trainable.data.cache import Dataset
+from trainable.finetune import finetune
+from trainable.record import EpochResult, TrialResult
+from trainable.storage import Folder
+
+ROOT = Path(__file__).parent.parent
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
+VARY = {"batch_size": tune.choice([16, 32, 64]), "base_lr": tune.loguniform(1e-3, 1.0)}
+PBT = Pbt(size=8, generations=3, quantile=0.25)
+
+
+def study(**changes: Any) -> Study:
+    return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": PBT} | changes))
+
+
+def graded(
+    trials: list[PlannedTrial], scores: Mapping[str, float], statuses: Mapping[str, str]
+) -> pd.DataFrame:
+    rows = [
+        {
+            **asdict(t.config),
+            "trial_key": t.key,
+            "status": statuses.get(t.key, "stopped"),
+            "val_auroc": scores.get(t.key, math.nan),
+        }
+        for t in trials
+    ]
+    return pd.DataFrame(rows)
+
+
+def members() -> tuple[Study, list[PlannedTrial], dict[str, float]]:
+    declared = study()
+    planned = plan.plan_trials(declared, data_fingerprint="d")
+    return declared, planned, {t.key: 0.9 - i / 100 for i, t in enumerate(planned)}
+
+
+def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
+    declared, planned, scores = members()
+    table = graded(planned, scores, {})
+    new = next_generation(declared, planned, table, data_fingerprint="d")
+    assert len({t.key for t in new}) == 8
+    assert {t.config.until_share for t in new} == {2 / 3}
+    best, worst = {t.key for t in planned[:2]}, {t.key for t in planned[-2:]}
+    begins = [t.config.begins_from for t in new]
+    assert not worst & set(begins)
+    assert len(set(begins)) == 6  # six members that stay; two more from the best two
+    assert {b for b in begins if begins.count(b) > 1} <= best
+    by_key = {t.key: t.config for t in planned}
+    stayed = [t.config for t in new if begins.count(t.config.begins_from) == 1]
+    for config in stayed:
+        before = by_key[str(config.begins_from)]
+        assert (config.batch_size, config.base_lr) == (before.batch_size, before.base_lr)
+    assert new == next_generation(declared, planned, table, data_fingerprint="d")
+    assert all(t.key == trial_key(t.config, "d") for t in new)
+
+
+def test_a_diverged_or_failed_member_is_replaced_too() -> None:
+    declared, planned, scores = members()
+    lost = {planned[0].key: "diverged", planned[3].key: "failed"}
+    table = graded(planned, scores, lost)
+    new = next_generation(declared, planned, table, data_fingerprint="d")
+    assert len(new) == 8
+    assert not set(lost) & {t.config.begins_from for t in new}
+
+
+def test_nobody_left_and_the_last_generation_end_it() -> None:
+    declared, planned, scores = members()
+    dead = graded(planned, scores, {t.key: "diverged" for t in planned})
+    assert next_generation(declared, planned, dead, data_fingerprint="d") == []
+    every = list(planned)
+    for _ in range(2):
+        table = graded(every, {t.key: 0.5 + i / 1000 for i, t in enumerate(every)}, {})
+        every += next_generation(declared, every, table, data_fingerprint="d")
+    assert len(every) == 24
+    assert sum(t.config.until_share == 1.0 for t in every) == 8
+    table = graded(every, {t.key: 0.5 for t in every}, {})
+    assert next_generation(declared, every, table, data_fingerprint="d") == []
+    assert list(lineage(table, every[-1].key)["until_share"]) == [1 / 3, 2 / 3, 1.0]
+
+
+def test_each_seed_is_a_population_of_its_own() -> None:
+    declared = study(seeds=2)
+    planned = plan.plan_trials(declared, data_fingerprint="d")
+    table = graded(planned, {t.key: i / 100 for i, t in enumerate(planned)}, {})
+    new = next_generation(declared, planned, table, data_fingerprint="d")
+    seed_of = {t.key: t.config.seed for t in planned}
+    assert len(new) == 16
+    assert all(seed_of[str(t.config.begins_from)] == t.config.seed for t in new)
+
+
+def test_a_changed_value_stays_in_its_domain_and_near() -> None:
+    rng = np.random.RandomState(0)
+    lrs = [perturbed(VARY["base_lr"], 0.9, rng, resample=0.0) for _ in range(50)]
+    assert sorted(set(lrs)) == [pytest.approx(0.72), 1.0]
+    batches = {perturbed(VARY["batch_size"], 16, rng, resample=0.0) for _ in range(50)}
+    assert batches == {16, 32}
+    whole = {perturbed(tune.randint(1, 11), 10, rng, resample=0.0) for _ in range(50)}
+    assert whole == {10, 8}
+    steps = {perturbed(tune.quniform(0, 1, 0.25), 0.5, rng, resample=0.0) for _ in range(50)}
+    assert steps <= {0.25, 0.5, 0.75}
+    anew = {perturbed(VARY["batch_size"], 16, rng, resample=1.0) for _ in range(50)}
+    assert anew == {16, 32, 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": {"model": tune.choice(["plain", "residual"])}}, "model: cannot change while"),
+        ({"vary": {}}, "Pbt needs domains"),
+        ({"stop": Asha()}, "Pbt goes without stop"),
+        ({"base": replace(BASE, epochs=None, seconds=9.0)}, "Pbt counts training images"),
+        ({"vary": {"until_share": tune.uniform(0.1, 1)}}, "until_share is set by Pbt"),
+    ],
+)
+def test_populations_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(**changes)
+
+
+def train(config: TrialConfig, data: Dataset, folder: Path, **more: Any) -> Any:
+    """All evaluations and the summary of a trial, its state left in a folder by its key."""
+    key = trial_key(config, data.fingerprint)
+    epochs = finetune(config, data=data, checkpoint_folder=Folder(str(folder / key)), **more)
+    rows: list[EpochResult] = []
+    while True:
+        try:
+            rows.append(next(epochs))
+        except StopIteration as end:
+            return rows, end.value, key
+
+
+def in_two(
+    config: TrialConfig, data: Dataset, folder: Path, **changes: Any
+) -> tuple[list[EpochResult], TrialResult, list[EpochResult], TrialResult]:
+    first, ended, key = train(replace(config, until_share=0.5), data, folder)
+    start = Folder(str(folder / key))
+    second = replace(config, begins_from=key, **changes)
+    rows, summary, _ = train(second, data, folder, start_folder=start)
+    return first, ended, rows, summary
+
+
+def test_a_member_that_is_not_changed_trains_as_if_it_were_one_trial(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    # Dropout's draws count a trial's evaluations, and so begin anew with each generation.
+    config = replace(tiny_config, dropout=0.0)
+    whole, end, _ = train(config, tiny_data, tmp_path)
+    first, ended, rows, summary = in_two(config, tiny_data, tmp_path)
+    assert (len(first), len(rows)) == (2, 2)
+    shown = [f.name for f in fields(EpochResult)]
+    timed = {"epoch", "epoch_wall_s", "images_per_s", "noise_scale"}
+    for ours, one in zip([*first, *rows], whole, strict=True):
+        for name in set(shown) - timed:
+            assert getattr(ours, name) == getattr(one, name), name
+    assert ended.status == "stopped"
+    assert math.isnan(ended.test_auroc)  # the test split is for the last generation
+    assert summary.status == end.status == "completed"
+    assert math.isfinite(summary.test_auroc)
+
+
+def test_changed_values_take_effect_on_the_way(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    changes = {"batch_size": 32, "base_lr": 0.1, "momentum": 0.5, "weight_decay": 0.0}
+    *_, rows, summary = in_two(tiny_config, tiny_data, tmp_path, **changes)
+    assert [row.batch_size_now for row in rows] == [32, 32]
+    state = next(
+        torch_state
+        for each in tmp_path.iterdir()
+        if (torch_state := _state(each)) is not None and torch_state["momentum"] == 0.5
+    )
+    assert state["weight_decay"] == 0.0
+    assert summary.examples_seen == rows[-1].examples_seen > 0
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    state = load(Folder(str(folder)), trial_key=folder.name)
+    return state.step["optimizer"]["param_groups"][0] if state else None
+
+
+def test_a_state_that_is_gone_is_named(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, begins_from="abc")
+    with pytest.raises(ValueError, match="last state of trial abc"):
+        next(finetune(config, data=tiny_data, start_folder=Folder(str(tmp_path))))
+
+
+@pytest.mark.ray
+def test_a_population_from_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "search.run", str(ROOT / "tests/spaces/population.py")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "how the best came about" in done.stdout
+    trials = pd.read_parquet(tmp_path / "population" / "trials")
+    assert trials["status"].value_counts().to_dict() == {"stopped": 4, "completed": 4}
+    later = trials[trials["status"] == "completed"]
+    assert set(later["begins_from"]) < set(trials["trial_key"])
+    assert not list(tmp_path.rglob("*.pt"))  # nothing goes on from them any more
+    again = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(pd.read_parquet(tmp_path / "population" / "trials")) == 8
+    assert "Ray" not in again.stdout  # nothing was trained
