@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from search.explore import Ablation, Optuna, Pbt, Random, Variants
-from search.interaction import USABLE, ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
 from search.population import lineage
 from search.progress import show
 from search.results import Results
-from search.study import Study, steps_of
+from search.study import TRIAL_FIELDS, Study, steps_of
+from search.surface import USABLE, ablation, leaderboard, ridge, surface
 
 LEADERS = 5
 EDGES = {"low": "smallest", "high": "largest"}
@@ -163,7 +163,7 @@ def _cell_text(
 
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
-    by = list(study.vary) or ["batch_size", "base_lr"]
+    by = list(study.vary) or _varied(trials)
     by = ["variant", *by] if isinstance(study.explore, Variants) else by
     table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
     if table.empty:
@@ -178,6 +178,12 @@ def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None
         shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), _score(row[test]))
     console.print()
     console.print(shown)
+
+
+def _varied(trials: pd.DataFrame) -> list[str]:
+    """The fields that differ between trials: what a define-by-run space chose."""
+    found = [n for n in TRIAL_FIELDS if n != "seed" and trials[n].nunique(dropna=False) > 1]
+    return found or ["batch_size", "base_lr"]
 
 
 def _print_lineage(console: Console, study: Study, trials: pd.DataFrame) -> None:

@@ -1,75 +1,166 @@
-"""Statistics of the surface, the metric over (batch size, lr): pure functions over tables."""
+"""Whether batch size and lr act together: analysis of variance, permutations, rank correlations.
 
-from collections.abc import Sequence
+Pure functions over the `trials` table, or over any frame with batch_size, an lr, status and a
+metric; the lr should be the one whose values cross with the batch sizes in a grid.
+"""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
-USABLE = ("completed",)  # a stopped trial is censored, a diverged one has no score to average
+from search.surface import SEED, usable
+
+PERMUTATIONS = 999
 
 
-def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.DataFrame:
-    """One row a cell: batch_size, lr, mean, std (over seeds), n, diverged.
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """How the variance between cells divides, and whether the interaction is more than noise.
 
-    `mean` is over completed trials that have a score, NaN where there is none; `std` is NaN for
-    one seed; `diverged` counts the trials of the cell that diverged.
+    The shares are of the sum of squares of the cell means and add up to one. `p_value` is by
+    permutation, `p_robust` of the F test with HC3 errors, `f` its statistic; NaN without
+    replicates, as then interaction and noise cannot be told apart. `why` says what cannot be said;
+    `batch_sizes` and `lrs` are the grid that was used, the largest without a hole, and `left_out`
+    counts the scored cells that are not in it.
     """
-    used = trials[trials["status"].isin(USABLE)]
-    scores = used.groupby(["batch_size", lr])[metric].agg(["mean", "std", "count"])
-    diverged = trials[trials["status"] == "diverged"].groupby(["batch_size", lr]).size()
-    cells = pd.MultiIndex.from_frame(trials[["batch_size", lr]].drop_duplicates()).sort_values()
-    table = scores.reindex(cells).rename(columns={"count": "n"})
-    table["n"] = table["n"].fillna(0).astype(int)
-    table["diverged"] = diverged.reindex(cells).fillna(0).astype(int)
-    return table.reset_index().rename(columns={lr: "lr"})
+
+    share_batch_size: float = float("nan")
+    share_lr: float = float("nan")
+    share_interaction: float = float("nan")
+    p_value: float = float("nan")
+    p_robust: float = float("nan")
+    f: float = float("nan")
+    replicates: int = 0
+    batch_sizes: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    left_out: int = 0
+    why: str = ""
 
 
-def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """The best lr of each batch size: batch_size, lr, mean, edge.
+def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> Interaction:
+    """Two-way analysis of variance of a metric over batch size and lr.
 
-    `edge` is `low` or `high` where the best is the smallest or largest lr tried, so that a
-    better one may lie outside; else an empty text.
+    Type II sums of squares; the p value by permuting the residuals of the additive model (Freedman
+    & Lane 1983), which asks nothing of the noise's shape but that it is alike in all cells; the
+    robust one by statsmodels with HC3 errors, which does not ask that either.
     """
-    rows = []
-    for batch_size, group in cells.groupby("batch_size"):
-        scored = group.dropna(subset="mean")
-        if scored.empty:
-            continue
-        best = scored.loc[scored["mean"].idxmax() if mode == "max" else scored["mean"].idxmin()]
-        tried = group["lr"]
-        edge = "low" if best["lr"] == tried.min() else "high" if best["lr"] == tried.max() else ""
-        rows.append((batch_size, best["lr"], best["mean"], edge if len(tried) > 1 else ""))
-    return pd.DataFrame(rows, columns=["batch_size", "lr", "mean", "edge"])
-
-
-def leaderboard(
-    trials: pd.DataFrame, *, by: Sequence[str], metric: str, mode: str, rows: int
-) -> pd.DataFrame:
-    """The best configurations: the fields `by`, then mean, std, n and the mean test score."""
-    used = trials[trials["status"].isin(USABLE)]
-    test = metric.replace("val_", "test_")
-    table = used.groupby(list(by), dropna=False).agg(
-        mean=(metric, "mean"), std=(metric, "std"), n=(metric, "count"), test=(test, "mean")
+    rows = usable(trials, metric=metric)
+    means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
+    grid = _whole_grid(means)
+    found = Interaction(
+        batch_sizes=tuple(grid.index),
+        lrs=tuple(grid.columns),
+        left_out=int(means.notna().to_numpy().sum()) - grid.size,
     )
-    table = table.sort_values("mean", ascending=mode == "min").head(rows).reset_index()
-    return table.rename(columns={"test": test})
+    if min(grid.shape, default=0) < 2:
+        return replace(found, why="no grid of two batch sizes and two lrs has scores")
+    y = grid.to_numpy()
+    if np.ptp(y) <= 1e-12:
+        return replace(found, why="the metric is the same in every cell")
+    main_b = y.mean(axis=1, keepdims=True) - y.mean()
+    main_lr = y.mean(axis=0, keepdims=True) - y.mean()
+    both = y - y.mean() - main_b - main_lr
+    squares = [(main_b**2).sum() * y.shape[1], (main_lr**2).sum() * y.shape[0], (both**2).sum()]
+    share_b, share_lr, share_both = (float(each / sum(squares)) for each in squares)
+    inside = rows[rows["batch_size"].isin(grid.index) & rows[lr].isin(grid.columns)]
+    seeds = inside.groupby(["batch_size", lr])[metric]
+    found = replace(
+        found,
+        share_batch_size=share_b,
+        share_lr=share_lr,
+        share_interaction=share_both,
+        replicates=int(seeds.size().min()),
+    )
+    if found.replicates < 2:
+        why = (
+            "no replicates: with one seed in a cell, interaction and noise cannot be told apart; "
+            "run with --set seeds=3"
+        )
+        return replace(found, why=why)
+    if np.allclose(seeds.transform("std"), 0):
+        return replace(found, why="the seeds of each cell have equal scores")
+    values = inside[metric].to_numpy(dtype=float)
+    codes_b = pd.Categorical(inside["batch_size"]).codes.astype(int)
+    codes_lr = pd.Categorical(inside[lr]).codes.astype(int)
+    f, p_value = _freedman_lane(values, codes_b, codes_lr)
+    return replace(found, f=f, p_value=p_value, p_robust=_robust_p(values, codes_b, codes_lr))
 
 
-def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:
-    """One row a step: mean, std and n over seeds, and what changed from the step before.
+def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
+    """The part of a table without a hole that dropping rows and columns one by one leaves."""
+    grid = means
+    while grid.isna().to_numpy().any():
+        holes_row, holes_column = grid.isna().mean(axis=1), grid.isna().mean(axis=0)
+        if holes_row.max() > holes_column.max():
+            grid = grid.drop(index=holes_row.idxmax())
+        else:
+            grid = grid.drop(columns=holes_column.idxmax())
+    return grid
 
-    `change` and `change_std` are the mean and deviation of the differences between the two steps
-    of one seed: the seeds are paired, so the noise that they share drops out.
+
+def _designs(
+    codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The additive model's design matrix and that of one mean a cell."""
+    b, lr = np.eye(codes_b.max() + 1)[codes_b], np.eye(codes_lr.max() + 1)[codes_lr]
+    additive = np.hstack([b, lr[:, 1:]])
+    cell = codes_b * (codes_lr.max() + 1) + codes_lr
+    return additive, np.eye(cell.max() + 1)[cell]
+
+
+def _freedman_lane(
+    y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
+) -> tuple[float, float]:
+    """F of the interaction and its permutation p value, the observed order counted among them."""
+    additive, full = _designs(codes_b, codes_lr)
+    to_additive = additive @ np.linalg.pinv(additive)
+    to_cells = full @ np.linalg.pinv(full)
+    between = full.shape[1] - additive.shape[1]
+    within = len(y) - full.shape[1]
+
+    def f_of(many: NDArray[np.float64]) -> NDArray[np.float64]:
+        rss_additive = ((many - to_additive @ many) ** 2).sum(axis=0)
+        rss_cells = ((many - to_cells @ many) ** 2).sum(axis=0)
+        out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
+        return out
+
+    fitted = to_additive @ y
+    rng = np.random.default_rng(SEED)
+    residuals = y - fitted
+    permuted = np.stack([rng.permutation(residuals) for _ in range(PERMUTATIONS)], axis=1)
+    observed = f_of(y[:, None])[0]
+    others = f_of(fitted[:, None] + permuted)
+    return float(observed), float((1 + (others >= observed).sum()) / (1 + PERMUTATIONS))
+
+
+def _robust_p(
+    y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
+) -> float:
+    """The interaction's p value by statsmodels' analysis of variance, typ 2, with HC3 errors."""
+    import warnings
+
+    from statsmodels.formula.api import ols
+    from statsmodels.stats.anova import anova_lm
+
+    frame = pd.DataFrame({"y": y, "b": codes_b, "lr": codes_lr})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a covariance that is not of full rank
+        table = anova_lm(ols("y ~ C(b) * C(lr)", frame).fit(), typ=2, robust="hc3")
+    return float(table.loc["C(b):C(lr)", "PR(>F)"])
+
+
+def spearman(cells: pd.DataFrame) -> dict[float, float]:
+    """Rank correlation of batch size and the cell means at each lr; NaN below three batch sizes.
+
+    A sign that turns from one lr to another is the crossed interaction that Kandel & Castelli 2020
+    report: large batches do better at high rates, small ones at low rates.
     """
-    used = trials[trials["status"].isin(USABLE)]
-    scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
-    changes = scores.diff(axis=1)
-    return pd.DataFrame(
-        {
-            "mean": scores.mean(),
-            "std": scores.std(),
-            "n": scores.count(),
-            "change": changes.mean(),
-            "change_std": changes.std(),
-            "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
-        }
-    ).reindex(steps)
+    found = {}
+    for lr, group in cells[cells["mean"].notna()].groupby("lr"):
+        many = len(group) >= 3 and group["mean"].nunique() > 1
+        rho = stats.spearmanr(group["batch_size"], group["mean"]).statistic if many else np.nan
+        found[float(lr)] = float(rho)
+    return found

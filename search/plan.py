@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from search.explore import Grid
-from search.interaction import USABLE, ridge, surface
 from search.study import Study, configurations, grid_values
+from search.surface import USABLE, ridge, surface
 from trainable.config import TrialConfig, trial_key
 
 DONE = ("completed", "stopped", "diverged", "failed")

@@ -14,10 +14,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from scipy.stats import spearmanr
 
-from search.interaction import ridge, surface
 from search.load import load_study
 from search.run import parser
 from search.study import configurations
+from search.surface import ridge, surface
 from trainable.finetune import finetune
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from search.answer import print_answer
 from search.explore import Variants
-from search.interaction import ablation, leaderboard, ridge, surface
 from search.plan import PlannedTrial
 from search.results import Results
 from search.study import Study
+from search.surface import ablation, leaderboard, ridge, surface
 from trainable.config import TrialConfig
 from trainable.storage import Folder
 
