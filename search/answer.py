@@ -182,7 +182,8 @@ def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None
 
 def _varied(trials: pd.DataFrame) -> list[str]:
     """The fields that differ between trials: what a define-by-run space chose."""
-    found = [n for n in TRIAL_FIELDS if n != "seed" and trials[n].nunique(dropna=False) > 1]
+    ours = [n for n in TRIAL_FIELDS if n not in ("seed", "microbatch_size")]
+    found = [n for n in ours if trials[n].nunique(dropna=False) > 1]
     return found or ["batch_size", "base_lr"]
 
 
