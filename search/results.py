@@ -1,24 +1,28 @@
-"""The Parquet tables of a study: commit, read.
+"""The Parquet tables of a study: commit, read, verify, compact.
 
 One file a trial in `trials/` and in `epochs/`, rewritten whole: whatever crashes, a reader finds
-each (trial_key, epoch) once. The driver is the only writer.
+each (trial_key, epoch) once. The driver is the only writer, and holds the study's lock.
 """
 
-import io
+import argparse
 import json
+import logging
+import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from search import lock, parts
 from trainable import storage
 from trainable.config import TrialConfig
 from trainable.record import EpochResult, TrialResult
 from trainable.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 STATUSES = ("completed", "stopped", "diverged", "failed", "interrupted")
 
@@ -56,6 +60,7 @@ TRIALS = pa.schema(
     ]
 )
 EPOCHS = pa.schema([*_ID, *_columns(EpochResult)])
+TABLES = {"trials": TRIALS, "epochs": EPOCHS}
 
 
 class ResultsError(ValueError):
@@ -96,12 +101,12 @@ def commit_study(results: Results, about: Mapping[str, Any]) -> None:
 
 def commit_epochs(results: Results, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all epoch rows of a trial in place of those it had."""
-    _commit(results / "epochs", key, EPOCHS, rows)
+    parts.write_part(results / "epochs", f"{key}.parquet", EPOCHS, rows)
 
 
 def commit_trial(results: Results, row: Mapping[str, Any]) -> None:
     """Write a trial's row; what it does not say is null."""
-    _commit(results / "trials", row["trial_key"], TRIALS, [row])
+    parts.write_part(results / "trials", f"{row['trial_key']}.parquet", TRIALS, [row])
 
 
 def commit_traceback(results: Results, key: str, text: str) -> str:
@@ -110,43 +115,156 @@ def commit_traceback(results: Results, key: str, text: str) -> str:
     return f"{results.folder.uri}/errors/{key}.txt"
 
 
-def _commit(folder: Folder, key: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
-    content = io.BytesIO()
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
-    storage.write(folder, f"{key}.parquet", content.getvalue())
-
-
 def trials(results: Results) -> pd.DataFrame:
-    """One row a trial that ended or was interrupted."""
+    """One row a trial that ended or was interrupted; a file that cannot be read is passed over."""
     return _read(results / "trials", TRIALS)
 
 
 def epochs(results: Results) -> pd.DataFrame:
-    """One row an evaluation, by trial and epoch."""
+    """One row an evaluation, by trial and epoch; a file that cannot be read is passed over."""
     return _read(results / "epochs", EPOCHS)
 
 
 def _read(folder: Folder, schema: pa.Schema) -> pd.DataFrame:
-    tables = [_read_part(folder, name, schema) for name in storage.names(folder, ".parquet")]
-    whole = pa.concat_tables(tables) if tables else schema.empty_table()
-    return whole.to_pandas()
+    table, damaged = parts.read_parts(folder, schema)
+    for name, why in damaged.items():
+        logger.warning("%s/%s cannot be read and is left out: %s", folder.uri, name, why)
+    return table.to_pandas()
 
 
-def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
-    """A part's rows with the columns of today: one written before a column came has nulls."""
+def damaged(results: Results) -> dict[str, str]:
+    """The tables' files that cannot be read, as `epochs/NAME`, with what is wrong with them."""
+    return {
+        f"{table}/{name}": why
+        for table, schema in TABLES.items()
+        for name, why in parts.read_parts(results / table, schema)[1].items()
+    }
+
+
+def make_sound(results: Results) -> list[str]:
+    """Make the tables ready for their one writer; returns the files that were set aside.
+
+    Clears up after what was killed and moves files that cannot be read to `damaged/`. A trial whose
+    epochs are lost with one is set aside too, and so runs again.
+    """
+    aside = []
+    for table, schema in TABLES.items():
+        folder = results / table
+        parts.recover(folder)
+        broken = parts.read_parts(folder, schema)[1]
+        parts.set_aside(folder, broken, into=results / "damaged" / table)
+        aside += [f"{table}/{name}" for name in broken]
+    if short := _short_of_epochs(trials(results), epochs(results)):
+        take_apart(results, short)
+        names = [f"{key}.parquet" for key in short]
+        parts.set_aside(results / "trials", names, into=results / "damaged" / "trials")
+        aside += [f"trials/{name}" for name in names]
+    return aside
+
+
+def take_apart(results: Results, keys: Collection[str]) -> None:
+    """Give trials that are in packed files their own files, to be replaced when they run again."""
+    for table, schema in TABLES.items():
+        if again := parts.packed_keys(results / table) & set(keys):
+            parts.pack(results / table, schema, apart=again)
+
+
+def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """Trials that have fewer epochs in the table than they completed."""
+    known = ended[ended["status"].isin(("completed", "stopped"))].set_index("trial_key")
+    have = rows.groupby("trial_key")["epoch"].nunique().reindex(known.index).fillna(0)
+    return list(known.index[have < known["epochs_completed"].fillna(0)])
+
+
+def num_files(results: Results) -> int:
+    """How many files the tables are in."""
+    return sum(len(storage.names(results / table, ".parquet")) for table in TABLES)
+
+
+def compact(results: Results) -> int:
+    """Pack each table into one file, for tables of many trials; returns how many files fewer.
+
+    Raises:
+        ResultsError: the results are not on a local disk, a file is damaged, or there is no room.
+    """
     try:
-        table = pq.read_table(
-            io.BytesIO(storage.read(folder, name)), page_checksum_verification=True
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise ResultsError(
-            f"{folder.uri}/{name} is damaged ({error}): move it away and run the study again"
-        ) from error
-    columns = [
-        table[each.name].cast(each.type)
-        if each.name in table.column_names
-        else pa.nulls(len(table), each.type)
-        for each in schema
+        return sum(parts.pack(results / table, schema) for table, schema in TABLES.items())
+    except OSError as error:
+        raise ResultsError(f"cannot compact {results.folder.uri}: {error}") from error
+
+
+def faults(results: Results) -> list[str]:
+    """What is wrong with the tables, in sentences: damage, doubles, gaps."""
+    found = [f"{name} cannot be read: {why}" for name, why in damaged(results).items()]
+    rows, ended = epochs(results), trials(results)
+    for table, by, frame in (
+        ("epochs", ["trial_key", "epoch"], rows),
+        ("trials", ["trial_key"], ended),
+    ):
+        if doubles := int(frame.duplicated(by).sum()):
+            found.append(f"{table}: {doubles} rows are there twice")
+    counts = rows.groupby("trial_key")["epoch"].agg(["min", "max", "nunique"])
+    gaps = counts[(counts["min"] != 1) | (counts["max"] != counts["nunique"])]
+    found += [f"epochs of trial {key} are not 1, 2, 3 and so on" for key in gaps.index]
+    return found + [
+        f"trial {key} has fewer epochs in the table than it completed"
+        for key in _short_of_epochs(ended, rows)
     ]
-    return pa.table(columns, schema=schema)
+
+
+def open_folder(path: str) -> Results:
+    """The results in a study's folder, as `results/pcam_grid`.
+
+    Raises:
+        ResultsError: there are no tables there.
+    """
+    folder = storage.folder_at(path.rstrip("/"))
+    results = Results(folder.uri.rsplit("/", 1)[-1], folder)
+    if not any(storage.names(results / table, ".parquet") for table in TABLES):
+        raise ResultsError(
+            f"{path} is not a study's results: it has no trials/ and epochs/ with Parquet files; "
+            f"give a folder such as results/pcam_grid"
+        )
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m search.results verify|compact RESULTS`: 0 all well, 1 damage, 2 wrong input."""
+    p = argparse.ArgumentParser(
+        prog="python -m search.results",
+        description="verify: name what is damaged or missing, and set broken files aside so that "
+        "the study's command redoes their trials. compact: pack the tables into one file each.",
+    )
+    p.add_argument("what", choices=("verify", "compact"))
+    p.add_argument("results", metavar="RESULTS", help="a study's folder, as results/pcam_grid")
+    given = p.parse_args(arguments)
+    try:
+        results = open_folder(given.results)
+        with lock.held(results.folder):
+            if given.what == "compact":
+                fewer = compact(results)
+                _say(f"{_count(results)}: {fewer} files fewer")
+                return 0
+            wrong = faults(results)
+            aside = make_sound(results)
+    except (ResultsError, lock.LockedError, ValueError) as error:
+        _say(f"search.results: {error}", file=sys.stderr)
+        return 2
+    for each in wrong:
+        _say(each)
+    if aside:
+        _say(f"{', '.join(aside)}: set aside in {given.results}/damaged; run the study again")
+    _say(f"{_count(results)}: {len(wrong)} faults")
+    return 1 if wrong else 0
+
+
+def _count(results: Results) -> str:
+    return f"{len(trials(results))} trials, {len(epochs(results))} epochs"
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    (file or sys.stdout).write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,11 +24,12 @@ import pandas as pd
 from rich.console import Console
 
 from cluster.connect import TOKEN_HINT, Cluster, ConnectError, connect, disconnect
-from search import plan, results
+from search import lock, plan, results
 from search.answer import print_answer
 from search.cost import print_cost
 from search.explore import Optuna, Pbt
 from search.load import SpaceFileError, space_sha256
+from search.lock import LockedError
 from search.plan import PlannedTrial
 from search.population import delete_states, next_generation
 from search.prepare import Ready, prepare
@@ -38,6 +39,7 @@ from search.suggestions import JOURNAL, Suggestions
 from search.tuning import Setting, resources_of, run_trials
 from trainable.data.sources import DataError
 
+COMPACT_FROM = 2000  # files: from there on reading one after the other takes seconds
 OK, SOME_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
 
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop
         print_resume(console)
         return INTERRUPTED
-    except (SpaceFileError, ResultsError, DataError, ConnectError) as error:
+    except (SpaceFileError, ResultsError, DataError, ConnectError, LockedError) as error:
         Console(stderr=True).print(
             f"search.run: {error}", style="red", soft_wrap=True, highlight=False, markup=False
         )
@@ -104,11 +106,16 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
     """Train what is missing, round after round, then answer from the tables."""
     study, planned = ready.study, list(ready.planned)
     suggestions, total, unended = None, len(planned), 0
-    if isinstance(study.explore, Optuna):
-        suggestions = open_suggestions(ready)
-        planned = suggestions.planned()
-        total = study.explore.num_configs * study.seeds
     with ExitStack() as stack:
+        stack.enter_context(lock.held(ready.results.folder))
+        for name in results.make_sound(ready.results):
+            console.print(
+                f"{name} could not be read, is in damaged/ now and is made anew", style="yellow"
+            )
+        if isinstance(study.explore, Optuna):
+            suggestions = open_suggestions(ready)
+            planned = suggestions.planned()
+            total = study.explore.num_configs * study.seeds
         cluster = None
         retry = given.retry
         while True:
@@ -132,6 +139,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                     # A later round asks for these trials: stopping some would bias their means.
                     ready = replace(ready, study=replace(study, stop=None))
                 keys = {trial.key for trial in todo}
+                results.take_apart(ready.results, keys)
                 past = [trial for trial in planned if trial.key not in keys]
                 unended = _train(ready, cluster, todo, past, suggestions, held, counts, console)
             if unended:
@@ -153,6 +161,8 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             planned, total = [*planned, *more], total + len(more)
             if new:
                 console.print(f"another round: {len(new)} trials that the results call for")
+        if results.num_files(ready.results) > COMPACT_FROM and ready.results.folder.is_local:
+            results.compact(ready.results)
     rows = plan.of_plan(planned, results.trials(ready.results))
     if isinstance(study.explore, Pbt) and not unended:
         delete_states(ready.results, planned)

@@ -86,16 +86,6 @@ def test_a_part_from_before_a_column_came_is_read_with_nulls(
     assert table.loc["new", "momentum"] == 0.9
 
 
-def test_a_flipped_bit_is_noticed_and_the_file_named(opened: Results, tmp_path: Path) -> None:
-    results.commit_trial(opened, row("k"))
-    path = tmp_path / "s" / "trials" / "k.parquet"
-    content = bytearray(path.read_bytes())
-    content[60] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(ResultsError, match=r"k\.parquet is damaged"):
-        results.trials(opened)
-
-
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultsError, match="cannot write to --out"):

@@ -1,11 +1,14 @@
 """Whole files in a folder that is local or in an object store: a file is there complete, or not."""
 
 import os
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
+
+SETTLE_S = 2.0  # after which a writer in an object store sees whether it was the last
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,32 @@ def write(folder: Folder, name: str, content: bytes) -> None:
         os.fsync(entry)
     finally:
         os.close(entry)
+
+
+def create(folder: Folder, name: str, content: bytes) -> bool:
+    """Put a file there unless one of that name is; returns whether it was put.
+
+    Sure on a local disk and on NFS. An object store of pyarrow's has no such call: there it is
+    written and read again after a moment, and of two at once the later one stays.
+    """
+    if not folder.is_local:
+        filesystem, path = folder.opened()
+        if filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound:
+            return False
+        write(folder, name, content)
+        time.sleep(SETTLE_S)
+        return read(folder, name) == content
+    directory = Path(folder.uri)
+    directory.mkdir(parents=True, exist_ok=True)
+    writing = directory / f".{name}-{uuid.uuid4().hex}"
+    try:
+        writing.write_bytes(content)
+        os.link(writing, directory / name)  # fails where there is one, on NFS too
+    except FileExistsError:
+        return False
+    finally:
+        writing.unlink(missing_ok=True)
+    return True
 
 
 def read(folder: Folder, name: str) -> bytes:

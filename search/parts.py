@@ -1,0 +1,165 @@
+"""The Parquet files of a table: one a trial, or many trials packed in one; written whole.
+
+A folder of a table holds `KEY.parquet` for a trial and `packed-*.parquet` for many; a trial is in
+one of them. Names that begin with a dot are passed over by readers of a folder.
+"""
+
+import ctypes
+import errno
+import io
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainable import storage
+from trainable.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+PACKED = "packed-"
+RENAME_EXCHANGE = 2
+READERS = 8
+
+
+def write_part(
+    folder: Folder, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write a file of rows in place of the one of that name; pages carry checksums."""
+    _write_table(folder, name, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+
+
+def _write_table(folder: Folder, name: str, table: pa.Table) -> None:
+    content = io.BytesIO()
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    storage.write(folder, name, content.getvalue())
+
+
+def read_parts(folder: Folder, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
+    """All rows of a folder, and the files that cannot be read with what is wrong with them.
+
+    A file written before a column came gives nulls for it.
+    """
+    names = storage.names(folder, ".parquet")
+    damaged: dict[str, str] = {}
+
+    def read(name: str) -> pa.Table | None:
+        try:
+            return _read_part(folder, name, schema)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            damaged[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = [table for table in pool.map(read, names) if table is not None]
+    return pa.concat_tables(tables) if tables else schema.empty_table(), damaged
+
+
+def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
+    content = io.BytesIO(storage.read(folder, name))
+    table = pq.ParquetFile(content, page_checksum_verification=True).read()
+    if "trial_key" not in table.column_names or table["trial_key"].null_count:
+        raise ValueError("it has no trial_key for each row")
+    columns = [
+        table[each.name].cast(each.type)
+        if each.name in table.column_names
+        else pa.nulls(len(table), each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def set_aside(folder: Folder, names: Collection[str], *, into: Folder) -> None:
+    """Move files that cannot be read out of readers' way; nothing is deleted."""
+    for name in names:
+        aside = f"{uuid.uuid4().hex[:8]}-{name}"
+        storage.write(into, aside, storage.read(folder, name))
+        storage.delete_file(folder, name)
+        logger.warning("%s/%s cannot be read and is now %s/%s", folder.uri, name, into.uri, aside)
+
+
+def packed_keys(folder: Folder) -> set[str]:
+    """The trials that are in packed files."""
+    found: set[str] = set()
+    for name in storage.names(folder, ".parquet"):
+        if name.startswith(PACKED):
+            content = io.BytesIO(storage.read(folder, name))
+            found |= set(pq.read_table(content, columns=["trial_key"])["trial_key"].to_pylist())
+    return found
+
+
+def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> int:
+    """Put the table's trials in one file, but for those that stay `apart`; returns the files saved.
+
+    A new folder is written beside the old one and takes its place in one step, so that whatever
+    dies a reader sees the one or the other, whole.
+
+    Raises:
+        OSError: the folder is not on a local disk, or there is no room.
+    """
+    if not folder.is_local:
+        raise OSError(errno.EOPNOTSUPP, "packing takes a local folder", folder.uri)
+    path = Path(folder.uri)
+    before = len(storage.names(folder, ".parquet"))
+    table, damaged = read_parts(folder, schema)
+    if damaged:
+        raise OSError(errno.EIO, f"{', '.join(damaged)} cannot be read: verify first", folder.uri)
+    fresh = Folder(str(path.with_name(f".{path.name}-packing-{uuid.uuid4().hex}")))
+    try:
+        keys = table["trial_key"]
+        kept = pa.compute.is_in(keys, value_set=pa.array(sorted(apart), pa.string()))
+        together = table.filter(pa.compute.invert(kept)).sort_by(_order(schema))
+        if len(together):
+            _write_table(fresh, f"{PACKED}{uuid.uuid4().hex}.parquet", together)
+        for key in sorted(set(table.filter(kept)["trial_key"].to_pylist())):
+            own = table.filter(pa.compute.equal(keys, key)).sort_by(_order(schema))
+            _write_table(fresh, f"{key}.parquet", own)
+        if len(table):
+            _exchange(Path(fresh.uri), path)
+    finally:
+        shutil.rmtree(fresh.uri, ignore_errors=True)
+    return before - len(storage.names(folder, ".parquet"))
+
+
+def _order(schema: pa.Schema) -> list[tuple[str, str]]:
+    names = [name for name in ("trial_key", "epoch") if name in schema.names]
+    return [(name, "ascending") for name in names]
+
+
+def _exchange(fresh: Path, path: Path) -> None:
+    """Swap two folders: in one step where the system can, else old away, then new in."""
+    here = -100  # AT_FDCWD: the paths are absolute
+    libc = ctypes.CDLL(None, use_errno=True)
+    swap = getattr(libc, "renameat2", None)
+    arguments = (here, os.fsencode(fresh), here, os.fsencode(path), RENAME_EXCHANGE)
+    if swap is None or swap(*arguments) != 0:
+        old = path.rename(path.with_name(f".{path.name}-old"))
+        fresh.rename(path)
+        old.rename(fresh)
+    entry = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+def recover(folder: Folder) -> None:
+    """Clear up after a pack that was killed: only for the study's one writer."""
+    if not folder.is_local:
+        return
+    path = Path(folder.uri)
+    old = path.with_name(f".{path.name}-old")
+    if old.is_dir() and not path.exists():
+        old.rename(path)
+    for left in (old, *path.parent.glob(f".{path.name}-packing-*")):
+        shutil.rmtree(left, ignore_errors=True)
+    if path.is_dir():
+        for left in path.glob(".*.parquet-*"):  # a file whose writer was killed
+            left.unlink(missing_ok=True)

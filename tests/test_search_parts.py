@@ -1,0 +1,183 @@
+"""The tables' files: damage, packing, and what a writer that was killed leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from search import lock, parts, results
+from search.results import EPOCHS, Results
+from trainable.config import TrialConfig
+
+ROOT = Path(__file__).parent.parent
+CONFIG = TrialConfig(model="plain", pretrained="none")
+
+
+def fill(opened: Results, keys: list[str], *, epochs: int = 3, status: str = "completed") -> None:
+    now = datetime.now(UTC)
+    for key in keys:
+        rows = [
+            {"study": "s", "trial_key": key, "seed": 0, "attempt": 1, "epoch": e, "val_auroc": 0.5}
+            for e in range(1, epochs + 1)
+        ]
+        results.commit_epochs(opened, key, rows)
+        said = {"study": "s", "trial_key": key, "attempt": 1, "status": status, "reason": ""}
+        ended = {"epochs_completed": epochs, "val_auroc": 0.5, "ended_at": now}
+        results.commit_trial(opened, asdict(CONFIG) | said | ended)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Results:
+    found = results.open_results(str(tmp_path), "s")
+    fill(found, ["k1", "k2", "k3"])
+    return found
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[60] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, empty])
+def test_a_broken_file_is_named_and_the_rest_is_read(
+    harm: Any, opened: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    harm(tmp_path / "s" / "trials" / "k2.parquet")
+    assert list(results.trials(opened)["trial_key"]) == ["k1", "k3"]
+    assert "trials/k2.parquet cannot be read" in caplog.text
+    assert list(results.damaged(opened)) == ["trials/k2.parquet"]
+    assert results.make_sound(opened) == ["trials/k2.parquet"]
+    assert results.damaged(opened) == {}
+    assert len(list((tmp_path / "s" / "damaged" / "trials").iterdir())) == 1  # nothing is deleted
+
+
+def test_a_trial_whose_epochs_are_lost_runs_again(opened: Results, tmp_path: Path) -> None:
+    flip(tmp_path / "s" / "epochs" / "k2.parquet")
+    assert results.make_sound(opened) == ["epochs/k2.parquet", "trials/k2.parquet"]
+    assert list(results.trials(opened)["trial_key"]) == ["k1", "k3"]
+    assert results.faults(opened) == []
+
+
+def test_packing_changes_no_row_and_pandas_reads_the_folder(
+    opened: Results, tmp_path: Path
+) -> None:
+    before = {name: pd.read_parquet(tmp_path / "s" / name) for name in ("trials", "epochs")}
+    assert results.compact(opened) == 4
+    for name, frame in before.items():
+        assert len(list((tmp_path / "s" / name).iterdir())) == 1
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "s" / name), frame)
+    fill(opened, ["k4"])
+    assert sorted(results.trials(opened)["trial_key"]) == ["k1", "k2", "k3", "k4"]
+    results.compact(opened)
+    assert results.compact(opened) == 0
+    assert results.faults(opened) == []
+
+
+def test_a_packed_trial_that_runs_again_is_there_once(opened: Results, tmp_path: Path) -> None:
+    results.compact(opened)
+    results.take_apart(opened, ["k2", "unknown"])
+    fill(opened, ["k2"], epochs=5)
+    rows = pd.read_parquet(tmp_path / "s" / "epochs")
+    assert rows.groupby("trial_key").size().to_dict() == {"k1": 3, "k2": 5, "k3": 3}
+    assert results.faults(opened) == []
+
+
+def test_doubles_and_gaps_are_faults(opened: Results) -> None:
+    rows = [{"study": "s", "trial_key": "k1", "epoch": e} for e in (2, 3)]
+    results.commit_epochs(opened, "k1", rows)
+    parts.write_part(opened / "epochs", "again.parquet", EPOCHS, rows)
+    said = " ".join(results.faults(opened))
+    assert "epochs: 2 rows are there twice" in said
+    assert "epochs of trial k1 are not 1, 2, 3" in said
+    assert "trial k1 has fewer epochs" in said
+
+
+PACKER = """
+import sys
+from search import parts, results
+opened = results.open_results(sys.argv[1], "s")
+print("ready", flush=True)
+while True:
+    for name, schema in results.TABLES.items():
+        parts.pack(opened / name, schema)
+        parts.pack(opened / name, schema, apart=["k1", "k2"])
+"""
+
+
+def test_packing_can_be_killed_at_any_moment(opened: Results, tmp_path: Path) -> None:
+    before = {name: pd.read_parquet(tmp_path / "s" / name) for name in ("trials", "epochs")}
+    for i in range(8):
+        packer = subprocess.Popen(
+            [sys.executable, "-c", PACKER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert packer.stdout is not None
+        packer.stdout.readline()
+        deadline = time.monotonic() + 0.05 + 0.043 * i
+        while time.monotonic() < deadline:  # meanwhile a reader never sees a row twice, or none
+            frame = pd.DataFrame()
+            try:
+                frame = pd.read_parquet(tmp_path / "s" / "epochs")
+            except FileNotFoundError:  # it was listed just before the folders were swapped
+                continue
+            assert len(frame) == 9
+        packer.send_signal(signal.SIGKILL)
+        packer.communicate()
+        for name, frame in before.items():
+            read = pd.read_parquet(tmp_path / "s" / name).sort_values(["trial_key"])
+            assert len(read) == len(frame)
+        results.make_sound(opened)
+        hidden = [p.name for p in (tmp_path / "s").iterdir() if p.name.startswith(".")]
+        assert [name for name in hidden if name != ".writable"] == []
+        assert results.faults(opened) == []
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "search.results", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_verify_and_compact_from_the_command_line(opened: Results, tmp_path: Path) -> None:
+    folder = str(tmp_path / "s")
+    sound = command("verify", folder)
+    assert (sound.returncode, sound.stdout) == (0, "3 trials, 9 epochs: 0 faults\n")
+    packed = command("compact", folder)
+    assert (packed.returncode, packed.stdout) == (0, "3 trials, 9 epochs: 4 files fewer\n")
+    fill(opened, ["k4"])
+    truncate(tmp_path / "s" / "trials" / "k4.parquet")
+    broken = command("verify", folder)
+    assert broken.returncode == 1
+    assert "trials/k4.parquet cannot be read" in broken.stdout
+    assert "set aside" in broken.stdout
+    assert command("verify", folder).returncode == 0
+    nothing = command("verify", str(tmp_path))
+    assert nothing.returncode == 2
+    assert "is not a study's results" in nothing.stderr
+    with lock.held(opened.folder):
+        refused = command("compact", folder)
+    assert refused.returncode == 2
+    assert f"process {os.getpid()} on" in refused.stderr
