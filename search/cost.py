@@ -1,67 +1,339 @@
-"""What a study will cost, from a few timed updates: trials, time, GPU-hours, disk."""
+"""What `--dry-run` prints: the trials and what they will cost; and, after a run, how that held."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+import optuna
+import pandas as pd
+import ray
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.table import Table
 
-from search.plan import PlannedTrial
-from search.progress import clock, show
+from cluster.connect import Cluster
+from search import results as tables
+from search.algorithms import scheduler_of
+from search.estimate import (
+    MOST_KINDS,
+    Kind,
+    Share,
+    estimate,
+    kinds_of,
+    rungs_of,
+)
+from search.explore import Asha, Grid, Optuna
+from search.load import SpaceFileError
+from search.plan import DONE, PlannedTrial, of_plan
+from search.prepare import Ready
+from search.progress import show
+from search.results import Results
 from search.study import Study
-from trainable.data.cache import open_data
+from search.suggestions import distribution_of
+from search.tuning import one_line, resources_of, slots
+from trainable import storage
+from trainable.config import TrialConfig
+from trainable.ray_adaptor import probe_trial
 from trainable.schedule import timetable
 
-ROW_BYTES = 25_000  # of one trial's two Parquet files, measured with 5 and with 50 epochs
+if TYPE_CHECKING:  # it imports torch
+    from trainable.probe import Measured
+
+FILE = "estimate.json"
+NUM_DRAWS = 200  # that stand for configurations which are not chosen yet
+MOST_AT_ONCE = 8  # timed side by side, as trials will run
 
 
-def print_cost(
+def print_plan(
     console: Console,
     study: Study,
     planned: Sequence[PlannedTrial],
     todo: Sequence[PlannedTrial],
-    data_folder: Path | None,
+    *,
+    num_later: int,
 ) -> None:
-    """Print the trials, which are done, and an estimate; a few updates are timed, none is kept."""
+    """Print the trials and which are done; `num_later` are chosen while a search runs."""
     left = {trial.key for trial in todo}
-    table = Table(box=None, pad_edge=False, title=f"{study.name}: {len(planned)} trials")
-    for name in ("trial_key", *study.vary, "seed", "state"):
+    title = f"{study.name}: {len(planned) + num_later} trials"
+    table = Table(box=None, pad_edge=False, title=title)
+    varied = list(study.vary) or ["batch_size", "base_lr"]
+    for name in ("trial_key", *varied, "seed", "state"):
         table.add_column(name, justify="right")
     for trial in planned:
-        values = (show(getattr(trial.config, name)) for name in (*study.vary, "seed"))
+        values = (show(getattr(trial.config, name)) for name in (*varied, "seed"))
         table.add_row(trial.key, *values, "to run" if trial.key in left else "done")
+    if num_later:
+        table.caption = f"{num_later} that {study.explore.__class__.__name__} will choose"
     console.print(table)
-    console.print(f"\n{len(planned) - len(todo)} done, {len(todo)} to run; nothing is trained now")
-    if not todo:
-        return
-    from trainable.probe import probe
-
-    data = open_data(study.base.dataset, data_folder)
-    speeds: dict[tuple[str, int], float] = {}
-    total_s = checkpoint_bytes = 0.0
-    for trial in todo:
-        kind = (trial.config.model, trial.config.batch_size)
-        n = min(len(data.train.labels_N), trial.config.train_images or len(data.train.labels_N))
-        if kind not in speeds:
-            measured = probe(trial.config, data, num_threads=study.cpus_per_trial)
-            speeds[kind] = measured.images_per_s
-            checkpoint_bytes = max(checkpoint_bytes, measured.checkpoint_bytes)
-        table_of = timetable(trial.config, train_images=n)
-        is_time = table_of.unit == "seconds"
-        total_s += table_of.total if is_time else table_of.total / speeds[kind]
-    import os
-
-    import torch
-
-    gpus = torch.cuda.device_count()
-    per_trial = study.gpus_per_trial if gpus else study.cpus_per_trial
-    side_by_side = max(1, int((gpus or os.cpu_count() or 1) / per_trial)) if per_trial else 1
-    for (model, batch_size), speed in sorted(speeds.items()):
-        console.print(f"  {model} at batch {batch_size}: {speed:,.0f} images/s", highlight=False)
     console.print(
-        f"estimate on this machine: {clock(total_s)} of training, {clock(total_s / side_by_side)} "
-        f"with {side_by_side} trials side by side; "
-        f"{total_s * study.gpus_per_trial / 3600 if gpus else 0:.1f} GPU-hours; disk "
-        f"{(len(todo) * ROW_BYTES + 2 * side_by_side * checkpoint_bytes) / 1e6:,.1f} MB",
+        f"\n{len(planned) - len(todo)} done, {len(todo) + num_later} to run; "
+        f"nothing is trained now",
         highlight=False,
     )
+
+
+def print_cost(
+    console: Console,
+    ready: Ready,
+    cluster: Cluster,
+    planned: Sequence[PlannedTrial],
+    todo: Sequence[PlannedTrial],
+) -> None:
+    """Time every network and batch size where trials will run; print and record the estimate.
+
+    Some updates and an evaluation of each kind are timed, in as many workers at once as trials
+    will run side by side, since they slow each other down. Nothing of it is kept.
+
+    Raises:
+        SpaceFileError: a configuration cannot be trained here; the message says why.
+    """
+    study = ready.study
+    before = _under_way(ready.results, todo)
+    shares = [_share_left(trial.config, before.get(trial.key), ready) for trial in todo]
+    num_later = 0
+    if isinstance(study.explore, Optuna):
+        num_asked = len(planned) // study.seeds
+        shares += _drawn(study, study.explore, num_asked=num_asked)
+        num_later = (study.explore.num_configs - num_asked) * study.seeds
+    num_trials = len(todo) + num_later
+    num_slots = min(slots(cluster, resources_of(study, cluster)), num_trials)
+    timed, worker_start_s = _timed(console, ready, cluster, shares, num_slots)
+    stopping, said = _stopping(study, shares, train_images=ready.train_images)
+    total = estimate(
+        shares,
+        timed,
+        num_trials=num_trials,
+        num_slots=num_slots,
+        gpu_share=_gpu_share(study, cluster),
+        worker_start_s=worker_start_s,
+        keep_weights=study.keep_weights,
+        **stopping,
+    )
+    device = ", ".join(sorted({each.device for each in timed.values()}))
+    where = "this machine" if cluster.address == "local" else "the cluster"
+    console.print(
+        f"estimate on {where} ({device}): {duration(total.train_s)} of training, "
+        f"{duration(total.wall_s)} with {num_slots} trials side by side; "
+        f"{total.gpu_hours:.1f} GPU-hours; disk {total.disk_bytes / 1e6:,.1f} MB",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if said:
+        console.print(
+            f"at most {total.saved_share:.0%} of the training saved by stopping "
+            f"({duration(total.saved_share * total.train_s)}), {said}".replace("%", " %"),
+            highlight=False,
+            soft_wrap=True,
+        )
+    if study.leaders or (
+        isinstance(study.explore, Grid) and study.explore.widen + study.explore.refine
+    ):
+        console.print("rounds that the results call for (widen, refine, leaders) are not counted")
+    left = {trial.key for trial in todo}
+    record = asdict(total) | {
+        "study": study.name,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "to_run": sorted(left),
+        "done": sorted({trial.key for trial in planned} - left),
+        "num_later": num_later,
+        "train_s_before": sum(row["train_wall_s"] for row in before.values()),
+        "kinds": [dict(kind) | asdict(measured) for kind, measured in timed.items()],
+    }
+    _write(ready.results, record)
+
+
+def compare_estimate(
+    console: Console, results: Results, planned: Sequence[PlannedTrial], trials: pd.DataFrame
+) -> None:
+    """Say once how far the last dry run's estimate was off, and write it beside the estimate.
+
+    Compares the trials that were to run then. Silent where there was no dry run, where one of
+    these trials is not planned any more or has not ended, or where it was said before.
+    """
+    try:
+        record = json.loads(storage.read(results.folder, FILE))
+    except FileNotFoundError:
+        return
+    keys = {trial.key for trial in planned}
+    to_run = keys - set(record["done"]) if record["num_later"] else set(record["to_run"])
+    ended = trials[trials["trial_key"].isin(to_run & keys) & trials["status"].isin(DONE)]
+    if "measured_train_s" in record or len(ended) != record["num_trials"]:
+        return
+    measured_s = float(ended["train_wall_s"].sum()) - record["train_s_before"]
+    if not measured_s > 0:
+        return
+    ratio = record["train_s"] / measured_s
+    num_early = int((ended["status"] != "completed").sum())
+    about = {
+        "measured_train_s": measured_s,
+        "estimate_over_measured": ratio,
+        "num_ended_early": num_early,
+    }
+    _write(results, record | about)
+    early = f" ({num_early} of {len(ended)} trials ended before their budget)" if num_early else ""
+    console.print(
+        f"the estimate was {abs(ratio - 1) * 100:.0f} % too {'high' if ratio >= 1 else 'low'}: "
+        f"{duration(record['train_s'])} of training, {duration(measured_s)} measured{early}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 m`, `3 m 10 s`, `12 s` or `0.8 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} m"
+
+
+def _write(results: Results, record: Mapping[str, object]) -> None:
+    storage.write(results.folder, FILE, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _gpu_share(study: Study, cluster: Cluster) -> float:
+    return resources_of(study, cluster).get("GPU", 0.0)
+
+
+def _under_way(results: Results, todo: Sequence[PlannedTrial]) -> dict[str, Mapping[str, Any]]:
+    """The rows of trials that were interrupted and go on from where they were, by key."""
+    rows = of_plan(todo, tables.trials(results))
+    rows = rows[rows["status"] == "interrupted"]
+    return {row["trial_key"]: row for row in rows.to_dict("records")}
+
+
+def _share_left(config: TrialConfig, row: Mapping[str, Any] | None, ready: Ready) -> Share:
+    table = timetable(config, train_images=config.train_images or ready.train_images)
+    if row is None or table.unit == "seconds":
+        return Share(config)
+    return Share(config, max(0.0, 1 - row["examples_seen"] / table.total))
+
+
+def _drawn(study: Study, explore: Optuna, *, num_asked: int) -> list[Share]:
+    """What a search has still to choose: its points, then draws that stand for the rest.
+
+    Raises:
+        SpaceFileError: a draw is not a possible trial.
+    """
+    left = explore.num_configs - num_asked
+    points = explore.points[num_asked : num_asked + left]
+    space = {name: distribution_of(domain) for name, domain in study.vary.items()}
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(explore.sampling_seed))
+    for point in points:
+        draws.enqueue_trial(dict(point))
+    each = (left - len(points)) * study.seeds / NUM_DRAWS
+    counts = [float(study.seeds)] * len(points) + [each] * (NUM_DRAWS if each else 0)
+    shares = []
+    for count in counts:
+        trial = draws.ask(None if explore.space else space)
+        changes = dict(explore.space(trial) if explore.space else trial.params)
+        try:
+            shares.append(Share(replace(study.base, **changes), count))
+        except ValueError as error:
+            raise SpaceFileError(f"the search may choose {changes}: {error}") from error
+    return shares
+
+
+def _timed(
+    console: Console, ready: Ready, cluster: Cluster, shares: Sequence[Share], num_slots: int
+) -> tuple[dict[Kind, "Measured"], float]:
+    """What each kind costs, printed as it is known; and the seconds in which a worker starts."""
+    kinds = kinds_of(shares)
+    chosen = dict(list(kinds.items())[:MOST_KINDS])
+    at_once = min(num_slots, MOST_AT_ONCE)
+    names = _names(list(chosen))
+    console.print(f"timing {len(chosen)} kinds of trial, {at_once} at once", highlight=False)
+    if len(kinds) > len(chosen):
+        console.print(
+            f"there are {len(kinds)}: each other one counts as the most similar of these",
+            highlight=False,
+        )
+    timed: dict[Kind, Measured] = {}
+    with_start_s = start_s = 0.0
+    for kind, config in chosen.items():
+        if not timed:
+            _, with_start_s = _time(ready, cluster, config, at_once)
+        timed[kind], seconds = _time(ready, cluster, config, at_once)
+        start_s = start_s or max(0.0, with_start_s - seconds)
+        each = timed[kind]
+        console.print(
+            f"  {names[kind]}: {each.images_per_s:,.0f} images/s, "
+            f"{each.eval_s:.2g} s an evaluation",
+            highlight=False,
+        )
+    return timed, start_s
+
+
+def _names(kinds: Sequence[Kind]) -> dict[Kind, str]:
+    """Network and batch size, and what else differs among the kinds."""
+    values: dict[str, set[object]] = {}
+    for kind in kinds:
+        for name, value in kind:
+            values.setdefault(name, set()).add(value)
+    differ = [n for n in values if len(values[n]) > 1 and n not in ("model", "batch_size")]
+    return {
+        kind: ", ".join(
+            [f"{said['model']} at batch {said['batch_size']}", *(f"{n}={said[n]}" for n in differ)]
+        )
+        for kind in kinds
+        for said in [dict(kind)]
+    }
+
+
+def _time(
+    ready: Ready, cluster: Cluster, config: TrialConfig, at_once: int
+) -> tuple["Measured", float]:
+    """The mean of so many workers that time the config side by side, and the seconds it took.
+
+    Raises:
+        SpaceFileError: it cannot be trained; the message says why.
+    """
+    task = ray.remote(
+        num_cpus=ready.study.cpus_per_trial,
+        num_gpus=_gpu_share(ready.study, cluster),
+        max_calls=0,  # a worker with a GPU would end after one task
+    )(probe_trial)
+    asked = {
+        "config": asdict(config),
+        "data_folder": str(ready.data_folder) if ready.data_folder else None,
+        "num_cpus": ready.study.cpus_per_trial,
+    }
+    started = time.perf_counter()
+    try:
+        measured = ray.get([task.remote(asked) for _ in range(at_once)])
+    except RayError as error:
+        reason = one_line(str(getattr(error, "cause", error)))
+        raise SpaceFileError(
+            f"{config.model} at batch {config.batch_size} cannot be timed: {reason}"
+        ) from error
+    seconds = time.perf_counter() - started
+    means = {
+        each.name: statistics.fmean(getattr(m, each.name) for m in measured)
+        for each in fields(measured[0])
+        if each.type is float
+    }
+    return replace(measured[0], **means), seconds
+
+
+def _stopping(
+    study: Study, shares: Sequence[Share], *, train_images: int
+) -> tuple[dict[str, Any], str]:
+    """Where the study's `stop` stops trials, for `estimate`, and in words."""
+    scheduler = scheduler_of(study, [s.config for s in shares], train_images=train_images)
+    if scheduler is None or study.stop is None:
+        return {}, ""
+    among = {"by_batch_size": study.stop.by_batch_size}
+    if isinstance(study.stop, Asha):
+        factor = study.stop.reduction_factor
+        rungs = rungs_of(grace=scheduler.grace, total=scheduler.total, factor=factor)
+        said = f"where one of {factor:g} goes on at each of {len(rungs)} rungs"
+        return {"rungs": rungs, "factor": factor, **among}, said
+    rungs = [scheduler.grace / scheduler.total]
+    return {"rungs": rungs, "factor": 2.0, **among}, "where the half below the median stops at once"

@@ -26,7 +26,7 @@ from rich.console import Console
 from cluster.connect import TOKEN_HINT, Cluster, ConnectError, connect, disconnect
 from search import lock, plan, results
 from search.answer import print_answer
-from search.cost import print_cost
+from search.cost import compare_estimate, print_cost, print_plan
 from search.explore import Optuna, Pbt
 from search.load import SpaceFileError, space_sha256
 from search.lock import LockedError
@@ -84,13 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console=console,
         )
         if given.dry_run:
-            planned = ready.planned
-            if isinstance(ready.study.explore, Optuna):  # its configurations come while it runs
-                later = PlannedTrial("chosen later", ready.study.base)
-                planned = [later] * (ready.study.explore.num_configs * ready.study.seeds)
-            todo = plan.missing(planned, results.trials(ready.results), retry=given.retry)
-            print_cost(console, ready.study, planned, todo, ready.data_folder)
-            return OK
+            return _dry_run(given, ready, console)
         return _run(given, ready, console)
     except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop
         print_resume(console)
@@ -100,6 +94,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"search.run: {error}", style="red", soft_wrap=True, highlight=False, markup=False
         )
         return WRONG_INPUT
+
+
+def _dry_run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
+    """Print the trials and, from updates timed where they will run, what they will cost."""
+    study, planned, num_later = ready.study, ready.planned, 0
+    if isinstance(study.explore, Optuna):
+        if ready.results.folder.is_local and (Path(ready.results.folder.uri) / JOURNAL).exists():
+            planned = open_suggestions(ready).planned()
+        num_later = study.explore.num_configs * study.seeds - len(planned)
+    todo = plan.missing(planned, results.trials(ready.results), retry=given.retry)
+    print_plan(console, study, planned, todo, num_later=num_later)
+    if todo or num_later:
+        cluster = connect(given.address)
+        with ExitStack() as stack:
+            stack.callback(disconnect)
+            _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
+            _check_cluster(ready, cluster, console)
+            print_cost(console, ready, cluster, planned, todo)
+    return OK
 
 
 def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
@@ -167,6 +180,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
     if isinstance(study.explore, Pbt) and not unended:
         delete_states(ready.results, planned)
     print_answer(console, study, rows, ready.results, planned)
+    compare_estimate(console, ready.results, planned, rows)
     left = max(unended, total - int(rows["status"].isin(plan.DONE).sum()))
     if left:
         console.print(f"\ninterrupted: {left} of {total} trials are left", style="yellow")

@@ -1,44 +1,119 @@
-"""A few timed updates of a trial, for an estimate of what a study will cost."""
+"""A few timed updates and one evaluation of a trial, for an estimate of what a study will cost."""
 
 import io
+import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
+from trainable import noise
 from trainable.config import TrialConfig
+from trainable.data.batches import DeviceSplit
 from trainable.data.cache import Dataset
-from trainable.device import pick_device
-from trainable.trial import Trial
+from trainable.device import device_name, pick_device
+from trainable.models import set_training
+from trainable.trial import EVAL_BATCH, Trial
 
-WARMUP_UPDATES, LEAST_S = 1, 0.5
+WARMUP_UPDATES = {"cpu": 1, "cuda": 3}
+LEAST_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a config costs: training speed, and the bytes of a checkpoint."""
+    """What a config costs on this device.
+
+    `eval_s` is one evaluation while a trial trains: the validation split and the noise scale.
+    `start_s` is what a trial takes before its first update in a process that has torch already,
+    `save_s` what packing a checkpoint takes, without writing it.
+    """
 
     images_per_s: float
+    train_images: int
+    eval_s: float
+    test_s: float
+    start_s: float
+    save_s: float
     checkpoint_bytes: int
+    weights_bytes: int
+    device: str
 
 
 def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
-    """Run a few updates from scratch on training images, as often as needed, and time them."""
+    """Set the trial up, run a few updates and an evaluation, and time each; nothing is kept.
+
+    Evaluation is timed on a part of a large split, and its time taken to grow with the images.
+
+    Raises:
+        DataError: the data is too small for the batch.
+        ValueError: the network, its weights, its teacher or the device do not fit.
+    """
     device = pick_device()
     torch.set_num_threads(num_threads)
-    trial = Trial(replace(config, train_images=2 * config.batch_size), data, device, None)
-    for done, (images_BCHW, labels_B) in enumerate(trial.batches()):
-        if done == WARMUP_UPDATES:
-            started = _now(device)
-        trial.step.update(images_BCHW, labels_B, config.base_lr * 1e-6)
-        timed = done + 1 - WARMUP_UPDATES
-        if timed >= 1 and (seconds := _now(device) - started) >= LEAST_S:
-            break
-    packed = io.BytesIO()
+    started = _now(device)
+    trial = Trial(config, data, device, None)
+    start_s = _now(device) - started
+    images_per_s = _images_per_s(trial)
+    val_s = _evaluation_s(trial)
+    noise_s = noise.probe_images(len(trial.train)) / images_per_s
+    num_test = 0 if data.test is None else len(data.test.labels_N)
+    num_test = min(num_test, config.eval_images or num_test)
+    packed, weights = io.BytesIO(), io.BytesIO()
+    started = _now(device)
     torch.save([trial.weights(), trial.weights(), trial.step.state_dict()], packed)
+    save_s = _now(device) - started
+    torch.save(trial.weights(), weights)
     return Measured(
-        images_per_s=config.batch_size * timed / seconds, checkpoint_bytes=packed.tell()
+        images_per_s=images_per_s,
+        train_images=len(trial.train),
+        eval_s=val_s + noise_s,
+        test_s=val_s * num_test / len(trial.val),
+        start_s=start_s,
+        save_s=save_s,
+        checkpoint_bytes=packed.tell(),
+        weights_bytes=weights.tell(),
+        device=device_name(device),
     )
+
+
+def _images_per_s(trial: Trial) -> float:
+    """Speed of training after the first updates, with a rate that changes next to nothing."""
+    warmup = WARMUP_UPDATES.get(trial.device.type, 1)
+    set_training(trial.model)
+    timed = images = 0
+    started = seconds = 0.0
+    for update, (images_BCHW, labels_B) in enumerate(trial.batches(), start=1):
+        trial.step.update(images_BCHW, labels_B, trial.config.base_lr * 1e-6)
+        if update == warmup:
+            started = _now(trial.device)
+        timed = update - warmup
+        images += len(labels_B) if timed > 0 else 0
+        # The clock waits for a GPU, which training does not: it is read less and less often.
+        if timed > 0 and timed & (timed - 1) == 0:
+            seconds = _now(trial.device) - started
+            if seconds >= LEAST_S:
+                break
+    return images / seconds
+
+
+def _evaluation_s(trial: Trial) -> float:
+    """Seconds of the validation split, from as large a part of it as takes long enough."""
+    num_images, size = len(trial.val), EVAL_BATCH.get(trial.device.type, 256)
+    trial.evaluate(_part(trial.val, size))  # the first one loads what it needs
+    while True:
+        part = _part(trial.val, size)
+        started = _now(trial.device)
+        trial.evaluate(part)
+        seconds = _now(trial.device) - started
+        if seconds >= LEAST_S or len(part) == num_images:
+            return seconds * num_images / len(part)
+        size *= 4
+
+
+def _part(split: DeviceSplit, num_images: int) -> DeviceSplit:
+    """About so many images, evenly spread over the split; a view, no copy."""
+    step = math.ceil(len(split) / num_images)
+    return DeviceSplit(images_NHWC=split.images_NHWC[::step], labels_N=split.labels_N[::step])
 
 
 def _now(device: torch.device) -> float:

@@ -1,4 +1,7 @@
-"""One trial as Ray Tune sees it: a function that reports rows. The only file here with Ray."""
+"""One trial as Ray sees it: a function that reports rows, another that times a few updates.
+
+The only file here with Ray.
+"""
 
 import socket
 import traceback
@@ -41,6 +44,15 @@ def train_trial(planned: dict[str, Any]) -> None:
             "traceback": traceback.format_exc(),
         }
     _report(trial["metric"], trial_row=summary | about | {"ended_at": datetime.now(UTC)})
+
+
+def probe_trial(planned: dict[str, Any]) -> Any:
+    """Time a few updates and an evaluation of `planned["config"]` here; a `probe.Measured`."""
+    from trainable.probe import probe
+
+    data = _open_data(planned["config"]["dataset"], planned["data_folder"])
+    config = TrialConfig(**planned["config"])
+    return probe(config, data, num_threads=planned["num_cpus"])
 
 
 def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
