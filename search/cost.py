@@ -246,7 +246,8 @@ def _timed(
 ) -> tuple[dict[Kind, "Measured"], float]:
     """What each kind costs, printed as it is known; and the seconds in which a worker starts."""
     kinds = kinds_of(shares)
-    chosen = dict(list(kinds.items())[:MOST_KINDS])
+    first = list(kinds.items())[:MOST_KINDS]
+    chosen = dict(sorted(first, key=lambda item: (item[1].model, item[1].batch_size)))
     at_once = min(num_slots, MOST_AT_ONCE)
     names = _names(list(chosen))
     console.print(f"timing {len(chosen)} kinds of trial, {at_once} at once", highlight=False)
