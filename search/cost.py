@@ -26,13 +26,13 @@ from search.estimate import (
     kinds_of,
     rungs_of,
 )
-from search.explore import Asha, Grid, Optuna
+from search.explore import Asha, Grid, HyperBand, Optuna, Pbt
 from search.load import SpaceFileError
 from search.plan import DONE, PlannedTrial, of_plan
 from search.prepare import Ready
 from search.progress import show
 from search.results import Results
-from search.study import Study
+from search.study import Study, configurations
 from search.suggestions import distribution_of
 from search.tuning import one_line, resources_of, slots
 from trainable import storage
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # it imports torch
     from trainable.probe import Measured
 
 FILE = "estimate.json"
-NUM_DRAWS = 200  # that stand for configurations which are not chosen yet
+NUM_DRAWS, DRAW_SEED = 200, 0  # that stand for configurations which are not chosen yet
 MOST_AT_ONCE = 8  # timed side by side, as trials will run
 
 
@@ -82,6 +82,8 @@ def print_cost(
     cluster: Cluster,
     planned: Sequence[PlannedTrial],
     todo: Sequence[PlannedTrial],
+    *,
+    num_later: int,
 ) -> None:
     """Time every network and batch size where trials will run; print and record the estimate.
 
@@ -94,15 +96,12 @@ def print_cost(
     study = ready.study
     before = _under_way(ready.results, todo)
     shares = [_share_left(trial.config, before.get(trial.key), ready) for trial in todo]
-    num_later = 0
-    if isinstance(study.explore, Optuna):
-        num_asked = len(planned) // study.seeds
-        shares += _drawn(study, study.explore, num_asked=num_asked)
-        num_later = (study.explore.num_configs - num_asked) * study.seeds
+    if num_later:
+        shares += _drawn(study, num_later=num_later)
     num_trials = len(todo) + num_later
     num_slots = min(slots(cluster, resources_of(study, cluster)), num_trials)
     timed, worker_start_s = _timed(console, ready, cluster, shares, num_slots)
-    stopping, said = _stopping(study, shares, train_images=ready.train_images)
+    stopping, said = _stopping(study, train_images=ready.train_images)
     total = estimate(
         shares,
         timed,
@@ -168,7 +167,9 @@ def compare_estimate(
     if not measured_s > 0:
         return
     ratio = record["train_s"] / measured_s
-    num_early = int((ended["status"] != "completed").sum())
+    # A generation of a population is stopped where it was asked to be.
+    early = (ended["status"] != "completed") & ~ended["until_share"].lt(1)
+    num_early = int(early.sum())
     about = {
         "measured_train_s": measured_s,
         "estimate_over_measured": ratio,
@@ -210,30 +211,40 @@ def _under_way(results: Results, todo: Sequence[PlannedTrial]) -> dict[str, Mapp
 
 
 def _share_left(config: TrialConfig, row: Mapping[str, Any] | None, ready: Ready) -> Share:
+    """What of a trial is still to be trained; `row` is that of one that was interrupted."""
     table = timetable(config, train_images=config.train_images or ready.train_images)
     if row is None or table.unit == "seconds":
-        return Share(config)
-    return Share(config, max(0.0, 1 - row["examples_seen"] / table.total))
+        return Share(config, _part(ready.study))
+    return Share(config, max(0.0, config.until_share - row["examples_seen"] / table.total))
 
 
-def _drawn(study: Study, explore: Optuna, *, num_asked: int) -> list[Share]:
+def _part(study: Study) -> float:
+    """The share of the budget that one trial trains: of a population, a generation."""
+    return 1 / study.explore.generations if isinstance(study.explore, Pbt) else 1.0
+
+
+def _drawn(study: Study, *, num_later: int) -> list[Share]:
     """What a search has still to choose: its points, then draws that stand for the rest.
 
     Raises:
         SpaceFileError: a draw is not a possible trial.
     """
-    left = explore.num_configs - num_asked
-    points = explore.points[num_asked : num_asked + left]
+    left = num_later // study.seeds
+    points: Sequence[Mapping[str, object]] = ()
+    ask_space = None
+    if isinstance(study.explore, Optuna):
+        ask_space = study.explore.space
+        points = study.explore.points[study.explore.num_configs - left :][:left]
     space = {name: distribution_of(domain) for name, domain in study.vary.items()}
-    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(explore.sampling_seed))
+    draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(DRAW_SEED))
     for point in points:
         draws.enqueue_trial(dict(point))
-    each = (left - len(points)) * study.seeds / NUM_DRAWS
+    each = (left - len(points)) * study.seeds * _part(study) / NUM_DRAWS
     counts = [float(study.seeds)] * len(points) + [each] * (NUM_DRAWS if each else 0)
     shares = []
     for count in counts:
-        trial = draws.ask(None if explore.space else space)
-        changes = dict(explore.space(trial) if explore.space else trial.params)
+        trial = draws.ask(None if ask_space else space)
+        changes = dict(ask_space(trial) if ask_space else trial.params)
         try:
             shares.append(Share(replace(study.base, **changes), count))
         except ValueError as error:
@@ -259,9 +270,10 @@ def _timed(
     timed: dict[Kind, Measured] = {}
     with_start_s = start_s = 0.0
     for kind, config in chosen.items():
+        whole = replace(config, begins_from=None, until_share=1.0)
         if not timed:
-            _, with_start_s = _time(ready, cluster, config, at_once)
-        timed[kind], seconds = _time(ready, cluster, config, at_once)
+            _, with_start_s = _time(ready, cluster, whole, at_once)
+        timed[kind], seconds = _time(ready, cluster, whole, at_once)
         start_s = start_s or max(0.0, with_start_s - seconds)
         each = timed[kind]
         console.print(
@@ -323,15 +335,17 @@ def _time(
     return replace(measured[0], **means), seconds
 
 
-def _stopping(
-    study: Study, shares: Sequence[Share], *, train_images: int
-) -> tuple[dict[str, Any], str]:
-    """Where the study's `stop` stops trials, for `estimate`, and in words."""
-    scheduler = scheduler_of(study, [s.config for s in shares], train_images=train_images)
+def _stopping(study: Study, *, train_images: int) -> tuple[dict[str, Any], str]:
+    """Where the study's `stop` stops trials, for `estimate`, and in words.
+
+    Of HyperBand's brackets the one whose rungs come first: the others save less.
+    """
+    configs = [config for _, config in configurations(study)] or [study.base]
+    scheduler = scheduler_of(study, configs, train_images=train_images)
     if scheduler is None or study.stop is None:
         return {}, ""
     among = {"by_batch_size": study.stop.by_batch_size}
-    if isinstance(study.stop, Asha):
+    if isinstance(study.stop, Asha | HyperBand):
         factor = study.stop.reduction_factor
         rungs = rungs_of(grace=scheduler.grace, total=scheduler.total, factor=factor)
         said = f"where one of {factor:g} goes on at each of {len(rungs)} rungs"

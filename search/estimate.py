@@ -22,7 +22,7 @@ NO_MATTER = frozenset(
         *("warmup_epochs", "warmup_share", "warmup_scaling", "decay", "num_steps", "step_factor"),
         *("power", "epochs", "updates", "examples", "seconds", "eval_epochs", "eval_updates"),
         *("early_stop_patience", "smoothing_convention", "distill_temperature", "distill_weight"),
-        "seed",
+        *("seed", "until_share", "begins_from"),
     }
 )
 # Of these only whether they are on counts.
@@ -37,8 +37,8 @@ Kind = tuple[tuple[str, object], ...]
 class Share:
     """A configuration that is to be trained `count` times.
 
-    The count is below 1 for one that stands for many that are not chosen yet, and for a trial of
-    which a part is trained already.
+    The count is below 1 for one that stands for many that are not chosen yet, for a trial of which
+    a part is trained already, and for a generation of a population, which trains a part.
     """
 
     config: TrialConfig

@@ -103,7 +103,15 @@ def _dry_run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
         if ready.results.folder.is_local and (Path(ready.results.folder.uri) / JOURNAL).exists():
             planned = open_suggestions(ready).planned()
         num_later = study.explore.num_configs * study.seeds - len(planned)
-    todo = plan.missing(planned, results.trials(ready.results), retry=given.retry)
+    held = results.trials(ready.results)
+    if isinstance(study.explore, Pbt):
+        about = {"data_fingerprint": ready.data_fingerprint}
+        while not plan.missing(planned, held) and (
+            more := next_generation(study, planned, held, **about)
+        ):
+            planned = [*planned, *more]
+        num_later = study.explore.size * study.explore.generations * study.seeds - len(planned)
+    todo = plan.missing(planned, held, retry=given.retry)
     print_plan(console, study, planned, todo, num_later=num_later)
     if todo or num_later:
         cluster = connect(given.address)
@@ -111,7 +119,7 @@ def _dry_run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             stack.callback(disconnect)
             _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
             _check_cluster(ready, cluster, console)
-            print_cost(console, ready, cluster, planned, todo)
+            print_cost(console, ready, cluster, planned, todo, num_later=num_later)
     return OK
 
 

@@ -30,7 +30,7 @@ from search.estimate import (
     trained_share,
     trial_cost_s,
 )
-from search.explore import Optuna
+from search.explore import Optuna, Pbt
 from search.load import SpaceFileError
 from search.plan import PlannedTrial
 from search.study import Study
@@ -60,7 +60,10 @@ def command(space: Path, out: Path, *more: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("change", [{"base_lr": 0.5}, {"momentum": 0.1}, {"seed": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"base_lr": 0.5}, {"momentum": 0.1}, {"seed": 3}, {"until_share": 0.5, "begins_from": "k"}],
+)
 def test_what_leaves_the_speed_as_it_is_makes_no_kind(change: dict[str, Any]) -> None:
     assert kind_of(replace(BASE, **change)) == kind_of(BASE)
 
@@ -204,19 +207,20 @@ def searched(**explore: Any) -> Study:
     return Study(name="s", base=BASE, vary=vary, seeds=2, explore=Optuna(num_configs=10, **explore))
 
 
-def drawn(study: Study, num_asked: int) -> list[Share]:
-    assert isinstance(study.explore, Optuna)
-    return _drawn(study, study.explore, num_asked=num_asked)
-
-
 def test_draws_stand_for_what_is_left_and_points_for_themselves() -> None:
     point = {"batch_size": 64, "base_lr": 0.123}
     study = searched(points=[point, point | {"base_lr": 0.5}])
-    shares = drawn(study, 1)
+    shares = _drawn(study, num_later=18)
     assert sum(share.count for share in shares) == pytest.approx(9 * 2)
     assert (shares[0].config.base_lr, shares[0].count) == (0.5, 2.0)
     assert {share.config.batch_size for share in shares[1:]} == {16, 32, 64}
-    assert drawn(study, 10) == []
+
+
+def test_a_population_draws_its_later_generations() -> None:
+    study = replace(searched(), explore=Pbt(size=4, generations=5))
+    shares = _drawn(study, num_later=4 * 4 * 2)  # the first generation is planned
+    assert sum(share.count for share in shares) == pytest.approx(4 * 4 * 2 / 5)
+    assert {share.config.batch_size for share in shares} == {16, 32, 64}
 
 
 def test_draws_of_a_function_reach_every_branch() -> None:
@@ -226,14 +230,16 @@ def test_draws_of_a_function_reach_every_branch() -> None:
             return {"model": model, "batch_size": trial.suggest_categorical("b", [8, 128])}
         return {"model": model, "batch_size": 32}
 
-    kinds = {(s.config.model, s.config.batch_size) for s in drawn(searched(space=space), 0)}
+    kinds = {
+        (s.config.model, s.config.batch_size) for s in _drawn(searched(space=space), num_later=20)
+    }
     assert kinds == {("plain", 32), ("residual", 8), ("residual", 128)}
 
 
 def test_a_draw_that_cannot_be_is_named() -> None:
     study = searched(space=lambda trial: {"base_lr": -trial.suggest_float("lr", 1, 2)})
     with pytest.raises(SpaceFileError, match=r"the search may choose .*base_lr must be > 0"):
-        drawn(study, 0)
+        _drawn(study, num_later=20)
 
 
 def test_what_is_timed_is_what_a_trial_takes(tiny_config: TrialConfig, tiny_data: Dataset) -> None:
@@ -291,7 +297,8 @@ def test_only_what_was_to_run_is_compared_and_once(tmp_path: Path) -> None:
     record = {"to_run": ["b", "c"], "done": ["a"], "num_later": 0, "num_trials": 2}
     record |= {"train_s": 190.0, "train_s_before": 30.0}
     seconds = {"a": 1000.0, "b": 120.0, "c": 80.0}
-    rows = [{"trial_key": k, "status": "completed", "train_wall_s": seconds[k]} for k in seconds]
+    same = {"status": "completed", "until_share": 1.0}
+    rows = [{"trial_key": k, "train_wall_s": seconds[k], **same} for k in seconds]
     said = compared(tmp_path, record, rows)
     assert said == ("the estimate was 12 % too high: 3 m 10 s of training, 2 m 50 s measured\n")
     written = json.loads((tmp_path / "s" / FILE).read_text())
