@@ -121,6 +121,17 @@ while True:
 """
 
 
+def watch(folder: Path, *, seconds: float) -> None:
+    """Read a folder over and over: a row is never there twice, and none is missing."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            frame = pd.read_parquet(folder)
+        except FileNotFoundError:  # a file was listed just before the folders were swapped
+            continue
+        assert len(frame) == 9, frame
+
+
 def test_packing_can_be_killed_at_any_moment(opened: Results, tmp_path: Path) -> None:
     before = {name: pd.read_parquet(tmp_path / "s" / name) for name in ("trials", "epochs")}
     for i in range(8):
@@ -130,18 +141,13 @@ def test_packing_can_be_killed_at_any_moment(opened: Results, tmp_path: Path) ->
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert packer.stdout is not None
-        packer.stdout.readline()
-        deadline = time.monotonic() + 0.05 + 0.043 * i
-        while time.monotonic() < deadline:  # meanwhile a reader never sees a row twice, or none
-            frame = pd.DataFrame()
-            try:
-                frame = pd.read_parquet(tmp_path / "s" / "epochs")
-            except FileNotFoundError:  # it was listed just before the folders were swapped
-                continue
-            assert len(frame) == 9
-        packer.send_signal(signal.SIGKILL)
-        packer.communicate()
+        try:
+            assert packer.stdout is not None
+            assert packer.stdout.readline() == "ready\n"
+            watch(tmp_path / "s" / "epochs", seconds=0.05 + 0.043 * i)
+        finally:
+            packer.send_signal(signal.SIGKILL)
+            packer.communicate()
         for name, frame in before.items():
             read = pd.read_parquet(tmp_path / "s" / name).sort_values(["trial_key"])
             assert len(read) == len(frame)
