@@ -27,9 +27,10 @@ Floats = NDArray[np.float64]
 LOWEST_LR, HIGHEST_LR = 1e-6, 1e2
 RANGE_UPDATES, STABLE_UPDATES = 80, 30
 COMPARED_UPDATES = 10  # the last of a stable training, over which its loss is averaged
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 FALLEN, RISEN = 0.01, 3.0  # shares of the starting loss: less is no fall; more ends a range test
 CLEARLY_ABOVE = 1.1
+BLOWN_UP = 10.0  # times the starting loss: what ends well after that has lost units on the way
 RESOLUTION = 1.2  # unstable / stable rate at which the search is content
 
 
@@ -54,9 +55,10 @@ def find_lr_range(config: TrialConfig, data: Dataset, *, num_threads: int) -> Lr
     The range test raises the rate geometrically from `LOWEST_LR` to `HIGHEST_LR` in
     `RANGE_UPDATES` updates, and ends where the loss is no longer finite or far above its start.
 
-    A rate is stable at which a training of `STABLE_UPDATES` at that constant rate stays finite
-    and its last `COMPARED_UPDATES` losses are on average at most `CLEARLY_ABOVE` times what the
-    initial weights lose on the same batches. What diverges more slowly counts as stable.
+    A rate is stable at which, in a training of `STABLE_UPDATES` at that constant rate, no loss is
+    `BLOWN_UP` times its start or not finite, and the last `COMPARED_UPDATES` losses are on average
+    at most `CLEARLY_ABOVE` times what the initial weights lose on the same batches. What diverges
+    more slowly counts as stable; stable does not mean that it learns.
 
     Raises:
         DataError, ValueError: as a trial does.
@@ -82,7 +84,7 @@ def find_lr_range(config: TrialConfig, data: Dataset, *, num_threads: int) -> Lr
     def is_stable(lr: float) -> bool:
         trained = []
         for loss in losses(trial, initial, np.full(STABLE_UPDATES, lr)):
-            if not math.isfinite(loss):
+            if not loss <= BLOWN_UP * initial_N.mean():  # nor where it is NaN
                 return False
             trained.append(loss)
         compared = slice(STABLE_UPDATES - COMPARED_UPDATES, STABLE_UPDATES)
