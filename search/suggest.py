@@ -90,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("no rate that was tested is stable: there is nothing to suggest")
         return NONE_STABLE
     console.print("\nto paste into the study's vary:")
+    if given.preview or ready.study.base.dataset == "synthetic":
+        console.print(
+            "(rates of a preview belong into its preview: a list without tune.grid_search)"
+        )
     console.print(
         f"  {line_for(ready.study, *ends)}", highlight=False, soft_wrap=True, markup=False
     )

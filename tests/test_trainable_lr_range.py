@@ -10,6 +10,7 @@ import torchvision
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from trainable import lr_range
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, open_data
 from trainable.finetune import finetune
@@ -98,10 +99,9 @@ def test_largest_stable_lr_is_that_of_the_curvature(
     assert found.steepest_lr < found.stable_lr
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_a_tenth_of_the_largest_stable_lr_learns_and_ten_times_it_does_not(factor: float) -> None:
-    data = open_data("synthetic")
-    config = TrialConfig(
+@pytest.fixture(scope="module")
+def config() -> TrialConfig:
+    return TrialConfig(
         dataset="synthetic",
         model="plain",
         pretrained="none",
@@ -117,6 +117,13 @@ def test_a_tenth_of_the_largest_stable_lr_learns_and_ten_times_it_does_not(facto
         precision="fp32",
         epochs=3,
     )
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_tenth_of_the_largest_stable_lr_learns_and_ten_times_it_does_not(
+    factor: float, config: TrialConfig
+) -> None:
+    data = open_data("synthetic")
     found = find_lr_range(config, data, num_threads=1)
     assert found.stable_lr is not None
     trained = replace(config, base_lr=factor * found.stable_lr / found.peak_per_base)
@@ -126,15 +133,20 @@ def test_a_tenth_of_the_largest_stable_lr_learns_and_ten_times_it_does_not(facto
 
 
 def test_a_loss_that_blew_up_on_the_way_is_not_stable(
-    tiny_config: TrialConfig, tiny_data: Dataset
+    config: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without normalization a high rate kills units: the loss ends at chance, as it began.
-    config = replace(tiny_config, norm="none", momentum=0.0, dropout=0.0)
-    found = find_lr_range(config, tiny_data, num_threads=1)
-    assert found.stable_lr is not None
-    trial = Trial(config, tiny_data, CPU, None)
+    # Without normalization a high rate kills units, and the loss ends at chance, as it began.
+    data, dead = open_data("synthetic"), replace(config, norm="none", seed=1)
+    found = find_lr_range(dead, data, num_threads=1).stable_lr
+    assert found is not None
+    monkeypatch.setattr(lr_range, "BLOWN_UP", math.inf)
+    by_its_end_alone = find_lr_range(dead, data, num_threads=1).stable_lr
+    assert by_its_end_alone is not None
+    assert by_its_end_alone > found
+    trial = Trial(dead, data, CPU, None)
     initial = deepcopy((trial.model.state_dict(), trial.step.state_dict()))
-    assert max(losses(trial, initial, [found.stable_lr] * STABLE_UPDATES)) < 10 * math.log(2)
+    assert max(losses(trial, initial, [found] * STABLE_UPDATES)) < 10
+    assert max(losses(trial, initial, [by_its_end_alone] * STABLE_UPDATES)) > 100
 
 
 def test_each_training_starts_anew(tiny_config: TrialConfig, tiny_data: Dataset) -> None:
