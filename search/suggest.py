@@ -118,9 +118,10 @@ def probed_configs(study: Study) -> list[TrialConfig]:
 def _print_what(console: Console, study: Study) -> None:
     base = study.base
     others = [name for name in study.vary if name not in ("batch_size", "base_lr")]
-    said = "".join(f" {name}={show(getattr(base, name))} (varies)" for name in others)
+    named = dict.fromkeys(["dataset", "model", "optimizer", *others])
+    said = (f"{n}={show(getattr(base, n))}{' (varies)' * (n in others)}" for n in named)
     console.print(
-        f"{study.name}  dataset={base.dataset} model={base.model} optimizer={base.optimizer}{said}",
+        f"{study.name}  {' '.join(said)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
