@@ -3,8 +3,12 @@
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 # A driver under `uv run` would make Ray start every worker through uv. Read when Ray is imported.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -12,6 +16,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
+import ray._private.services
 
 import trainable
 
@@ -52,12 +57,13 @@ def connect(address: str) -> Cluster:
             # The token's file is made by Ray at its first start: for this user's eyes only.
             old = os.umask(0o077)
             try:
-                context = ray.init(
-                    "local",
-                    include_dashboard=True,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                with _servers_apart():
+                    context = ray.init(
+                        "local",
+                        include_dashboard=True,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
             finally:
                 os.umask(old)
         else:
@@ -83,6 +89,23 @@ def connect(address: str) -> Cluster:
         num_cpus=int(resources.get("CPU", 0)),
         num_gpus=int(resources.get("GPU", 0)),
     )
+
+
+@contextmanager
+def _servers_apart() -> Iterator[None]:
+    """Start Ray's servers in process groups of their own.
+
+    `timeout`, SLURM and a closing terminal signal the driver's whole group: without its servers the
+    driver would wait for them for a minute and then die, instead of keeping what there is. They
+    still end with the driver, by the kernel's parent-death signal.
+    """
+    services: Any = ray._private.services
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _check_answers(address: str) -> None:

@@ -78,8 +78,13 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_is_75_and_the_same_command_goes_on(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
+def test_interrupted_is_75_and_the_same_command_goes_on(
+    number: int, to_group: bool, tmp_path: Path
+) -> None:
     settings = ["--set", "epochs=12", "--set", "train_images=2048"]
     process = subprocess.Popen(
         command(SMALL, tmp_path, *settings),
@@ -93,7 +98,10 @@ def test_interrupted_is_75_and_the_same_command_goes_on(number: int, tmp_path: P
     while not list(epochs.glob("*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.1)
     sent = time.monotonic()
-    process.send_signal(number)
+    if to_group:  # as `timeout` and SLURM do
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert time.monotonic() - sent < 10
