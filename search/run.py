@@ -5,6 +5,7 @@ python -m search.run spaces/pcam_grid.py --preview --data DIR --set seeds=3
 """
 
 import argparse
+import errno
 import logging
 import os
 import platform
@@ -37,9 +38,13 @@ from search.progress import Progress
 from search.results import ResultsError
 from search.suggestions import JOURNAL, Suggestions
 from search.tuning import Setting, resources_of, run_trials
+from search.watch import head_watched
+from trainable import storage
 from trainable.data.sources import DataError
+from trainable.storage import NoSpaceError
 
 COMPACT_FROM = 2000  # files: from there on reading one after the other takes seconds
+LEAST_FREE_BYTES = 20_000_000
 OK, SOME_FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
 
@@ -87,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dry_run(given, ready, console)
         return _run(given, ready, console)
     except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop
+        print_resume(console)
+        return INTERRUPTED
+    except NoSpaceError as error:
+        console.print(f"{error.strerror}: free some", style="red", soft_wrap=True, markup=False)
         print_resume(console)
         return INTERRUPTED
     except (SpaceFileError, ResultsError, DataError, ConnectError, LockedError) as error:
@@ -155,12 +164,15 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                     stack.callback(disconnect)
                     _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
                     _check_cluster(ready, cluster, console)
+                    resume = f"go on with\n  {resume_command()}"
+                    stack.enter_context(head_watched(INTERRUPTED, resume))
                 counts = (total, total - left)
                 if len(planned) > len(ready.planned) and suggestions is None:
                     # A later round asks for these trials: stopping some would bias their means.
                     ready = replace(ready, study=replace(study, stop=None))
                 keys = {trial.key for trial in todo}
                 results.take_apart(ready.results, keys)
+                _check_room(ready)
                 past = [trial for trial in planned if trial.key not in keys]
                 unended = _train(ready, cluster, todo, past, suggestions, held, counts, console)
             if unended:
@@ -202,10 +214,16 @@ def _stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
-def print_resume(console: Console) -> None:
+def resume_command() -> str:
     """The command that goes on, to copy."""
-    command = shlex.join(["python", "-m", "search.run", *sys.argv[1:]])
-    console.print(f"go on with\n  {command}", style="yellow", highlight=False, soft_wrap=True)
+    return shlex.join(["python", "-m", "search.run", *sys.argv[1:]])
+
+
+def print_resume(console: Console) -> None:
+    """Say how to go on."""
+    console.print(
+        f"go on with\n  {resume_command()}", style="yellow", highlight=False, soft_wrap=True
+    )
 
 
 def open_suggestions(ready: Ready) -> Suggestions:
@@ -248,6 +266,16 @@ def _check_cluster(ready: Ready, cluster: Cluster, console: Console) -> None:
             )
     if "GPU" not in resources and any(t.config.precision == "fp16" for t in ready.planned):
         raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+
+
+def _check_room(ready: Ready) -> None:
+    """Raises NoSpaceError where the results' disk is as good as full."""
+    free = storage.free_bytes(ready.results.folder)
+    if free is not None and free < LEAST_FREE_BYTES:
+        where = ready.results.folder.uri
+        raise NoSpaceError(
+            errno.ENOSPC, f"{free / 1e6:.0f} MB are left in {where}, too few to begin"
+        )
 
 
 def _train(

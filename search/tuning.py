@@ -1,14 +1,19 @@
 """Runs trials on Ray Tune: the only file that builds a Tuner."""
 
+import errno
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 # No CSV, JSON and TensorBoard beside our tables, and no snapshots of a state that is not used.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are in the tables and on screen
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even at verbose=0
 
 from ray import tune
@@ -21,12 +26,18 @@ from search.progress import Progress
 from search.results import Results
 from search.study import Study, configurations
 from search.suggestions import Suggestions
+from search.watch import HOST_MEMORY, Stalls, host_memory_survived
 from trainable.ray_adaptor import train_trial
 from trainable.record import finite_score
+from trainable.storage import NoSpaceError
+
+# That trials failed is in the tables and on the screen: Ray's own lines would cut through the table.
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
 # For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
 # as rows and are not retried.
 MAX_LOST_WORKERS = 3
+BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +148,8 @@ def run_trials(
             ),
         )
         try:
-            tuner.fit()
+            with host_memory_survived():
+                tuner.fit()
         finally:
             record.commit_interrupted()
     return len(record.expected)
@@ -155,6 +167,14 @@ def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
     return max(1, min(int(have[kind] / n) for kind, n in resources.items()))
 
 
+def _last_error(trial: Any) -> str:
+    """What Ray wrote when the trial's worker was last lost; empty where it wrote nothing."""
+    try:
+        return str(Path(trial.error_file).read_text().rpartition("Failure #")[2])
+    except (OSError, TypeError):
+        return ""
+
+
 def _trial_name(trial: Any) -> str:
     """What the Ray dashboard shows for the trial's process."""
     config = trial.config["trial"]["config"]
@@ -169,6 +189,8 @@ class _Record(tune.Callback):
     ) -> None:
         """Begin with nothing expected."""
         self.setting, self.progress, self.scheduler = setting, progress, scheduler
+        self.stalls = Stalls()
+        self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
         self.expected: set[str] = set()
@@ -209,18 +231,27 @@ class _Record(tune.Callback):
             "attempt": self.attempt[key],
         }
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray looks around: so does the watch over hung workers."""
+        for trial_id in self.stalls.end_the_hung(trials):
+            self.lost_because[trial_id] = "it reported nothing for too long"
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An evaluation, or a trial's end."""
         key = self._key(trial)
+        self.stalls.reported(trial.trial_id)
         if "epoch_row" in result:
             row = self._identity(key) | result["epoch_row"]
             self.under_way[key] = self.rows[key][row["epoch"]] = row
             self._commit_epochs(key)
             self.progress.epoch_ended(key, row)
         elif "trial_row" in result:
-            self._end(key, result["trial_row"])
+            row = result["trial_row"]
+            if row["status"] == "interrupted":  # there is no room: no trial would fare better
+                raise NoSpaceError(errno.ENOSPC, row["reason"])
+            self._end(key, row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended by itself, and its row is there; or its scheduler stopped it."""
@@ -230,14 +261,26 @@ class _Record(tune.Callback):
             self._end(key, self._so_far("stopped", reason, self.under_way[key]))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its worker was lost: what follows is another attempt."""
+        """Its worker was lost: what follows is another attempt.
+
+        A node that ran out of memory is given one more chance: then the trial is too large for it.
+        """
         self.attempt[self._key(trial)] += 1
+        self.stalls.began_again(trial.trial_id)
+        failures = trial.run_metadata.num_failures
+        if HOST_MEMORY in _last_error(trial):
+            trial.max_failures = failures
+        time.sleep(BACKOFF_S * failures)  # a node that is going away takes the next one along
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its workers were lost too often."""
-        error = trial.get_error() or "nothing more is known"
-        reason = f"its worker ended {MAX_LOST_WORKERS + 1} times: {one_line(str(error))}"
-        self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": str(error)})
+        error = _last_error(trial) or "nothing more is known"
+        failures = trial.run_metadata.num_failures
+        why = self.lost_because.get(trial.trial_id) or one_line(error)
+        reason = f"its worker ended {failures} times: {why}"
+        if HOST_MEMORY in error:
+            reason = f"{HOST_MEMORY}, {failures} times"
+        self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": error})
 
     def _commit_epochs(self, key: str) -> None:
         rows = [self.rows[key][epoch] for epoch in sorted(self.rows[key])]
@@ -285,5 +328,8 @@ class _Record(tune.Callback):
 
     def commit_interrupted(self) -> None:
         """Note the trials that were under way when the command was stopped."""
-        for key, row in self.under_way.items():
-            self._commit_trial(key, self._so_far("interrupted", "", row))
+        try:
+            for key, row in self.under_way.items():
+                self._commit_trial(key, self._so_far("interrupted", "", row))
+        except NoSpaceError:  # which is why the study stops: the epochs' rows say how far each got
+            return

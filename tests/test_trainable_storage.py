@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from trainable import storage
-from trainable.storage import Folder
+from trainable.storage import Folder, NoSpaceError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
@@ -18,7 +18,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(NoSpaceError, match=f"no space left in {tmp_path}"):
             storage.write(folder, "a.bin", b"new")
     assert storage.read(folder, "a.bin") == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]  # noqa: PTH208

@@ -4,16 +4,18 @@ import hashlib
 import io
 import logging
 import pickle
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from trainable import storage
-from trainable.storage import Folder
+from trainable.storage import Folder, TakenOverError
 
 logger = logging.getLogger(__name__)
 
+CLAIM = "claim"  # whose trial it is
 SLOTS = ("even.pt", "odd.pt")  # written in turn, so that the one before is still there
 
 
@@ -36,8 +38,25 @@ class TrialState:
     counters: dict[str, Any]
 
 
-def save(state: TrialState, folder: Folder) -> None:
-    """Write the state; the one of the evaluation before it stays beside it."""
+def claim(folder: Folder) -> str:
+    """Say that this process trains the trial; returns the token that `save` shows."""
+    token = uuid.uuid4().hex
+    storage.write(folder, CLAIM, token.encode())
+    return token
+
+
+def save(state: TrialState, folder: Folder, *, token: str) -> None:
+    """Write the state; the one of the evaluation before it stays beside it.
+
+    Raises:
+        TakenOverError: the folder was claimed by another process since.
+    """
+    try:
+        holder = storage.read(folder, CLAIM).decode()
+    except FileNotFoundError:
+        holder = ""
+    if holder != token:
+        raise TakenOverError(f"another process goes on with the trial in {folder.uri}")
     packed = io.BytesIO()
     torch.save(vars(state), packed)
     content = packed.getvalue()
@@ -56,7 +75,7 @@ def load(folder: Folder, *, trial_key: str) -> TrialState | None:
 
 def delete(folder: Folder) -> None:
     """Remove the states of a trial that ended; kept weights stay."""
-    for name in SLOTS:
+    for name in (CLAIM, *SLOTS):
         storage.delete_file(folder, name)
 
 

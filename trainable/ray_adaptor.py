@@ -3,11 +3,14 @@
 The only file here with Ray.
 """
 
+import os
 import socket
+import threading
+import time
 import traceback
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from ray import tune
 
 from trainable.config import TrialConfig
 from trainable.record import finite_score
-from trainable.storage import Folder
+from trainable.storage import Folder, NoSpaceError, TakenOverError
 
+PARENT_CHECK_S = 2.0
 KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
@@ -35,8 +39,13 @@ def train_trial(planned: dict[str, Any]) -> None:
         "host": socket.gethostname(),
         "started_at": started_at,
     }
+    _end_with_parent()
     try:
         summary = _train(config, trial)
+    except TakenOverError:
+        os._exit(1)  # the trial goes on elsewhere, and what this process knows is old
+    except NoSpaceError as error:
+        summary = {"status": "interrupted", "reason": error.strerror}
     except Exception as error:  # reported, never swallowed: it becomes the trial's row
         summary = {
             "status": "failed",
@@ -53,6 +62,22 @@ def probe_trial(planned: dict[str, Any]) -> Any:
     data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
     return probe(config, data, num_threads=planned["num_cpus"])
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process when its node's raylet is gone.
+
+    Ray leaves it: it would hold its GPU's memory beside the trial's next attempt.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Whole files in a folder that is local or in an object store: a file is there complete, or not."""
 
+import errno
 import os
+import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -9,6 +11,17 @@ from pathlib import Path
 from pyarrow import fs
 
 SETTLE_S = 2.0  # after which a writer in an object store sees whether it was the last
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NoSpaceError(OSError):
+    """There is no room for a file; the message names the folder. Nothing was truncated."""
+
+
+class TakenOverError(RuntimeError):
+    """Another process writes to the folder now: this one is an orphan, and must write no more."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,12 @@ def write(folder: Folder, name: str, content: bytes) -> None:
             stream.write(content)  # a store makes an object visible when its upload ends
         return
     directory = Path(folder.uri)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpaceError(error.errno, f"no space left in {folder.uri}") from error
+        raise
     # Readers of a folder of Parquet pass over names that begin with a dot.
     writing = directory / f".{name}-{uuid.uuid4().hex}"
     try:
@@ -67,6 +85,10 @@ def write(folder: Folder, name: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(writing, directory / name)
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpaceError(error.errno, f"no space left in {folder.uri}") from error
+        raise
     finally:
         writing.unlink(missing_ok=True)
     entry = os.open(directory, os.O_RDONLY)
@@ -74,6 +96,11 @@ def write(folder: Folder, name: str, content: bytes) -> None:
         os.fsync(entry)
     finally:
         os.close(entry)
+
+
+def free_bytes(folder: Folder) -> int | None:
+    """What is left on the disk of a folder that exists; None in an object store."""
+    return shutil.disk_usage(folder.uri).free if folder.is_local else None
 
 
 def create(folder: Folder, name: str, content: bytes) -> bool:

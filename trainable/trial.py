@@ -94,6 +94,7 @@ class Trial:
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
         self.noise = NoiseSums()
+        self.token = checkpoint.claim(folder) if folder is not None else ""
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
         elif config.begins_from:
@@ -151,7 +152,7 @@ class Trial:
             noise=(self.noise.trace_sigma, self.noise.squared_gradient),
             counters={name: getattr(self, name) for name in counters},
         )
-        checkpoint.save(state, self.folder)
+        checkpoint.save(state, self.folder, token=self.token)
 
     # --- training ---------------------------------------------------------------------------------
 
