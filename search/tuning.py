@@ -31,7 +31,7 @@ from trainable.ray_adaptor import train_trial
 from trainable.record import finite_score
 from trainable.storage import NoSpaceError
 
-# That trials failed is in the tables and on the screen: Ray's own lines would cut through the table.
+# Failures are in the tables and on the screen: Ray's own lines would cut through the live table.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
 # For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
@@ -150,6 +150,8 @@ def run_trials(
         try:
             with host_memory_survived():
                 tuner.fit()
+        except tune.TuneError as error:  # what Ray makes of an error in a callback of ours
+            raise _no_space_in(error) or error from None
         finally:
             record.commit_interrupted()
     return len(record.expected)
@@ -165,6 +167,13 @@ def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
     """How many trials run side by side."""
     have = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
     return max(1, min(int(have[kind] / n) for kind, n in resources.items()))
+
+
+def _no_space_in(error: BaseException | None) -> NoSpaceError | None:
+    """The error of a full disk among those that led to this one."""
+    while error is not None and not isinstance(error, NoSpaceError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _last_error(trial: Any) -> str:

@@ -17,6 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 HOST_MEMORY = "oom_host: the node ran out of memory and Ray ended the trial's worker"
 # A worker that reports nothing for so many times what its evaluations take is hung.
 HUNG_FACTOR, HUNG_LEAST_S = 20.0, 60.0
+START_S = 120.0  # more until a trial's first report: its process imports torch and loads the data
 STEP_S = 1.0
 HEAD_GONE_S = 10.0
 
@@ -54,18 +55,21 @@ class Stalls:
         """Nothing is known yet."""
         self.heard: dict[str, float] = {}
         self.took: dict[str, list[float]] = {}
+        self.under_way: set[str] = set()
         self.checked = 0.0
 
     def reported(self, trial_id: str) -> None:
         """A trial's evaluation came."""
         now = time.monotonic()
-        if trial_id in self.heard:
+        if trial_id in self.under_way:
             self.took.setdefault(trial_id, []).append(now - self.heard[trial_id])
+        self.under_way.add(trial_id)
         self.heard[trial_id] = now
 
     def began_again(self, trial_id: str) -> None:
-        """A trial was lost and starts anew: importing and loading take time."""
+        """A trial waits for a worker, or was lost and starts anew."""
         self.heard.pop(trial_id, None)
+        self.under_way.discard(trial_id)
 
     def limit_s(self, trial_id: str) -> float:
         """How long the trial may be silent."""
@@ -73,7 +77,8 @@ class Stalls:
         known = own or [max(took) for took in self.took.values()]
         if not known:
             return float("inf")
-        return max(HUNG_LEAST_S, HUNG_FACTOR * statistics.median(known))
+        starting = 0.0 if trial_id in self.under_way else START_S
+        return starting + max(HUNG_LEAST_S, HUNG_FACTOR * statistics.median(known))
 
     def end_the_hung(self, trials: list[Any]) -> list[str]:
         """Kill the workers of trials that are silent for too long; returns those trials' ids."""
@@ -84,7 +89,7 @@ class Stalls:
         hung = []
         for trial in trials:
             if trial.status != "RUNNING":
-                self.heard.pop(trial.trial_id, None)
+                self.began_again(trial.trial_id)
                 continue
             since = self.heard.setdefault(trial.trial_id, now)
             actor = trial.temporary_state.ray_actor

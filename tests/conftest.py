@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -78,3 +80,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set SHARED_DATA")
     return folder
+
+
+MATRIX = pytest.StashKey[list[dict[str, Any]]]()
+
+
+@pytest.fixture(scope="session")
+def fault_matrix(pytestconfig: pytest.Config) -> list[dict[str, Any]]:
+    """What each fault cost, printed when all tests have ended."""
+    return pytestconfig.stash.setdefault(MATRIX, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the fault matrix."""
+    rows = config.stash.get(MATRIX, [])
+    if not rows:
+        return
+    table = pd.DataFrame(rows)
+    by = table.groupby("fault", sort=False)
+    shown = by.mean().round(1)
+    shown.insert(0, "times", by.size())
+    terminalreporter.section("faults (seconds; means)")
+    terminalreporter.write_line(shown.to_string(na_rep="-"))
