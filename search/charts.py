@@ -24,9 +24,11 @@ LABELLED_COLUMNS = 12  # of the heat map: beyond them a cell is too narrow for i
 SOFT, FAINT = 0.65, 0.12  # opacity of references, and of cells without a score
 RATE = "peak learning rate"
 SHORT = "format(datum.value, '.3~g')"
-# Of a logarithmic axis' ticks only 1, 2 and 5 times a power of ten have a number.
+# Of a logarithmic axis' ticks only 1, 2 and 5 times a power of ten have a number, where it spans
+# more than a decade or so.
 ROUND_ONES = (
-    "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) >= 0"
+    "domain('{axis}')[1] / domain('{axis}')[0] < 15 || "
+    "indexof(['1', '2', '5'], replace(format(datum.value, '.1e'), /\\.0e.*/, '')) >= 0"
     f" ? {SHORT} : ''"
 )
 REFERENCES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
@@ -86,11 +88,12 @@ def score_colour(field: str, analysis: Analysis) -> alt.Color:
 
 def log_axis(field: str, *, title: str, base: int = 10, axis: type = alt.X, **more: Any) -> Any:
     """A logarithmic axis of learning rates, batch sizes or costs."""
+    place = "x" if axis is alt.X else "y"
     return axis(
         f"{field}:Q",
         title=title,
         scale=alt.Scale(type="log", base=base, nice=False, padding=12),
-        axis=alt.Axis(labelExpr=ROUND_ONES, labelOverlap=True),
+        axis=alt.Axis(labelExpr=ROUND_ONES.format(axis=place), labelOverlap=True),
         **more,
     )
 
@@ -134,7 +137,8 @@ def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
 
 def heat_map(analysis: Analysis) -> Chart | None:
     """The surface: colour is the mean, outlined what may be best, a diamond on each best lr."""
-    if analysis.cells.empty:
+    known = analysis.cells["mean"].notna() | (analysis.cells["diverged"] > 0)
+    if not known.any():
         return None
     cells, title = _cells(analysis)
     tooltip = [

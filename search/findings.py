@@ -3,14 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from search import results
+from search import parts
 from search.analysis import Analysis, analyse
 from search.conclude import listed, show
 from search.figures import as_json, plain
@@ -23,13 +23,15 @@ from search.groups import (
     with_steps,
 )
 from search.importance import importance
+from search.markup import shown
 from search.own_table import read_own_table
-from search.results import Results, ResultsError
+from search.results import TABLES, Results, ResultsError
 from search.surface import USABLE, ablation, leaderboard
 from trainable import storage
-from trainable.config import SCORES
+from trainable.config import SCORES, TrialConfig
 
 LEADERS = 20
+TRIAL_FIELDS = tuple(each.name for each in fields(TrialConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +85,15 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     about, cautions = _about(folder)
     metric = metric or str(about.get("metric") or "val_auroc")
     mode = mode_of(metric)
-    for name, why in results.damaged(folder).items():
-        cautions.append(f"{name} cannot be read and is left out ({why}): run the study again.")
-    trials, epochs = results.trials(folder), results.epochs(folder)
+    tables = {}
+    for name, schema in TABLES.items():
+        read, damaged = parts.read_parts(folder / name, schema)
+        tables[name] = read.to_pandas()
+        cautions += [
+            f"{name}/{part} cannot be read and is left out ({why}): run the study again."
+            for part, why in damaged.items()
+        ]
+    trials, epochs = tables["trials"], tables["epochs"]
     if not about and trials.empty and epochs.empty and len(cautions) < 2:
         raise ResultsError(
             f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
@@ -98,13 +106,13 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         steps = _ablations(named, list(kind.steps), list(about.get("vary", {})), metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
     found = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
-    fields = list(about.get("vary", {})) if not steps else list(varied_fields(trials))
-    fields = [name for name in fields if name in trials] or varied_fields(trials)
+    varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
+    varied = varied or varied_fields(trials)
     cautions += _mixed(trials, kind.name)
-    search = kind.name in SEARCHES or len(fields) > 3
+    search = kind.name in SEARCHES or len(varied) > 3
     weights = pd.DataFrame(columns=["field", "importance"])
     if search and kind.name != "Pbt":
-        weights = importance(trials, fields=fields, metric=metric, mode=mode)
+        weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
         name=str(about.get("name") or folder.study),
         metric=metric,
@@ -114,8 +122,8 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         epochs=epochs,
         analyses=found or [analyse(trials.iloc[:0], metric=metric, mode=mode)],
         steps=steps,
-        fields=fields if search else [],
-        leaders=_leaders(trials, fields, metric, mode),
+        fields=varied if search else [],
+        leaders=_leaders(trials, varied, metric, mode),
         importance=weights,
         cautions=cautions,
     )
@@ -155,11 +163,11 @@ def _about(folder: Results) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"study.json cannot be read ({error}): how these were made is not known."]
 
 
-def _leaders(trials: pd.DataFrame, fields: Sequence[str], metric: str, mode: str) -> pd.DataFrame:
+def _leaders(trials: pd.DataFrame, by: Sequence[str], metric: str, mode: str) -> pd.DataFrame:
     scored = trials[trials["status"].isin(USABLE) & np.isfinite(trials[metric].astype(float))]
-    if scored.empty or not fields:
+    if scored.empty or not by:
         return pd.DataFrame()
-    return leaderboard(scored, by=fields, metric=metric, mode=mode, rows=LEADERS)
+    return leaderboard(scored, by=by, metric=metric, mode=mode, rows=LEADERS)
 
 
 def _ablations(
@@ -224,9 +232,24 @@ def _at(setting: str) -> str:
 def conclusions_of(findings: Findings) -> list[str]:
     """The report's sentences: those of the ablation, and of the surface with the best score."""
     said = ablation_sentences(findings)
+    if said and findings.analyses[0].cells.empty:
+        return said
+    if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
+        return [*said, _best_trial(findings)]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
-    nothing = findings.analyses[0].cells.empty
-    return said if said and nothing else [*said, *first]
+    return [*said, *first]
+
+
+def _best_trial(findings: Findings) -> str:
+    """Of a search none of whose trials stands for a cell."""
+    best = findings.leaders.iloc[0]
+    fields = [name for name in findings.leaders if name in TRIAL_FIELDS]
+    had = ", ".join(f"{name} {shown(best[name])}" for name in fields)
+    return (
+        f"The best configuration is {had}: {findings.metric} {show(best['mean'])}. No trial stands "
+        f"for one cell of the surface, so how batch size and learning rate act together cannot be "
+        f"said."
+    )
 
 
 def cautions_of(findings: Findings) -> list[str]:

@@ -134,7 +134,8 @@ def search_pictures(findings: Findings) -> dict[str, Picture]:
         **picture(
             "importance",
             "Importance of what was searched",
-            "How much each field sets the best tenth of the trials apart from all (PED-ANOVA). "
+            "How much each field sets the best tenth of the trials, or the best ten, apart from "
+            "all (PED-ANOVA). "
             "Stopped trials count with their last score, diverged ones as the worst.",
             importance_chart(findings.importance),
         ),

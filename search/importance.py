@@ -11,7 +11,8 @@ import pandas as pd
 from search.charts import Chart, finished, over_each_other
 from trainable.config import WORST
 
-LEAST_TRIALS = 20  # of which the best tenth are compared with all
+LEAST_TRIALS = 20
+BEST_SHARE, BEST_TRIALS = 0.1, 10  # the best tenth are compared with all, or the best ten
 COMPARED = ("completed", "stopped", "diverged")
 DRAWN_TRIALS = 300
 LOG_RATIO = 30.0  # largest over smallest value, from which on an axis is logarithmic
@@ -20,7 +21,7 @@ LOG_RATIO = 30.0  # largest over smallest value, from which on an axis is logari
 def importance(
     trials: pd.DataFrame, *, fields: Sequence[str], metric: str, mode: str
 ) -> pd.DataFrame:
-    """Each field's share in what sets the best tenth apart: field, importance; largest first.
+    """Each field's share in what sets the best trials apart: field, importance; largest first.
 
     PED-ANOVA (Watanabe, Bansal & Hutter 2023, arXiv:2304.10255) by Optuna. It asks only which
     trials are among the best, so stopped trials count with their last score, as they were stopped
@@ -47,7 +48,10 @@ def importance(
                 optuna.trial.create_trial(params=params, distributions=domains, value=float(score))
             )
         found = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            study,
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(
+                target_quantile=max(BEST_SHARE, BEST_TRIALS / len(rows))
+            ),
         )
     finally:
         optuna.logging.set_verbosity(quiet)
@@ -100,7 +104,7 @@ def importance_chart(table: pd.DataFrame) -> Chart | None:
         return None
     bars = alt.Chart(table).mark_bar(color="#2a788e")
     shown = bars.encode(
-        x=alt.X("importance:Q", title="importance (PED-ANOVA, best tenth against all)"),
+        x=alt.X("importance:Q", title="importance (PED-ANOVA, the best against all)"),
         y=alt.Y("field:N", sort="-x", title=None),
         tooltip=["field:N", alt.Tooltip("importance:Q", format=".3f")],
     )
@@ -136,7 +140,7 @@ def parallel_coordinates(
     colour = alt.Color(
         "score:Q",
         title=metric,
-        scale=alt.Scale(reverse=mode == "min", zero=False),
+        scale=alt.Scale(scheme="viridis", reverse=mode == "min", zero=False),
         legend=alt.Legend(orient="top", type="gradient", gradientLength=200, format=".4~g"),
     )
     drawn = lines.encode(

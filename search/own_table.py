@@ -57,7 +57,7 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
         )
     for flag, name in (("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)):
         _check_there(table, file, flag, name)
-    status, said = _statuses(table)
+    status, said = _statuses(table.drop(columns=[batch_size, lr, metric]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
     if len(rows) < len(table):
