@@ -19,6 +19,7 @@ from search.groups import (
     SEARCHES,
     analyses,
     kind_of,
+    others_of,
     varied_fields,
     with_steps,
 )
@@ -108,6 +109,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     found = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
     varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
     varied = varied or varied_fields(trials)
+    ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
     cautions += _mixed(trials, kind.name)
     search = kind.name in SEARCHES or len(varied) > 3
     weights = pd.DataFrame(columns=["field", "importance"])
@@ -123,7 +125,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         analyses=found or [analyse(trials.iloc[:0], metric=metric, mode=mode)],
         steps=steps,
         fields=varied if search else [],
-        leaders=_leaders(trials, varied, metric, mode),
+        leaders=_leaders(trials, ranked_by, metric, mode),
         importance=weights,
         cautions=cautions,
     )

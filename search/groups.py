@@ -115,8 +115,8 @@ def analyses(
     found = []
     for values, group in groups:
         of = dict(zip(others, values, strict=True))
-        mine = epochs
-        if epochs is not None:
+        mine = None
+        if epochs is not None and metric in epochs:  # a test score is of whole trials only
             mine = epochs[epochs["trial_key"].isin(group["trial_key"])]
         found.append(analyse(group, mine, metric=metric, mode=mode, lr=lr, of=of))
     sign = 1.0 if mode == "max" else -1.0

@@ -232,6 +232,8 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
     found = of_study(results)
     assert {each.of["dataset"] for each in found.analyses} == {"pcam", "synthetic"}
     assert all(each.cells["n"].max() == 1 for each in found.analyses)
+    assert found.leaders["n"].max() == 1
+    assert set(found.leaders["dataset"]) == {"pcam", "synthetic"}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +272,8 @@ def test_another_metric_and_another_folder(make_study: MakeStudy, tmp_path: Path
     said = json.loads((out / "report.json").read_text())
     assert (said["metric"], said["mode"]) == ("val_loss", "min")
     assert not Path(results.folder.uri, "report.html").exists()
+    assert main([results.folder.uri, "--metric", "test_auroc"]) == 0
+    assert numbers(results)["metric"] == "test_auroc"
 
 
 def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
