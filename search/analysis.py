@@ -134,7 +134,7 @@ def _with_peak(trials: pd.DataFrame, lr: str) -> pd.DataFrame:
     if not {"lr_scaling", "reference_batch_size"} <= set(rows):
         return rows.assign(peak=rows["grid_lr"])
     k = rows["batch_size"] / rows["reference_batch_size"]
-    peak = rows["grid_lr"] * k ** rows["lr_scaling"].map(EXPONENT_OF)
+    peak = rows["grid_lr"] * k ** rows["lr_scaling"].map(EXPONENT_OF).astype(float)
     return rows.assign(peak=peak.map(lambda value: float(f"{value:.6g}")))
 
 

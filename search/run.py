@@ -35,6 +35,7 @@ from search.plan import PlannedTrial
 from search.population import delete_states, next_generation
 from search.prepare import Ready, prepare
 from search.progress import Progress
+from search.report import write_report, written_meanwhile
 from search.results import ResultsError
 from search.suggestions import JOURNAL, Suggestions
 from search.tuning import Setting, resources_of, run_trials
@@ -174,7 +175,8 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                 results.take_apart(ready.results, keys)
                 _check_room(ready)
                 past = [trial for trial in planned if trial.key not in keys]
-                unended = _train(ready, cluster, todo, past, suggestions, held, counts, console)
+                with written_meanwhile(ready.results):
+                    unended = _train(ready, cluster, todo, past, suggestions, held, counts, console)
             if unended:
                 break
             if suggestions is not None:
@@ -206,7 +208,25 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
         console.print(f"\ninterrupted: {left} of {total} trials are left", style="yellow")
         print_resume(console)
         return INTERRUPTED
+    _write_report(ready, console)
     return SOME_FAILED if (rows["status"] == "failed").any() else OK
+
+
+def _write_report(ready: Ready, console: Console) -> None:
+    """The report, whose failure is said and changes nothing: the tables are the record."""
+    try:
+        where = write_report(ready.results)
+    except Exception as error:
+        console.print(
+            f"the report could not be written ({type(error).__name__}: {error}): try python -m "
+            f"search.report {ready.results.folder.uri}",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    else:
+        console.print(f"report: {where}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _stop_on_sigterm() -> None:

@@ -1,15 +1,20 @@
 """What tests share: a cache of their own, small data sets, the real patches where they are."""
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from search.results import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.synthetic import draw_patches
@@ -102,3 +107,98 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     shown.insert(0, "times", by.size())
     terminalreporter.section("faults (seconds; means)")
     terminalreporter.write_line(shown.to_string(na_rep="-"))
+
+
+@pytest.fixture(scope="session")
+def make_study(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Results]:
+    """Writes the folder of a study whose best peak lr is 0.001 B, in one Parquet file a table."""
+
+    def make(
+        name: str = "made",
+        *,
+        batch_sizes: Sequence[int] = (16, 32, 64, 128, 256),
+        lrs: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0),
+        seeds: int = 3,
+        epochs: int = 4,
+        changes: Sequence[Mapping[str, object]] = ({},),
+        noise: float = 0.004,
+        about: Mapping[str, object] | None = None,
+        **row: object,
+    ) -> Results:
+        rng = np.random.default_rng(0)
+        out = tmp_path_factory.mktemp("studies")
+        trials, evaluations = [], []
+        cells = itertools.product(changes, batch_sizes, lrs, range(seeds))
+        for at, (change, batch_size, base_lr, seed) in enumerate(cells):
+            fields: dict[str, Any] = {
+                "batch_size": batch_size,
+                "base_lr": base_lr,
+                "lr_scaling": "linear",
+                "seed": seed,
+                "epochs": epochs,
+            }
+            config = TrialConfig(**{**fields, **change})
+            best = 0.9 - 0.05 * np.log10(base_lr / 0.256) ** 2 + rng.normal(0, noise)
+            best -= 0.01 * at / len(batch_sizes) / len(lrs) / seeds
+            diverged = base_lr == max(lrs) and batch_size == max(batch_sizes) and seed == 0
+            scores = best - 0.2 * 0.5 ** np.arange(1, epochs + 1)
+            updates = 2**14 // batch_size
+            key = f"{name}{at:013d}"
+            identity = {"study": name, "trial_key": key, "seed": seed, "attempt": 1}
+            ended = {
+                "status": "diverged" if diverged else "completed",
+                "reason": "the loss is NaN at epoch 2" if diverged else "",
+                "val_auroc": None if diverged else float(scores.max()),
+                "val_loss": None if diverged else float(1 - scores.max()),
+                "test_auroc": None if diverged else float(scores.max() - 0.01),
+                "epochs_completed": epochs,
+                "train_wall_s": 1.5 * epochs,
+                "images_per_s": 1000.0 + batch_size,
+                "peak_memory_gib": 1.0,
+                "noise_scale": 90.0,
+                "num_gpus": 0.0,
+                "device": "cpu",
+                "data_fingerprint": "abc",
+            }
+            trials.append({**asdict(config), **identity, **ended, **row})
+            evaluations += [
+                {
+                    **identity,
+                    "epoch": epoch,
+                    "updates": updates * epoch,
+                    "examples_seen": updates * epoch * batch_size,
+                    "lr": base_lr,
+                    "val_auroc": float(score),
+                    "val_loss": float(1 - score),
+                    "epoch_wall_s": 1.5,
+                }
+                for epoch, score in enumerate(scores, 1)
+            ]
+        results = open_results(str(out), name)
+        varied = {"batch_size": list(batch_sizes), "base_lr": list(lrs)}
+        commit_study(
+            results,
+            {
+                "name": name,
+                "metric": "val_auroc",
+                "base": asdict(TrialConfig(lr_scaling="linear", epochs=epochs)),
+                "vary": {field: {"grid_search": values} for field, values in varied.items()},
+                "explore": "Grid(widen=0, refine=0)",
+                "versions": {"python": "3"},
+                "commit": "c0ffee",
+                **(about or {}),
+            },
+        )
+        for table, schema, rows in (("trials", TRIALS, trials), ("epochs", EPOCHS, evaluations)):
+            folder = out / name / table
+            folder.mkdir(exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "all.parquet")
+        return results
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    """Text that breaks out of an element, an attribute or a script, where it is not escaped."""
+    return "</script><script>window.broken=1</script><img src=x onerror='window.broken=2'>\"&"

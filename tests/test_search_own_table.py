@@ -1,0 +1,221 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from search.analysis import analyse
+from search.own_table import OwnTable, TableError, read_own_table
+from search.report import main
+
+COLUMNS = {"batch_size": "bs", "lr": "rate", "metric": "score"}
+
+
+def grid(**more: Any) -> pd.DataFrame:
+    """Best at a rate of 0.001 bs, in three seeds."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (bs, rate, 0.9 - 0.1 * math.log10(rate / bs / 0.001) ** 2 + rng.normal(0, 0.002))
+        for bs in (16, 32, 64, 128)
+        for rate in (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
+        for _ in range(3)
+    ]
+    return pd.DataFrame(rows, columns=["bs", "rate", "score"]).assign(**more)
+
+
+def read(folder: Path, table: pd.DataFrame, **columns: str) -> OwnTable:
+    file = folder / "own.csv"
+    table.to_csv(file, index=False)
+    return read_own_table(file, **COLUMNS | columns)
+
+
+def report(folder: Path, file: Path, *more: str, **columns: str) -> tuple[int, dict[str, Any]]:
+    named = COLUMNS | columns
+    flags = ("--batch-size", named["batch_size"], "--lr", named["lr"], "--metric", named["metric"])
+    status = main(["--table", str(file), *flags, "--out", str(folder / "out"), *more])
+    written = folder / "out" / "report.json"
+    return status, json.loads(written.read_text()) if written.exists() else {}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_grid_gives_its_exponent(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"own.{ending}"
+    grid().to_csv(file, index=False) if ending == "csv" else grid().to_parquet(file)
+    status, said = report(tmp_path, file)
+    assert status == 0
+    assert said["exponent"]["value"] == pytest.approx(1.0, abs=0.15)
+    assert {row["n"] for row in said["surface"]} == {3}
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_of_less_is_better_the_lowest_is_best(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    grid().assign(score=lambda t: 1 - t["score"]).to_csv(file, index=False)
+    _, low = report(tmp_path, file, "--mode", "min")
+    grid().to_csv(file, index=False)
+    _, high = report(tmp_path, file)
+    assert [r["best_tried_lr"] for r in low["ridge"]] == [r["best_tried_lr"] for r in high["ridge"]]
+    assert low["mode"] == "min"
+
+
+def test_the_report_is_written_beside_the_file_unless_told(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    grid().to_csv(file, index=False)
+    flags = ["--batch-size", "bs", "--lr", "rate", "--metric", "score"]
+    assert main(["--table", str(file), *flags]) == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_what_is_not_finite_diverged(tmp_path: Path) -> None:
+    table = grid()
+    table.loc[[0, 1], "score"] = [math.nan, math.inf]
+    got = read(tmp_path, table)
+    assert got.trials["status"].tolist()[:3] == ["diverged", "diverged", "completed"]
+    assert "2 rows have no finite score: they count as diverged" in " ".join(got.cautions)
+
+
+def test_optunas_frame(tmp_path: Path) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_float("lr", 1e-3, 1.0, log=True)
+        bs = trial.suggest_categorical("batch_size", [16, 32, 64])
+        if trial.number == 3:
+            raise optuna.TrialPruned
+        if trial.number == 4:
+            raise ValueError
+        return -(math.log10(rate / bs / 0.001) ** 2)
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(objective, n_trials=90, catch=(ValueError,))
+    study.enqueue_trial({"lr": 0.1, "batch_size": 16})  # WAITING
+    names = {"batch_size": "params_batch_size", "lr": "params_lr", "metric": "value"}
+    got = read(tmp_path, study.trials_dataframe(), **names)
+    assert got.trials["status"].tolist()[3:5] == ["stopped", "failed"]
+    assert (got.trials["status"] == "completed").sum() == 88
+    assert any("1 rows of trainings that have not ended" in each for each in got.cautions)
+    found = analyse(got.trials, metric=got.metric, mode="max", lr="lr")
+    assert found.binned  # scattered points
+    best = found.ridge.set_index("batch_size")["lr"]
+    assert best[16] < best[64]
+
+
+def test_rays_frame(tmp_path: Path) -> None:
+    table = grid().rename(columns={"bs": "config/bs", "rate": "config/rate"})
+    table = table.assign(training_iteration=[3, *[9] * (len(table) - 1)], trial_id="x")
+    got = read(tmp_path, table, batch_size="config/bs", lr="config/rate")
+    assert len(got.trials) == len(table)
+    assert "1 of 72 trainings have fewer iterations" in " ".join(got.cautions)
+
+
+def test_other_columns_that_differ_are_said(tmp_path: Path) -> None:
+    table = grid(optimizer="adam", name=[f"r{i}" for i in range(72)])
+    table.loc[:9, "optimizer"] = "sgd"
+    (said,) = read(tmp_path, table).cautions
+    assert "Rows differ in optimizer (adam, sgd)" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "said"),
+    [
+        ({}, {"lr": "rates"}, "no column 'rates' for --lr: did you mean --lr rate?"),
+        ({}, {"batch_size": "batch"}, "no column 'batch' for --batch-size: it has bs, rate"),
+        ({"params_q": 1}, {"metric": "q"}, "did you mean --metric params_q?"),
+        ({}, {"metric": "rate"}, "name the same column"),
+        ({"score": "good"}, {}, "column 'score': wants numbers, got 'good' in row 1 (72 such"),
+        ({"bs": "many"}, {}, "column 'bs': wants whole numbers > 0, got 'many'"),
+        ({"rate": 0.0}, {}, "column 'rate': wants numbers > 0, got"),
+        ({"rate": -0.1}, {}, "column 'rate': wants numbers > 0, got"),
+        ({"bs": 16.5}, {}, "column 'bs': wants whole numbers > 0, got"),
+        ({"rate": math.nan}, {}, "column 'rate': wants numbers > 0, got"),
+    ],
+)
+def test_a_wrong_column_is_named(
+    tmp_path: Path, change: dict[str, Any], columns: dict[str, str], said: str
+) -> None:
+    with pytest.raises(TableError) as error:
+        read(tmp_path, grid(**change), **columns)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"bs,rate,score\n", "has no rows"),
+        ("a.csv", b"\xff\xfe\x00\x81", "cannot be read as CSV"),
+        ("a.csv", b'a,b\n1,2\n"3', "cannot be read as CSV"),
+        ("a.parquet", b"no parquet", "cannot be read as PARQUET"),
+        ("a.xlsx", b"", "wants a .csv or .parquet file"),
+        (None, b"", "is not there"),
+    ],
+)
+def test_an_unreadable_file_is_one_line_and_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str | None,
+    content: bytes,
+    said: str,
+) -> None:
+    file = tmp_path / (name or "absent.csv")
+    if name:
+        file.write_bytes(content)
+    assert report(tmp_path, file) == (2, {})
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (grid()[lambda t: t["bs"] == 16], "The table has 1 batch sizes"),
+        (grid()[lambda t: t["rate"] < 0.02], "The table has 2 learning rates"),
+        (grid().drop_duplicates(["bs", "rate"]), "No replicates"),
+        (grid(score=math.nan), "No trial has a score"),
+        (grid(score=0.5), "the metric is the same in every cell"),
+        (grid().head(1), "The table has 1 batch sizes"),
+    ],
+    ids=["one batch size", "two rates", "one seed", "all diverged", "constant", "one row"],
+)
+def test_what_a_table_cannot_say_its_report_says(
+    tmp_path: Path, table: pd.DataFrame, said: str
+) -> None:
+    file = tmp_path / "own.csv"
+    table.to_csv(file, index=False)
+    status, numbers = report(tmp_path, file)
+    assert status == 0
+    sentences = [*numbers["conclusions"], *numbers["cautions"], numbers["interaction"]["why"]]
+    assert any(said in each for each in sentences)
+
+
+def test_names_of_columns_that_charts_could_stumble_on(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    grid().rename(columns={"score": "a.b[0]/'c'", "rate": "peak"}).to_csv(file, index=False)
+    assert report(tmp_path, file, metric="a.b[0]/'c'", lr="peak")[0] == 0
+    grid().rename(columns={"score": "status", "rate": "grid_lr"}).to_csv(file, index=False)
+    status, said = report(tmp_path, file, metric="status", lr="grid_lr")
+    assert status == 0
+    assert said["exponent"]["value"] == pytest.approx(1.0, abs=0.15)
+    assert not any("no status known" in each for each in said["cautions"])
+
+
+@pytest.mark.data
+def test_kandels_published_table(tmp_path: Path, shared_data: Path) -> None:
+    file = shared_data / "curves" / "kandel_adam.csv"
+    status, said = report(tmp_path, file, batch_size="batch_size", lr="lr", metric="test_auroc")
+    assert status == 0
+    assert said["collapse"]["exponent"] == 0.52
+    assert said["collapse"]["r2"] == pytest.approx(0.933, abs=5e-4)
+    assert said["collapse"]["r2_at"]["1"] == pytest.approx(0.873, abs=5e-4)
+    assert said["collapse"]["r2_at"]["0"] == pytest.approx(0.478, abs=5e-4)
+    assert said["interaction"]["share_interaction"] == pytest.approx(0.36, abs=0.005)
+    assert said["spearman"] == {"0.0001": pytest.approx(-0.9), "0.001": pytest.approx(1.0)}
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "unbracketed" in text
+    assert "no replicates" in text

@@ -1,0 +1,371 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from search import report
+from search.analysis import analyse
+from search.charts import heat_map
+from search.findings import of_study
+from search.report import main, parser, write_report, written_meanwhile
+from search.results import TRIALS, Results, epochs, trials
+
+MakeStudy = Callable[..., Results]
+
+
+def page(results: Results) -> str:
+    return Path(results.folder.uri, "report.html").read_text()
+
+
+def numbers(results: Results) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(results.folder.uri, "report.json").read_text())
+    return found
+
+
+def bare(html: str) -> str:
+    """The page without what is in its scripts and styles."""
+    return re.sub(r"(<(script|style)[^>]*>).*?</\2>", r"\1</\2>", html, flags=re.DOTALL)
+
+
+def visible(html: str) -> str:
+    """The page's own text."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare(html)))
+
+
+def section(html: str, identity: str) -> str:
+    (found,) = re.findall(rf'<section [^>]*id="{identity}">.*?</section>', html, flags=re.DOTALL)
+    return visible(found)
+
+
+def test_flags_are_the_contracts() -> None:
+    flags = {option for action in parser()._actions for option in action.option_strings}
+    assert flags == {
+        *("-h", "--help", "--metric", "--watch", "--table", "--batch-size", "--lr", "--mode"),
+        "--out",
+    }
+
+
+def test_a_grid_has_page_numbers_and_charts(
+    make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = make_study()
+    assert main([results.folder.uri]) == 0
+    assert "report.html" in capsys.readouterr().out
+    said = numbers(results)
+    analysis = analyse(trials(results), epochs(results), metric="val_auroc", mode="max")
+    assert len(said["surface"]) == 25
+    keys = {"batch_size", "lr", "lr_low", "lr_high", "bracketed"}
+    assert all(keys <= set(row) for row in said["ridge"])
+    assert {"value", "low", "high", "scope"} <= set(said["exponent"])
+    assert said["exponent"]["value"] == analysis.exponent.value
+    assert said["exponent"]["value"] == pytest.approx(1.0, abs=0.1)  # as the tables are made
+    assert set(said["collapse"]["r2_at"]) == {"0", "0.5", "1"}
+    shares = [said["interaction"][f"share_{n}"] for n in ("batch_size", "lr", "interaction")]
+    assert sum(shares) == pytest.approx(1)
+    assert said["best_set"]
+    assert said["cautions"]
+    text = visible(page(results))
+    for sentence in said["conclusions"]:
+        assert sentence in text
+    names = {f.stem for f in Path(results.folder.uri, "charts").glob("*.svg")}
+    assert names == {
+        *("surface", "lr_curves", "ridge", "learning_curves", "collapse", "updates_to_target"),
+        *("noise_scale", "throughput"),
+    }
+    for name in names:
+        png = Path(results.folder.uri, "charts", f"{name}.png").read_bytes()
+        assert png[:4] == b"\x89PNG"
+    # The diamond's best cell has its mean on the drawing.
+    best = max(row["mean"] for row in said["surface"] if row["mean"] is not None)
+    assert f">{best:.3f}<" in Path(results.folder.uri, "charts", "surface.svg").read_text()
+
+
+def test_the_page_loads_nothing_from_elsewhere(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1)
+    write_report(results)
+    html = page(results)
+    assert "default-src 'none'" in html
+    loaded = re.findall(r'<(?:script|img|iframe|link)[^>]*(?:src|href)="([^"]*)"', bare(html))
+    assert loaded == ["data:,"]
+    assert len(html.encode()) < 8e6
+
+
+def test_text_of_the_tables_stays_text(make_study: MakeStudy, hostile: str) -> None:
+    results = make_study(
+        seeds=1,
+        status="failed",
+        val_auroc=None,
+        reason=hostile,
+        about={"space_file": hostile, "name": hostile},
+    )
+    write_report(results)
+    html = page(results)
+    assert hostile not in html
+    assert "<img" not in bare(html)
+    assert html.count("&lt;/script&gt;&lt;script&gt;window.broken=1") >= 3
+    results = make_study("other", changes=[{"pretrained": "none"}, {"pretrained": hostile}])
+    write_report(results)
+    html = page(results)
+    assert "</script><script>window.broken" not in html
+    assert r"\u003c/script\u003e\u003cscript\u003ewindow.broken=1" in html  # a chart's description
+
+
+def test_what_varies_beside_has_a_surface_each(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1, changes=[{"optimizer": "sgd"}, {"optimizer": "adamw"}])
+    write_report(results)
+    said = numbers(results)
+    assert [each["of"] for each in said["groups"]] == [{"optimizer": "sgd"}, {"optimizer": "adamw"}]
+    assert said["of"] == {"optimizer": "sgd"}
+    assert len(said["surface"]) == 25
+    assert said["surface"] == said["groups"][0]["surface"]
+    assert "optimizer=adamw" in section(page(results), "groups")
+    assert Path(results.folder.uri, "charts", "ridge-optimizer=adamw.png").exists()
+    low = make_study("low", seeds=1, changes=[{"optimizer": "adamw"}, {"optimizer": "sgd"}])
+    assert [a.of["optimizer"] for a in of_study(low, metric="val_loss").analyses] == [
+        *("adamw", "sgd"),
+    ]
+
+
+def test_variants_are_named(make_study: MakeStudy) -> None:
+    each = {"short": {"epochs": 4}, "long": {"epochs": 8}}
+    about = {"explore": f"Variants(each={each!r})"}
+    results = make_study(seeds=2, changes=[{"epochs": 4}, {"epochs": 8}], about=about)
+    found = of_study(results).analyses
+    assert [dict(one.of) for one in found] == [{"step": "short"}, {"step": "long"}]
+    assert [len(one.trials) for one in found] == [50, 50]
+
+
+def test_an_ablation_is_a_table_of_steps(make_study: MakeStudy) -> None:
+    steps = {
+        "plain": {},
+        "+ decay <b>": {"weight_decay": 0.5},
+        "+ smooth": {"label_smoothing": 0.1},
+    }
+    results = make_study(
+        lrs=[0.3],
+        batch_sizes=[32, 64],
+        changes=[{}, {"weight_decay": 0.5}, {"weight_decay": 0.5, "label_smoothing": 0.1}],
+        noise=0.02,
+        about={
+            "explore": f"Ablation(steps={steps!r})",
+            "vary": {"batch_size": {"grid_search": [32, 64]}},
+        },
+    )
+    write_report(results)
+    said = numbers(results)
+    assert list(said["ablation"]) == ["batch_size=32", "batch_size=64"]
+    rows = said["ablation"]["batch_size=32"]
+    table = trials(results)
+    table = table[table["batch_size"] == 32]
+    means = table.groupby(["weight_decay", "label_smoothing"])["val_auroc"].mean()
+    plain, decay = means[(0.0, 0.0)], means[(0.5, 0.0)]
+    assert [row["step"] for row in rows] == list(steps)
+    assert rows[0]["mean"] == pytest.approx(plain)
+    assert rows[1]["change"] == pytest.approx(decay - plain)
+    assert f"{decay - plain:+.4f}" in section(page(results), "ablation")
+    assert "From plain to + smooth at batch_size=32" in said["conclusions"][0]
+    assert said["surface"] == []
+    assert said["exponent"]["value"] is None
+    assert "+ decay &lt;b&gt;" in page(results)
+
+
+def test_a_search_has_importance(make_study: MakeStudy) -> None:
+    about = {"explore": "Optuna(num_configs=25)", "vary": {"batch_size": "", "base_lr": ""}}
+    results = make_study(seeds=1, about=about)
+    write_report(results)
+    found = {row["field"]: row["importance"] for row in numbers(results)["importance"]}
+    assert found["base_lr"] > 0.6 > found["batch_size"]  # the tables depend on the rate alone
+    names = {f.stem for f in Path(results.folder.uri, "charts").glob("*.svg")}
+    assert {"importance", "parallel_coordinates"} <= names
+
+
+def test_a_broken_file_is_named_and_the_rest_reported(make_study: MakeStudy) -> None:
+    results = make_study()
+    folder = Path(results.folder.uri)
+    (folder / "trials" / "broken.parquet").write_bytes(b"no parquet")
+    write_report(results)
+    assert len(numbers(results)["surface"]) == 25
+    assert any("trials/broken.parquet cannot be read" in c for c in numbers(results)["cautions"])
+    assert "trials/broken.parquet cannot be read" in visible(page(results))
+    (folder / "study.json").write_text("{")
+    write_report(results)
+    assert "study.json cannot be read" in visible(page(results))
+
+
+def test_an_empty_study_and_one_of_divergence_alone_have_a_report(make_study: MakeStudy) -> None:
+    results = make_study(batch_sizes=[])
+    write_report(results)
+    assert "No trial has a score" in visible(page(results))
+    assert numbers(results)["surface"] == []
+    results = make_study("all", seeds=1, status="diverged", val_auroc=None)
+    write_report(results)
+    assert "No trial has a score" in visible(page(results))
+    assert "the loss is NaN" in section(page(results), "troubles")
+    assert {row["diverged"] for row in numbers(results)["surface"]} == {1}
+
+
+def test_synthetic_is_said_loudly(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1, dataset="synthetic")
+    write_report(results)
+    assert '<p class="loud">dataset=synthetic' in page(results)
+    real = make_study("real", seeds=1)
+    write_report(real)
+    assert 'class="loud"' not in page(real)
+
+
+def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1)
+    folder = Path(results.folder.uri)
+    rows = pd.read_parquet(folder / "trials")
+    more = rows.assign(dataset="synthetic", trial_key=rows["trial_key"].str.replace("made", "real"))
+    more.to_parquet(folder / "trials" / "more.parquet")
+    found = of_study(results)
+    assert {each.of["dataset"] for each in found.analyses} == {"pcam", "synthetic"}
+    assert all(each.cells["n"].max() == 1 for each in found.analyses)
+    assert found.leaders["n"].max() == 1
+    assert set(found.leaders["dataset"]) == {"pcam", "synthetic"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give a study's folder"),
+        (["nowhere"], "nowhere is not there"),
+        (["{made}", "--metric", "val_nope"], "--metric val_nope is not in the tables: take one"),
+        (["{made}", "--lr", "x"], "--lr goes with --table FILE"),
+        (["{empty}"], "is not a study's results"),
+        (["--table", "x.csv", "{made}"], "--table goes with neither"),
+        (["--table", "x.csv", "--lr", "lr"], "--table also wants --batch-size COL"),
+    ],
+)
+def test_wrong_input_is_one_line_and_2(
+    make_study: MakeStudy,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    made = make_study(seeds=1)
+    (tmp_path / "empty").mkdir()
+    places = {"made": made.folder.uri, "empty": str(tmp_path / "empty")}
+    assert main([each.format(**places) for each in arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path(made.folder.uri, "report.html").exists()
+
+
+def test_another_metric_and_another_folder(make_study: MakeStudy, tmp_path: Path) -> None:
+    results = make_study(seeds=1)
+    out = tmp_path / "elsewhere"
+    assert main([results.folder.uri, "--metric", "val_loss", "--out", str(out)]) == 0
+    said = json.loads((out / "report.json").read_text())
+    assert (said["metric"], said["mode"]) == ("val_loss", "min")
+    assert not Path(results.folder.uri, "report.html").exists()
+    assert main([results.folder.uri, "--metric", "test_auroc"]) == 0
+    assert numbers(results)["metric"] == "test_auroc"
+
+
+def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1)
+    folder = Path(results.folder.uri)
+    command = [sys.executable, "-m", "search.report", str(folder), "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        html = folder / "report.html"
+        assert until(html.exists)
+        assert '<meta http-equiv="refresh"' in html.read_text()
+        before = html.stat().st_mtime_ns
+        rows = pd.read_parquet(folder / "trials").head(7)
+        pq.write_table(
+            TRIALS.empty_table().from_pandas(rows, schema=TRIALS), folder / "trials" / "all.parquet"
+        )
+        assert until(lambda: html.stat().st_mtime_ns > before)
+        time.sleep(1)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
+    assert "refresh" not in html.read_text()[:2000]
+    assert sum(json.loads((folder / "report.json").read_text())["status_counts"].values()) == 7
+
+
+def until(done: Callable[[], bool], timeout_s: float = 60) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if done():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_meanwhile_a_report_is_written_beside(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MEANWHILE_S", 0.2)
+    results = make_study(seeds=1)
+    with written_meanwhile(results):
+        assert until(Path(results.folder.uri, "report.html").exists)
+    began = time.monotonic()
+    with written_meanwhile(results):
+        time.sleep(0.5)  # a process is under way now
+    assert time.monotonic() - began < 5
+
+
+def test_a_report_that_fails_changes_nothing(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search import run
+
+    def fails(results: Results) -> str:
+        raise RuntimeError("no room [bold]")
+
+    monkeypatch.setattr(run, "write_report", fails)
+
+    class Ready:
+        results = make_study(seeds=1)
+
+    console = Console(record=True, width=200)
+    run._write_report(Ready, console)  # type: ignore[arg-type]
+    assert "could not be written (RuntimeError: no room [bold])" in console.export_text()
+
+
+def test_the_notebook_way_in(make_study: MakeStudy) -> None:
+    out = Path(make_study().folder.uri).parent
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(from search.analysis .*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace('"results", "pcam_grid"', f'"{out}", "made"'), names)
+    assert len(names["analysis"].cells) == 25
+    assert names["chart"].to_dict()["layer"]
+
+
+def test_a_large_study_is_quick_and_small(make_study: MakeStudy) -> None:
+    results = make_study(
+        batch_sizes=[2**k for k in range(3, 13)],
+        lrs=[0.001 * 1.6**k for k in range(20)],
+        seeds=10,
+        epochs=50,
+    )
+    assert len(trials(results)) == 2000
+    assert len(epochs(results)) == 100_000
+    began = time.monotonic()
+    write_report(results)
+    assert time.monotonic() - began < 20
+    assert Path(results.folder.uri, "report.html").stat().st_size < 8e6
+
+
+def test_charts_stand_alone(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1)
+    found = analyse(trials(results), epochs(results), metric="val_auroc", mode="max")
+    chart = heat_map(found)
+    assert chart is not None
+    assert len(chart.to_dict()["datasets"]) >= 1
+    assert heat_map(analyse(trials(results).iloc[:0], metric="val_auroc", mode="max")) is None
