@@ -353,3 +353,64 @@ def test_host_memory_ends_a_trial_not_the_study(tmp_path: Path, fault_matrix: li
     took = time.monotonic() - began
     row = {"fault": "host memory (Ray's monitor)", "detected after": took}
     fault_matrix.append({**row, "epochs done again": 0, "rows lost": 0, "doubled": 0})
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.add_node(num_cpus=1)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_raylet(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """A node is lost with the trial on it; another one comes, and the trial moves there."""
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", TWO_NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert nodes.stdin is not None
+    assert nodes.stdout is not None
+    try:
+        address = next(line for line in nodes.stdout if ":" in line).strip()
+        command.settings = ("--address", address)
+        command.start()
+        command.wait_for(enough)
+        before = command.rows()
+        tree = psutil.Process(nodes.pid).children(recursive=True)
+        worker = next(p for p in tree if "ray::ImplicitFunc" in " ".join(_command_line(p)))
+        raylet = worker.parent()
+        assert raylet is not None
+        raylet.kill()
+        struck = time.monotonic()
+        nodes.stdin.write("more\n")
+        nodes.stdin.flush()
+        worker.wait(30)  # an orphan would hold its GPU beside its successor
+        orphan = time.monotonic() - struck
+        command.wait_for(lambda rows: bool((rows["attempt"] == 2).any()))
+        recovered = time.monotonic() - struck
+        status, said = command.end()
+        assert status == 0, said
+        row = {
+            "fault": "kill -9 of a raylet",
+            "detected after": orphan,
+            "recovered after": recovered,
+        }
+        check(command, before, faultless, matrix=fault_matrix, **row)
+    finally:
+        nodes.kill()
+        nodes.communicate()
