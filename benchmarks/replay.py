@@ -1,0 +1,179 @@
+"""Recorded trainings run again by a simulated clock: no training.
+
+What stops a trial is told what Ray Tune would tell it, the moment it would: the score after an
+epoch, and never a curve.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+
+from benchmarks.curves import Curve, Recording
+from search.algorithms import EarlyStopping
+from search.domains import is_log
+from search.explore import Asha, Optuna
+from search.study import Study
+from search.suggestions import Suggestions
+from trainable.config import TrialConfig
+
+CONFIGS, WORKERS, SCALE = 81, 9, 1000
+GRACE, FACTOR = 1 / 9, 3
+
+Stop = Callable[[str, float, float], bool]  # name, share of its training done, score -> stop?
+Next = Callable[[], tuple[str, Curve] | None]
+Ended = Callable[[str, Curve, int, bool], None]  # name, curve, epochs with a score, stopped?
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay cost and found.
+
+    `found` has (epochs spent so far by all workers, score) at each training that was let to its
+    end and was better than those before it.
+    """
+
+    spent: int
+    found: tuple[tuple[int, float], ...]
+
+    @property
+    def best(self) -> float:
+        """The best final score; 0 where none came to its end."""
+        return self.found[-1][1] if self.found else 0.0
+
+    def epochs_to(self, score: float) -> float:
+        """Epochs spent when a final score of at least `score` was there; infinite if never."""
+        return next((float(spent) for spent, best in self.found if best >= score), math.inf)
+
+
+def replay(next_curve: Next, stop: Stop, ended: Ended = lambda *_: None) -> Replay:
+    """Run what `next_curve` gives, epoch by epoch, on workers side by side."""
+    spent, clock, order = 0, 0, 0
+    found: list[tuple[int, float]] = []
+    events: list[tuple[int, int, str, Curve, int]] = []
+
+    def start() -> None:
+        nonlocal order
+        if (chosen := next_curve()) is not None:
+            order += 1
+            heapq.heappush(events, (clock + 1, order, *chosen, 1))
+
+    for _ in range(WORKERS):
+        start()
+    while events:
+        clock, _, name, curve, done = heapq.heappop(events)
+        spent += 1
+        diverged = done > len(curve.scores)
+        over = diverged or done == curve.epochs
+        score = 0.0 if diverged else curve.scores[done - 1]
+        if over and not diverged and (not found or score > found[-1][1]):
+            found.append((spent, score))
+        stopped = not over and stop(name, done / curve.epochs, score)
+        if over or stopped:
+            ended(name, curve, min(done, len(curve.scores)), stopped)
+            start()
+        else:
+            order += 1
+            heapq.heappush(events, (clock + 1, order, name, curve, done + 1))
+    return Replay(spent, tuple(found))
+
+
+def never(name: str, share: float, score: float) -> bool:
+    """All trials run to their end."""
+    return False
+
+
+def our_asha() -> Stop:
+    """Our scheduler, told each score as Ray Tune would tell it."""
+    scheduler = EarlyStopping(Asha(reduction_factor=FACTOR), grace=int(GRACE * SCALE), total=SCALE)
+    controller = SimpleNamespace(get_live_trials=list)
+    trials: dict[str, Any] = {}
+
+    def stop(name: str, share: float, score: float) -> bool:
+        if name not in trials:
+            # The scheduler asks for a batch size, by which it can be told to group.
+            config = {"trial": {"config": {"batch_size": 1}}}
+            trials[name] = SimpleNamespace(trial_id=name, config=config)
+            scheduler.on_trial_add(controller, trials[name])
+        result = {"score": score, "examples_seen": int(SCALE * share)}
+        return bool(scheduler.on_trial_result(controller, trials[name], result) == "STOP")
+
+    return stop
+
+
+def optunas_pruner() -> Stop:
+    """The peer: optuna.pruners.SuccessiveHalvingPruner with the same rungs."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=int(GRACE * SCALE), reduction_factor=FACTOR
+    )
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    trials: dict[str, optuna.Trial] = {}
+
+    def stop(name: str, share: float, score: float) -> bool:
+        if name not in trials:
+            trials[name] = study.ask()
+        trials[name].report(score, int(SCALE * share))
+        pruned = trials[name].should_prune()
+        if pruned:
+            study.tell(trials[name], state=optuna.trial.TrialState.PRUNED)
+        return pruned
+
+    return stop
+
+
+def in_order(curves: Sequence[Curve]) -> Next:
+    """The curves one after the other."""
+    left = [(f"t{i}", curve) for i, curve in enumerate(curves)]
+    return lambda: left.pop(0) if left else None
+
+
+def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Replay:
+    """Our sampler and our ASHA on all curves: a suggestion takes the nearest one not yet taken."""
+    study = Study(
+        name=f"{recording.name}_{sampler}{seed}",
+        base=TrialConfig(dataset="synthetic", model="plain", pretrained="none"),
+        vary=recording.domains,
+        explore=Optuna(num_configs=CONFIGS, sampler=sampler, sampling_seed=seed),
+        stop=Asha(reduction_factor=FACTOR),
+        metric="val_accuracy",
+    )
+    suggestions = Suggestions(study, folder / study.name, data_fingerprint="replay")
+
+    def on_scale(config: dict[str, Any]) -> list[float]:
+        """By its logarithm what is drawn by its logarithm."""
+        return [
+            math.log(config[name]) if is_log(domain) else config[name]
+            for name, domain in recording.domains.items()
+        ]
+
+    space_CF = np.array([on_scale(curve.config) for curve in recording.curves])
+    width_F = np.ptp(space_CF, 0)
+    free = np.ones(len(recording.curves), bool)
+    numbers: dict[str, int] = {}
+
+    def next_curve() -> tuple[str, Curve] | None:
+        asked = suggestions.ask()
+        if asked is None:
+            return None
+        number, (planned,) = asked
+        wanted_F = np.array(on_scale(asdict(planned.config)))
+        distance_C = np.square((space_CF - wanted_F) / width_F).sum(1)
+        index = int(np.where(free, distance_C, np.inf).argmin())
+        free[index] = False
+        numbers[f"t{number}"] = number
+        return f"t{number}", recording.curves[index]
+
+    def ended(name: str, curve: Curve, done: int, stopped: bool) -> None:
+        diverged = not stopped and done < curve.epochs
+        status = "stopped" if stopped else "diverged" if diverged else "completed"
+        # A share of 1, as trials report it.
+        row = {"status": status, "val_accuracy": curve.scores[done - 1] / 100}
+        suggestions.tell(numbers[name], [row | {"examples_seen": done}])
+
+    return replay(next_curve, our_asha(), ended)
