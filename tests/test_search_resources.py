@@ -156,7 +156,7 @@ def test_auto_without_gpus_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 FAKE_GPUS = """
 import os, subprocess, sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "num_gpus": 2})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
 command = [sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address]
 done = subprocess.run(command)
 cluster.shutdown()
@@ -187,23 +187,22 @@ def most_at_once(trials: pd.DataFrame) -> float:
 def test_each_trial_gets_the_share_of_its_batch_size(tmp_path: Path) -> None:
     done = on_two_fake_gpus(
         tmp_path,
-        *("--set", "gpus_per_trial={32: 0.25, 64: 1.0}", "--set", "seeds=3"),
-        *("--set", "epochs=6", "--set", "train_images=1024"),
+        *("--set", "gpus_per_trial={32: 0.5, 64: 1.0}", "--set", "seeds=2"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 cores, 2 GPUs; a trial takes 1 CPU, 0.25 to 1 GPU" in done.stdout
+    assert "4 cores, 2 GPUs; a trial takes 1 CPU, 0.5 to 1 GPU" in done.stdout
     trials = pd.read_parquet(tmp_path / "small" / "trials")
-    assert len(trials) == 12
+    assert len(trials) == 8
     # What Ray gave the worker, reused or not, not what it was asked for.
     given = trials.groupby("batch_size")[["num_gpus", "gpu_shared"]].agg(set).to_dict("index")
     assert given == {
-        32: {"num_gpus": {0.25}, "gpu_shared": {True}},
+        32: {"num_gpus": {0.5}, "gpu_shared": {True}},
         64: {"num_gpus": {1.0}, "gpu_shared": {False}},
     }
     assert most_at_once(trials) <= 2.0
     small = trials[trials["batch_size"] == 32]
     # More at once than there are GPUs: some had one together.
-    assert most_at_once(small) / 0.25 > 2
+    assert most_at_once(small) / 0.5 > 2
 
 
 @pytest.mark.ray

@@ -38,10 +38,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         "memory_reserved": lambda _: int(fake.reserved * GIB),
         "memory_allocated": lambda _: int(fake.allocated * GIB),
         "max_memory_reserved": lambda _: int(fake.most_reserved * GIB),
-        "set_per_process_memory_fraction": lambda fraction, _: fake.fractions.append(fraction),
+        "current_device": lambda: 0,
     }
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, answer)
+    # Torch's own function, which checks what it is given, down to the call of its library.
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    take = "_cuda_setMemoryFraction"
+    monkeypatch.setattr(torch._C, take, lambda f, _: fake.fractions.append(f), raising=False)
     monkeypatch.setattr(device, "POLL_S", 0.01)
     return fake
 

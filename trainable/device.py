@@ -53,7 +53,7 @@ def limit_memory(device: torch.device, share: float) -> None:
     if 0 < share < 1:
         _, total_bytes = torch.cuda.mem_get_info(device)
         fraction = max(share / 2, share - CONTEXT_GIB * GIB / total_bytes)
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # refuses a bare `cuda`
 
 
 def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> None:
