@@ -31,10 +31,11 @@ from search.load import SpaceFileError
 from search.plan import DONE, PlannedTrial, of_plan
 from search.prepare import Ready
 from search.progress import show
+from search.resources import mean_gpu_share, mean_slots, resources_of, slots
 from search.results import Results
 from search.study import Study, configurations
 from search.suggestions import distribution_of
-from search.tuning import one_line, resources_of, slots
+from search.tuning import one_line
 from trainable import storage
 from trainable.config import TrialConfig
 from trainable.ray_adaptor import probe_trial
@@ -99,7 +100,7 @@ def print_cost(
     if num_later:
         shares += _drawn(study, num_later=num_later)
     num_trials = len(todo) + num_later
-    num_slots = min(slots(cluster, resources_of(study, cluster)), num_trials)
+    num_slots = min(mean_slots(study, cluster, shares), num_trials)
     timed, worker_start_s = _timed(console, ready, cluster, shares, num_slots)
     stopping, said = _stopping(study, train_images=ready.train_images)
     total = estimate(
@@ -107,7 +108,7 @@ def print_cost(
         timed,
         num_trials=num_trials,
         num_slots=num_slots,
-        gpu_share=_gpu_share(study, cluster),
+        gpu_share=mean_gpu_share(study, cluster, shares),
         worker_start_s=worker_start_s,
         keep_weights=study.keep_weights,
         **stopping,
@@ -197,10 +198,6 @@ def duration(seconds: float) -> str:
 
 def _write(results: Results, record: Mapping[str, object]) -> None:
     storage.write(results.folder, FILE, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _gpu_share(study: Study, cluster: Cluster) -> float:
-    return resources_of(study, cluster).get("GPU", 0.0)
 
 
 def _under_way(results: Results, todo: Sequence[PlannedTrial]) -> dict[str, Mapping[str, Any]]:
@@ -308,9 +305,11 @@ def _time(
     Raises:
         SpaceFileError: it cannot be trained; the message says why.
     """
+    resources = resources_of(ready.study, cluster, config)
+    at_once = min(at_once, slots(cluster, resources))  # of those that take more, fewer fit
     task = ray.remote(
         num_cpus=ready.study.cpus_per_trial,
-        num_gpus=_gpu_share(ready.study, cluster),
+        num_gpus=resources.get("GPU", 0.0),
         max_calls=0,  # a worker with a GPU would end after one task
     )(probe_trial)
     asked = {

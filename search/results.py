@@ -53,6 +53,7 @@ TRIALS = pa.schema(
         *_columns(TrialConfig, leave_out=["seed", "microbatch_size"]),
         *_columns(TrialResult, leave_out=["status", "reason"]),
         ("num_gpus", pa.float64()),
+        ("gpu_shared", pa.bool_()),
         ("host", pa.string()),
         ("started_at", _UTC),
         ("ended_at", _UTC),

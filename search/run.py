@@ -36,9 +36,10 @@ from search.population import delete_states, next_generation
 from search.prepare import Ready, prepare
 from search.progress import Progress
 from search.report import write_report, written_meanwhile
+from search.resources import possible_resources, with_measured_shares
 from search.results import ResultsError
 from search.suggestions import JOURNAL, Suggestions
-from search.tuning import Setting, resources_of, run_trials
+from search.tuning import Setting, run_trials
 from search.watch import head_watched
 from trainable import storage
 from trainable.data.sources import DataError
@@ -128,7 +129,7 @@ def _dry_run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
         with ExitStack() as stack:
             stack.callback(disconnect)
             _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
-            _check_cluster(ready, cluster, console)
+            ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, planned, todo, num_later=num_later)
     return OK
 
@@ -164,7 +165,8 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                     cluster = connect(given.address)
                     stack.callback(disconnect)
                     _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
-                    _check_cluster(ready, cluster, console)
+                    ready = _check_cluster(ready, cluster, console)
+                    study = ready.study
                     resume = f"go on with\n  {resume_command()}"
                     stack.enter_context(head_watched(INTERRUPTED, resume))
                 counts = (total, total - left)
@@ -262,10 +264,14 @@ def open_suggestions(ready: Ready) -> Suggestions:
         raise SpaceFileError(str(error)) from error
 
 
-def _check_cluster(ready: Ready, cluster: Cluster, console: Console) -> None:
-    """Say what there is to run on; refuse what cannot run on it."""
-    resources = resources_of(ready.study, cluster)
-    each = ", ".join(f"{n:g} {kind}" for kind, n in resources.items())
+def _check_cluster(ready: Ready, cluster: Cluster, console: Console) -> Ready:
+    """Say what there is to run on, refuse what cannot run on it, and measure what is `auto`."""
+    needs = possible_resources(ready.study, cluster)
+    least, resources = needs[0], needs[-1]
+    each = ", ".join(
+        f"{n:g} {kind}" if n == least[kind] else f"{least[kind]:g} to {n:g} {kind}"
+        for kind, n in resources.items()
+    )
     console.print(
         f"Ray {version('ray')}, {cluster.num_nodes} node(s), {cluster.num_cpus} cores, "
         f"{cluster.num_gpus} GPUs; a trial takes {each}"
@@ -286,6 +292,8 @@ def _check_cluster(ready: Ready, cluster: Cluster, console: Console) -> None:
             )
     if "GPU" not in resources and any(t.config.precision == "fp16" for t in ready.planned):
         raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+    study = with_measured_shares(ready.study, cluster, ready.data_folder, console)
+    return replace(ready, study=study)
 
 
 def _check_room(ready: Ready) -> None:
@@ -340,6 +348,7 @@ def _about(given: argparse.Namespace, ready: Ready) -> dict[str, object]:
         "stop": repr(study.stop),
         "seeds": study.seeds,
         "metric": study.metric,
+        "gpus_per_trial": study.gpus_per_trial,
         "space_file": str(given.space),
         "space_sha256": space_sha256(given.space),
         "settings": given.settings,

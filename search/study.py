@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray import tune
@@ -32,6 +32,7 @@ CHANGED_ON_THE_WAY = (
     *("batch_size", "base_lr", "weight_decay", "momentum", "label_smoothing"),
     *("mixup_alpha", "cutmix_alpha", "augment", "clip_grad_norm"),
 )
+LEAST_SHARE = 0.01  # of a GPU
 # What a preview changes in any study; its own `preview` goes on top.
 PREVIEW: Mapping[str, object] = {
     "model": "plain",
@@ -57,9 +58,11 @@ class Study:
     """A complete trial, what varies about it, how that is explored, and with what.
 
     `vary` maps fields of the trial to Ray Tune's domains. `seeds` repeats each configuration, and
-    the mean is what is ranked; `leaders` gives the best of them more. `gpus_per_trial` may be a
-    fraction; on a machine without a GPU a trial takes `cpus_per_trial` cores instead. With
-    `keep_weights` each trial leaves its best weights in the results, to test or to teach with.
+    the mean is what is ranked; `leaders` gives the best of them more. `gpus_per_trial` is 1 or the
+    share of a GPU that a trial takes; or shares by the smallest batch size that each applies from,
+    `{16: 0.25, 1024: 1.0}`, the first one also below it; or `auto`, as many to a GPU as measured
+    memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights`
+    each trial leaves its best weights in the results, to test or to teach with.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
     for the small study that `--preview` runs on top of `PREVIEW`.
 
@@ -75,7 +78,7 @@ class Study:
     seeds: int = 1
     leaders: Leaders | None = None
     metric: str = "val_auroc"
-    gpus_per_trial: float = 1.0
+    gpus_per_trial: float | Mapping[int, float] | Literal["auto"] = 1.0
     cpus_per_trial: int = 1
     keep_weights: bool = False
     preview: Mapping[str, object] = field(default_factory=dict)
@@ -93,13 +96,7 @@ class Study:
         if self.metric not in SCORES:
             raise ValueError(unknown("metric", self.metric, SCORES))
         _check_number("seeds", self.seeds, whole=True, low=1)
-        _check_number("gpus_per_trial", self.gpus_per_trial, whole=False, low=0)
         _check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
-        if self.gpus_per_trial > 1:
-            raise ValueError(
-                f"gpus_per_trial must be at most 1, a trial trains on one GPU or on a part of one; "
-                f"got {self.gpus_per_trial}"
-            )
         if not isinstance(self.keep_weights, bool):
             raise ValueError(f"keep_weights must be True or False, got {self.keep_weights!r}")
         for name, kind in (("vary", Mapping), ("preview", Mapping), ("explore", Explorer)):
@@ -114,6 +111,7 @@ class Study:
         searched = isinstance(self.explore, Random | Optuna | Pbt)
         read = as_searched if searched else as_values
         object.__setattr__(self, "vary", {k: read(k, v) for k, v in self.vary.items()})
+        _check_gpus(self.gpus_per_trial, self.explore)
         self._check_search()
         for name, domain in self.vary.items():
             same: list[object] = []
@@ -175,6 +173,37 @@ def _check_number(name: str, value: object, *, whole: bool, low: float) -> None:
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < float("inf"):
         a = "a whole number" if whole else "a number"
         raise ValueError(f"{name} must be {a} >= {low:g}, got {value!r}")
+
+
+def _check_gpus(given: object, explore: Explorer) -> None:
+    """Raises ValueError where the shares of a GPU are not 1 or a part of one."""
+    if isinstance(given, str):
+        if given != "auto":
+            raise ValueError(f"gpus_per_trial must be a number, a dict or 'auto', got {given!r}")
+        if isinstance(explore, Optuna) and explore.space is not None:
+            raise ValueError(
+                "gpus_per_trial='auto' cannot know what batch sizes `space` will choose: give a "
+                "number, or shares by batch size such as {16: 0.25, 1024: 1.0}"
+            )
+        return
+    if isinstance(given, Mapping):
+        if not given:
+            raise ValueError("gpus_per_trial has no share: give some, as in {16: 0.25, 1024: 1.0}")
+        for size in given:
+            _check_number("gpus_per_trial's batch sizes", size, whole=True, low=1)
+    shares: list[Any] = list(given.values()) if isinstance(given, Mapping) else [given]
+    for share in shares:
+        _check_number("gpus_per_trial", share, whole=False, low=0)
+        if share > 1:
+            raise ValueError(
+                f"gpus_per_trial must be at most 1, a trial trains on one GPU or on a part of one; "
+                f"got {share}"
+            )
+        if share < LEAST_SHARE and (share or isinstance(given, Mapping)):
+            raise ValueError(
+                f"gpus_per_trial must be {LEAST_SHARE} to 1, or 0 for trials on cores alone; "
+                f"got {given}"
+            )
 
 
 def unknown(what: str, name: object, known: Sequence[str] | Mapping[str, str]) -> str:

@@ -23,11 +23,12 @@ from search import results as tables
 from search.algorithms import EarlyStopping, OptunaSearcher, scheduler_of
 from search.plan import DONE, PlannedTrial
 from search.progress import Progress
+from search.resources import possible_resources, resources_of, slots
 from search.results import Results
 from search.study import Study, configurations
 from search.suggestions import Suggestions
 from search.watch import HOST_MEMORY, Stalls, host_memory_survived
-from trainable.ray_adaptor import train_trial
+from trainable.ray_adaptor import bundle_of, train_trial
 from trainable.record import finite_score
 from trainable.storage import NoSpaceError
 
@@ -52,17 +53,6 @@ class Setting:
     attempts: Mapping[str, int]
 
 
-def resources_of(study: Study, cluster: Cluster) -> dict[str, float]:
-    """What a trial takes: GPUs where the cluster has any, else cores.
-
-    A cluster without a single core so far is one whose workers are still to come: with GPUs.
-    """
-    resources: dict[str, float] = {"CPU": study.cpus_per_trial}
-    if study.gpus_per_trial and (cluster.num_gpus or not cluster.num_cpus):
-        resources["GPU"] = study.gpus_per_trial
-    return resources
-
-
 def run_trials(
     setting: Setting,
     trials: Sequence[PlannedTrial],
@@ -81,7 +71,6 @@ def run_trials(
     Raises:
         ValueError: the study's `stop` does not fit its budget.
     """
-    resources = resources_of(setting.study, cluster)
     scheduler = scheduler_of(
         setting.study,
         [config for _, config in configurations(setting.study)] or [setting.study.base],
@@ -118,7 +107,7 @@ def run_trials(
             else None,
             "keep_weights": setting.study.keep_weights,
             "num_cpus": setting.study.cpus_per_trial,
-            "num_gpus": resources.get("GPU", 0),
+            "resources": resources_of(setting.study, cluster, trial.config),
         }
 
     tune_config = tune.TuneConfig(
@@ -133,10 +122,11 @@ def run_trials(
         tune_config.search_alg = OptunaSearcher(suggestions, send, held)
         tune_config.num_samples = -1  # the searcher says when there are no more
         # Ray would keep one trial pending at a time for a searcher that it does not know.
-        tune_config.max_concurrent_trials = slots(cluster, resources)
+        each = [slots(cluster, need) for need in possible_resources(setting.study, cluster)]
+        tune_config.max_concurrent_trials = max(each)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, resources),
+            tune.with_resources(train_trial, bundle_of),
             param_space=param_space,
             tune_config=tune_config,
             run_config=tune.RunConfig(
@@ -161,12 +151,6 @@ def one_line(text: str) -> str:
     """The end of a traceback, which names the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else text
-
-
-def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
-    """How many trials run side by side."""
-    have = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
-    return max(1, min(int(have[kind] / n) for kind, n in resources.items()))
 
 
 def _no_space_in(error: BaseException | None) -> NoSpaceError | None:

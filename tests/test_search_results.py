@@ -21,7 +21,7 @@ TRIAL_COLUMNS = set(
     updates_completed examples_seen best_epoch val_auroc val_accuracy val_loss test_auroc
     test_accuracy test_balanced_accuracy test_loss train_wall_s images_per_s peak_memory_gib
     microbatch_size accumulation_steps oom_retries noise_scale num_gpus device host started_at
-    ended_at
+    ended_at gpu_shared
     """.split()  # noqa: SIM905
 )
 EPOCH_COLUMNS = set(

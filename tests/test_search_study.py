@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from search.explore import Ablation
+from search.explore import Ablation, Optuna
 from search.load import SpaceFileError, apply_settings, load_study
 from search.study import Study, as_preview, configurations
 from trainable.config import TrialConfig
@@ -36,6 +36,18 @@ def test_a_grid_is_every_combination() -> None:
         ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
         ({"seeds": 1.5}, "seeds must be a whole number >= 1, got 1.5"),
         ({"gpus_per_trial": 2}, "gpus_per_trial must be at most 1"),
+        ({"gpus_per_trial": 0.001}, "gpus_per_trial must be 0.01 to 1, or 0 for trials on cores"),
+        ({"gpus_per_trial": "all"}, "gpus_per_trial must be a number, a dict or 'auto', got 'all'"),
+        ({"gpus_per_trial": {}}, "gpus_per_trial has no share: give some, as in {16: 0.25"),
+        ({"gpus_per_trial": {16: 2.0}}, "gpus_per_trial must be at most 1"),
+        ({"gpus_per_trial": {16: 0}}, "gpus_per_trial must be 0.01 to 1"),
+        ({"gpus_per_trial": {0: 1.0}}, "gpus_per_trial's batch sizes must be a whole number >= 1"),
+        ({"gpus_per_trial": {"16": 1.0}}, "batch sizes must be a whole number >= 1, got '16'"),
+        ({"gpus_per_trial": {16: "auto"}}, "gpus_per_trial must be a number >= 0, got 'auto'"),
+        (
+            {"gpus_per_trial": "auto", "vary": {}, "explore": Optuna(num_configs=2, space=dict)},
+            "gpus_per_trial='auto' cannot know what batch sizes `space` will choose",
+        ),
         ({"keep_weights": 1}, "keep_weights must be True or False"),
         (
             {"explore": Ablation(steps={"a": {}, "b": {"base_lr": 1.0}})},

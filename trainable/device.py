@@ -1,12 +1,19 @@
-"""The device of a trial: which one, its name, and the most memory a trial held."""
+"""The device of a trial: which one, its name, its memory and its threads."""
 
 import platform
 import resource
+import time
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 GIB = 2**30
+# What CUDA itself holds in each process, which torch neither counts nor limits. An estimate: it
+# differs by GPU and driver.
+CONTEXT_GIB = 0.5
+FREE_PART = 0.8  # of a trial's share: contexts, and what else uses the GPU, take some
+POLL_S = 0.5
 
 
 def pick_device() -> torch.device:
@@ -24,6 +31,57 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch and the BLAS of NumPy and SciPy use so many threads, whatever the environment says.
+
+    `OMP_NUM_THREADS` of whoever started Ray reaches its workers, and BLAS is no matter of torch's.
+    """
+    torch.set_num_threads(num_threads)
+    threadpool_limits(limits=num_threads)
+
+
+def limit_memory(device: torch.device, share: float) -> None:
+    """Let this process take its share of the GPU's memory and no more; all of it for a whole GPU.
+
+    The limit is the process's, so each trial sets it: a worker may be used again with another.
+    """
+    if device.type != "cuda":
+        return
+    fraction = 1.0
+    if 0 < share < 1:
+        _, total_bytes = torch.cuda.mem_get_info(device)
+        fraction = max(share / 2, share - CONTEXT_GIB * GIB / total_bytes)
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # refuses a bare `cuda`
+
+
+def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> None:
+    """Wait until most of the trial's share of the GPU is free.
+
+    The process of the trial before may be dying and hold it still. What this process has reserved
+    and does not use counts as free.
+
+    Raises:
+        RuntimeError: it is not free in time; the message has how much is, and how much was wanted.
+    """
+    if device.type != "cuda":
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        free_gib = (free_bytes + torch.cuda.memory_reserved(device)) / GIB
+        free_gib -= torch.cuda.memory_allocated(device) / GIB
+        wanted_gib = FREE_PART * share * total_bytes / GIB
+        if free_gib >= wanted_gib:
+            return
+        if time.monotonic() >= deadline:
+            raise RuntimeError(
+                f"{free_gib:.1f} of the GPU's {total_bytes / GIB:.1f} GiB are free after "
+                f"{timeout_s:g} s and this trial wants {wanted_gib:.1f}: end what else runs on the "
+                f"GPU, or give a smaller gpus_per_trial"
+            )
+        time.sleep(POLL_S)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
@@ -64,3 +122,14 @@ def peak_memory_gib(device: torch.device) -> float:
     except (OSError, StopIteration):
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib * 1024 / GIB
+
+
+def memory_held_gib(device: torch.device) -> tuple[float, float]:
+    """The most that this process held of the GPU since the reset, with CUDA itself; and all it has.
+
+    What other processes hold at the same time is counted as CUDA's own.
+    """
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    outside_gib = (total_bytes - free_bytes - torch.cuda.memory_reserved(device)) / GIB
+    held_gib = torch.cuda.max_memory_reserved(device) / GIB + max(outside_gib, CONTEXT_GIB)
+    return held_gib, total_bytes / GIB

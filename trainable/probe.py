@@ -1,22 +1,24 @@
-"""A few timed updates and one evaluation of a trial, for an estimate of what a study will cost."""
+"""A few updates and one evaluation of a trial: how long they take, how much memory they hold."""
 
 import io
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from trainable import noise
 from trainable.config import TrialConfig
-from trainable.data.batches import DeviceSplit
+from trainable.data.batches import DeviceSplit, to_device
 from trainable.data.cache import Dataset
-from trainable.device import device_name, pick_device
+from trainable.device import device_name, memory_held_gib, pick_device, set_threads
 from trainable.models import set_training
+from trainable.schedule import growth
 from trainable.trial import EVAL_BATCH, Trial
 
 WARMUP_UPDATES = {"cpu": 1, "cuda": 3}
 LEAST_S = 0.5
+MEMORY_UPDATES = 3  # the optimizer's state is made in the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,40 @@ class Measured:
     device: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """What a trial needs of a GPU at its most, with CUDA's own, and what the GPU has."""
+
+    need_gib: float
+    total_gib: float
+
+
+def measure_memory(config: TrialConfig, data: Dataset, *, num_threads: int) -> MemoryUse:
+    """Run a few updates, a part of an evaluation and the noise scale, with all data on the GPU.
+
+    Raises:
+        DataError: the data is too small for the batch.
+        ValueError: there is no GPU; the network, its weights or its teacher do not fit.
+    """
+    device = pick_device()
+    if device.type != "cuda":
+        raise ValueError("Ray has a GPU for the trial and torch sees none: it is a build for CPUs")
+    set_threads(num_threads)
+    num_images = config.train_images or len(data.train.labels_N)
+    largest, _ = growth(config, config.epochs or 1, train_images=num_images)
+    if largest > config.batch_size:
+        config = replace(config, batch_size=largest, decay="constant")
+    trial = Trial(replace(config, eval_updates=MEMORY_UPDATES), data, device, None)
+    test = data.test and to_device(
+        data.test, num_images=config.eval_images, image_size=config.image_size, device=device
+    )
+    trial.val = _part(trial.val, EVAL_BATCH[device.type])  # a view: the whole stays there
+    trial.train_on()
+    need_gib, total_gib = memory_held_gib(device)
+    del test  # held until here, as it is at a trial's end
+    return MemoryUse(need_gib=need_gib, total_gib=total_gib)
+
+
 def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
     """Set the trial up, run a few updates and an evaluation, and time each; nothing is kept.
 
@@ -49,7 +85,7 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
         ValueError: the network, its weights, its teacher or the device do not fit.
     """
     device = pick_device()
-    torch.set_num_threads(num_threads)
+    set_threads(num_threads)
     started = _now(device)
     trial = Trial(config, data, device, None)
     start_s = _now(device) - started

@@ -1,4 +1,4 @@
-"""One trial as Ray sees it: a function that reports rows, another that times a few updates.
+"""One trial as Ray sees it: a function that reports rows, others that measure a few updates.
 
 The only file here with Ray.
 """
@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from trainable.config import TrialConfig
@@ -21,6 +22,7 @@ from trainable.record import finite_score
 from trainable.storage import Folder, NoSpaceError, TakenOverError
 
 PARENT_CHECK_S = 2.0
+MEMORY_WAIT_S = 30.0  # less than what makes a silent worker count as hung
 KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
@@ -34,8 +36,10 @@ def train_trial(planned: dict[str, Any]) -> None:
     trial = planned["trial"]
     started_at = datetime.now(UTC)
     config = TrialConfig(**trial["config"])
+    num_gpus = _num_gpus()
     about: dict[str, Any] = {
-        "num_gpus": float(trial["num_gpus"]),
+        "num_gpus": num_gpus,
+        "gpu_shared": 0 < num_gpus < 1,
         "host": socket.gethostname(),
         "started_at": started_at,
     }
@@ -61,7 +65,49 @@ def probe_trial(planned: dict[str, Any]) -> Any:
 
     data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
+    _settle(planned["num_cpus"])
     return probe(config, data, num_threads=planned["num_cpus"])
+
+
+def measure_trial(planned: dict[str, Any]) -> Any:
+    """Measure the memory of `planned["config"]` on the GPU of this process: `probe.MemoryUse`."""
+    from trainable.probe import measure_memory
+
+    data = _open_data(planned["config"]["dataset"], planned["data_folder"])
+    config = TrialConfig(**planned["config"])
+    _settle(planned["num_cpus"])
+    return measure_memory(config, data, num_threads=planned["num_cpus"])
+
+
+def bundle_of(planned: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray sets aside for `planned["trial"]`; a worker is used again only for the same.
+
+    It is here since the workers must be able to import it.
+    """
+    return tune.PlacementGroupFactory([planned["trial"]["resources"]])
+
+
+def _num_gpus() -> float:
+    """The GPU, or the share of one, that Ray gave this worker."""
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
+
+
+def _settle(num_cpus: int) -> None:
+    """Keep to the cores and the share of a GPU that Ray gave, once the GPU's memory is free.
+
+    Raises:
+        RuntimeError: the memory is not free in time.
+    """
+    import torch
+
+    from trainable.device import limit_memory, pick_device, set_threads, wait_for_memory
+
+    set_threads(num_cpus)
+    device, share = pick_device(), _num_gpus()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # in a worker that is used again
+    wait_for_memory(device, share, MEMORY_WAIT_S)
+    limit_memory(device, share)
 
 
 @cache
@@ -82,19 +128,15 @@ def _end_with_parent() -> None:
 
 def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
     # Imported here, in the worker: the driver plans and prints without torch's training stack.
-    import torch
-
     from trainable.finetune import finetune
 
-    torch.set_num_threads(trial["num_cpus"])
     data = _open_data(config.dataset, trial["data_folder"])
     if data.fingerprint != trial["data_fingerprint"]:
         raise ValueError(
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # in a worker that is used again
+    _settle(trial["num_cpus"])
     epochs = finetune(
         config,
         data=data,
