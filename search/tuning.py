@@ -252,6 +252,9 @@ class _Record(tune.Callback):
         key = self._key(trial)
         if reason is not None and key in self.under_way:
             self._end(key, self._so_far("stopped", reason, self.under_way[key]))
+        # Ray keeps a history of every metric of every trial, which would grow with the study.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker was lost: what follows is another attempt.

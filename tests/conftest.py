@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from faulty_study import command, faultless
 
 from search.results import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.synthetic import draw_patches
 
+__all__ = ["command", "faultless"]  # fixtures
 ROOT = Path(__file__).parent.parent
 
 

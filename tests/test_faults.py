@@ -10,141 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
-
-from search import results
-from search.results import Results
-from trainable.storage import folder_at
-
-ROOT = Path(__file__).parent.parent
-SPACE = ROOT / "tests" / "spaces" / "faulty.py"
-EPOCHS = 20
-# The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
-DRIVER = """
-import sys, search.watch
-search.watch.HUNG_LEAST_S = 5.0
-search.watch.HUNG_FACTOR = 8.0
-search.watch.START_S = 30.0
-from search.run import main
-sys.exit(main(sys.argv[1:]))
-"""
-NUMBERS = ["train_loss", "val_loss", "val_auroc", "lr", "examples_seen", "updates"]
+from faulty_study import SPACE, Command, check, command_line, enough, go_on, harm
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
-
-
-@dataclass
-class Command:
-    """A study under way, in a process of its own."""
-
-    out: Path
-    settings: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(SPACE), "--out", str(self.out), *self.settings],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def end(self, timeout: float = 120) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=timeout)
-        return self.process.returncode, said
-
-    def rows(self) -> pd.DataFrame:
-        """What a reader sees at this moment, of the files that are sound."""
-        return results.epochs(Results("faulty", folder_at(str(self.out / "faulty"))))
-
-    def wait_for(self, condition: Callable[[pd.DataFrame], bool], timeout: float = 90) -> None:
-        deadline = time.monotonic() + timeout
-        while not condition(self.rows()):
-            assert time.monotonic() < deadline, "the study does not get there"
-            assert self.process.poll() is None, self.process.stdout.read()  # type: ignore[union-attr]
-            time.sleep(0.05)
-
-    def servers(self, name: str) -> list[psutil.Process]:
-        """The command's processes whose command line has the name in it."""
-        every = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in every if name in " ".join(_command_line(p))]
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-@pytest.fixture(scope="session")
-def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """The epochs of a run without faults."""
-    command = Command(tmp_path_factory.mktemp("faultless"))
-    command.start()
-    status, said = command.end()
-    assert status == 0, said
-    return command.rows().set_index(["trial_key", "epoch"])[NUMBERS].sort_index()
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
-    """A study, of which nothing is left when the test ends."""
-    made = Command(tmp_path)
-    yield made
-    if hasattr(made, "process") and made.process.poll() is None:
-        made.process.kill()
-        made.process.communicate()
-
-
-def enough(rows: pd.DataFrame) -> bool:
-    """Both trials are under way, with evaluations that may be lost."""
-    return rows["trial_key"].nunique() == 2 and bool((rows.groupby("trial_key").size() >= 3).all())
-
-
-def check(
-    command: Command,
-    before: pd.DataFrame,
-    faultless: pd.DataFrame,
-    *,
-    matrix: list[Any],
-    **row: Any,
-) -> None:
-    """Everything that must hold at the end, and a line for the matrix."""
-    opened = results.open_folder(str(command.out / "faulty"))
-    assert results.faults(opened) == []
-    after = command.rows().set_index(["trial_key", "epoch"]).sort_index()
-    pd.testing.assert_frame_equal(after[NUMBERS], faultless)
-    trials = pd.read_parquet(command.out / "faulty" / "trials")
-    assert list(trials["status"]) == ["completed"] * 2
-    seen = before.set_index(["trial_key", "epoch"])
-    lost = seen.index.difference(after.index)
-    again = (after.loc[seen.index.difference(lost), "epoch_wall_s"] != seen["epoch_wall_s"]).sum()
-    matrix.append({**row, "epochs done again": int(again), "rows lost": len(lost), "doubled": 0})
-    assert len(lost) == 0
-    assert again == 0
-
-
-def go_on(command: Command) -> float:
-    """Run the same command to its end; returns the seconds until it reported something new."""
-    had = len(command.rows())
-    began = time.monotonic()
-    command.start()
-    command.wait_for(lambda rows: len(rows) > had)
-    recovered = time.monotonic() - began
-    status, said = command.end()
-    assert status == 0, said
-    return recovered
 
 
 def struck_worker(command: Command, number: int) -> tuple[float, pd.DataFrame]:
@@ -209,6 +83,9 @@ def test_a_driver_that_ends(
     took = time.monotonic() - struck
     assert ended == status, said
     assert took < 10
+    if status == 75:
+        assert "interrupted: " in said
+        assert f"{SPACE} --out {command.out}" in said
     deadline = time.monotonic() + 20
     while any(p.is_running() and p.status() != "zombie" for p in servers):  # nothing is left behind
         assert time.monotonic() < deadline, [p for p in servers if p.is_running()]
@@ -256,13 +133,6 @@ def test_two_drivers_at_once(
     assert status == 0, said
     row = {"fault": "a second driver", "detected after": took}
     check(command, before, faultless, matrix=fault_matrix, **row)
-
-
-def harm(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "bit flipped":
-        content[len(content) // 2] ^= 16
-    path.write_bytes(content[: len(content) // 2] if how == "truncated" else content)
 
 
 @pytest.mark.parametrize("how", ["bit flipped", "truncated"])
@@ -352,7 +222,12 @@ def test_host_memory_ends_a_trial_not_the_study(tmp_path: Path, fault_matrix: li
     assert 1024 in set(lost["batch_size"])
     took = time.monotonic() - began
     row = {"fault": "host memory (Ray's monitor)", "detected after": took}
-    fault_matrix.append({**row, "epochs done again": 0, "rows lost": 0, "doubled": 0})
+    rows = command.rows()
+    doubled = int(rows.duplicated(["trial_key", "epoch"]).sum())
+    acknowledged = trials[trials["status"] == "completed"]["epochs_completed"].sum()
+    missing = int(acknowledged) - int(rows["trial_key"].isin(trials["trial_key"]).sum())
+    assert (doubled, missing) == (0, 0)
+    fault_matrix.append({**row, "rows lost": missing, "doubled": doubled})
 
 
 TWO_NODES = """
@@ -392,7 +267,7 @@ def test_a_killed_raylet(
         command.wait_for(enough)
         before = command.rows()
         tree = psutil.Process(nodes.pid).children(recursive=True)
-        worker = next(p for p in tree if "ray::ImplicitFunc" in " ".join(_command_line(p)))
+        worker = next(p for p in tree if "ray::ImplicitFunc" in " ".join(command_line(p)))
         raylet = worker.parent()
         assert raylet is not None
         raylet.kill()

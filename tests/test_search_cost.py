@@ -318,14 +318,11 @@ def test_only_what_was_to_run_is_compared_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path) -> None:
-    first = command(SMALL, tmp_path, "--set", "base_lr=0.3", "--set", "batch_size=32")
-    assert first.returncode == 0, first.stderr
-    assert not (tmp_path / "small" / FILE).exists()
     dry = command(SMALL, tmp_path, "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "1 done, 3 to run; nothing is trained now" in dry.stdout
+    assert "0 done, 4 to run; nothing is trained now" in dry.stdout
     before = json.loads((tmp_path / "small" / FILE).read_text())
-    assert len(before["to_run"]) == 3
+    assert len(before["to_run"]) == 4
     assert {kind["batch_size"] for kind in before["kinds"]} == {32, 64}
     assert before["train_s"] > 0
     assert before["wall_s"] > before["train_s"] / before["num_slots"]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_faults import Command, check, command, enough, faultless, harm
+from faulty_study import Command, check, enough, harm
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
-__all__ = ["command", "faultless"]
 
 DRIVER_ENDS = {"kill -9 of the driver": signal.SIGKILL, "SIGINT": signal.SIGINT}
 WORKER_STRUCK = {"kill -9 of a worker": signal.SIGKILL, "a worker hangs": signal.SIGSTOP}

@@ -1,3 +1,4 @@
+import gc
 import math
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from trainable.checkpoint import SLOTS
 from trainable.config import TrialConfig
@@ -267,3 +269,22 @@ def test_ten_classes_from_start_to_end() -> None:
     assert end.test_auroc_low < end.test_auroc < end.test_auroc_high
     assert end.test_true_positives == -1  # counts are for two classes
     assert results[-1].val_balanced_accuracy == pytest.approx(results[-1].val_accuracy, abs=0.05)
+
+
+def test_a_process_that_is_used_again_holds_nothing_of_earlier_trials(
+    tiny_data: Dataset, tiny_config: TrialConfig
+) -> None:
+    def held_bytes() -> int:
+        gc.collect()
+        found = (each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter))
+        return sum(each.nelement() * each.element_size() for each in found)
+
+    list(finetune(tiny_config, data=tiny_data))
+    before = held_bytes()
+    kept = finetune(replace(tiny_config, seed=1), data=tiny_data)
+    next(kept)
+    assert held_bytes() > before  # a trial under way is seen
+    list(kept)
+    del kept
+    list(finetune(replace(tiny_config, seed=2, width=8), data=tiny_data))
+    assert held_bytes() == before

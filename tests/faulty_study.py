@@ -1,0 +1,149 @@
+"""A small study in a process of its own, for faults to strike, and what must hold afterwards."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from search import results
+from search.results import Results
+from trainable.storage import folder_at
+
+ROOT = Path(__file__).parent.parent
+SPACE = ROOT / "tests" / "spaces" / "faulty.py"
+# The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
+DRIVER = """
+import sys, search.watch
+search.watch.HUNG_LEAST_S = 5.0
+search.watch.HUNG_FACTOR = 8.0
+search.watch.START_S = 30.0
+from search.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+NUMBERS = ["train_loss", "val_loss", "val_auroc", "lr", "examples_seen", "updates"]
+
+
+@dataclass
+class Command:
+    """A study under way, in a process of its own."""
+
+    out: Path
+    settings: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(SPACE), "--out", str(self.out), *self.settings],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self, timeout: float = 120) -> tuple[int, str]:
+        said, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, said
+
+    def rows(self) -> pd.DataFrame:
+        """What a reader sees at this moment, of the files that are sound."""
+        return results.epochs(Results("faulty", folder_at(str(self.out / "faulty"))))
+
+    def wait_for(self, condition: Callable[[pd.DataFrame], bool], timeout: float = 90) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition(self.rows()):
+            assert time.monotonic() < deadline, "the study does not get there"
+            assert self.process.poll() is None, self.process.stdout.read()  # type: ignore[union-attr]
+            time.sleep(0.05)
+
+    def servers(self, name: str) -> list[psutil.Process]:
+        """The command's processes whose command line has the name in it."""
+        every = psutil.Process(self.process.pid).children(recursive=True)
+        return [p for p in every if name in " ".join(command_line(p))]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="session")
+def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The epochs of a run without faults."""
+    command = Command(tmp_path_factory.mktemp("faultless"))
+    command.start()
+    status, said = command.end()
+    assert status == 0, said
+    return command.rows().set_index(["trial_key", "epoch"])[NUMBERS].sort_index()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    """A study, of which nothing is left when the test ends."""
+    made = Command(tmp_path)
+    yield made
+    if hasattr(made, "process") and made.process.poll() is None:
+        made.process.kill()
+        made.process.communicate()
+
+
+def enough(rows: pd.DataFrame) -> bool:
+    """Both trials are under way, with evaluations that may be lost."""
+    return rows["trial_key"].nunique() == 2 and bool((rows.groupby("trial_key").size() >= 3).all())
+
+
+def check(
+    command: Command,
+    before: pd.DataFrame,
+    faultless: pd.DataFrame,
+    *,
+    matrix: list[Any],
+    **row: Any,
+) -> None:
+    """Everything that must hold at the end, and a line for the matrix."""
+    opened = results.open_folder(str(command.out / "faulty"))
+    assert results.faults(opened) == []
+    rows = command.rows()
+    doubled = int(rows.duplicated(["trial_key", "epoch"]).sum())
+    after = rows.set_index(["trial_key", "epoch"]).sort_index()
+    pd.testing.assert_frame_equal(after[NUMBERS], faultless)
+    trials = pd.read_parquet(command.out / "faulty" / "trials")
+    assert list(trials["status"]) == ["completed"] * 2
+    seen = before.set_index(["trial_key", "epoch"])
+    lost = seen.index.difference(after.index)
+    again = (after.loc[seen.index.difference(lost), "epoch_wall_s"] != seen["epoch_wall_s"]).sum()
+    matrix.append(
+        {**row, "epochs done again": int(again), "rows lost": len(lost), "doubled": doubled}
+    )
+    assert len(lost) == 0
+    assert again == 0
+
+
+def go_on(command: Command) -> float:
+    """Run the same command to its end; returns the seconds until it reported something new."""
+    had = len(command.rows())
+    began = time.monotonic()
+    command.start()
+    command.wait_for(lambda rows: len(rows) > had)
+    recovered = time.monotonic() - began
+    status, said = command.end()
+    assert status == 0, said
+    return recovered
+
+
+def harm(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "bit flipped":
+        content[len(content) // 2] ^= 16
+    path.write_bytes(content[: len(content) // 2] if how == "truncated" else content)
