@@ -55,7 +55,7 @@ def test_a_hung_worker(command: Command, faultless: pd.DataFrame, fault_matrix: 
     ("name", "number", "to_group", "status"),
     [
         ("kill -9 of the driver", signal.SIGKILL, False, -9),
-        ("SIGINT", signal.SIGINT, False, 75),
+        pytest.param("SIGINT", signal.SIGINT, False, 75, marks=pytest.mark.slow),
         ("SIGTERM to the process group", signal.SIGTERM, True, 75),
     ],
 )
@@ -135,7 +135,9 @@ def test_two_drivers_at_once(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
-@pytest.mark.parametrize("how", ["bit flipped", "truncated"])
+@pytest.mark.parametrize(
+    "how", ["bit flipped", pytest.param("truncated", marks=pytest.mark.slow)]
+)
 def test_broken_files_found_by_the_next_command(
     how: str, command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
