@@ -208,6 +208,11 @@ def cautions(analysis: Analysis) -> list[str]:
             f"unbracketed: at batch {listed([str(int(b)) for b in loose])} the best lr is the "
             f"smallest or largest tried; a better one may lie outside."
         )
+    if "code_version" in analysis.trials and analysis.trials["code_version"].nunique() > 1:
+        said.append(
+            f"{analysis.trials['code_version'].nunique()} versions of the code trained these "
+            f"trials: the column code_version tells them apart."
+        )
     if "dataset" in analysis.trials and (analysis.trials["dataset"] == "synthetic").any():
         said.append("dataset=synthetic: these are drawn patches, not histology.")
     if analysis.front.why and math.isfinite(analysis.target):

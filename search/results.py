@@ -58,6 +58,7 @@ TRIALS = pa.schema(
         ("started_at", _UTC),
         ("ended_at", _UTC),
         ("data_fingerprint", pa.string()),
+        ("code_version", pa.string()),
     ]
 )
 EPOCHS = pa.schema([*_ID, *_columns(EpochResult)])

@@ -324,6 +324,7 @@ def _train(
         data_fingerprint=ready.data_fingerprint,
         train_images=ready.train_images,
         attempts=plan.attempts(held),
+        code_version=_commit(),
     )
     with Progress(
         console=console,

@@ -51,6 +51,7 @@ class Setting:
     data_fingerprint: str
     train_images: int
     attempts: Mapping[str, int]
+    code_version: str | None = None
 
 
 def run_trials(
@@ -304,7 +305,10 @@ class _Record(tune.Callback):
         self.progress.trial_ended(key, row)
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
-        about = {"data_fingerprint": self.setting.data_fingerprint}
+        about = {
+            "data_fingerprint": self.setting.data_fingerprint,
+            "code_version": self.setting.code_version,
+        }
         config = asdict(self.planned[key].config)
         tables.commit_trial(self.setting.results, {**config, **about, **self._identity(key), **row})
 

@@ -135,9 +135,7 @@ def test_two_drivers_at_once(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
-@pytest.mark.parametrize(
-    "how", ["bit flipped", pytest.param("truncated", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["bit flipped", pytest.param("truncated", marks=pytest.mark.slow)])
 def test_broken_files_found_by_the_next_command(
     how: str, command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:

@@ -223,6 +223,18 @@ def test_synthetic_is_said_loudly(make_study: MakeStudy) -> None:
     assert 'class="loud"' not in page(real)
 
 
+def test_trials_of_two_versions_of_the_code_are_cautioned_about(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1, code_version="a")
+    write_report(results)
+    assert "code_version" not in " ".join(numbers(results)["cautions"])
+    file = Path(results.folder.uri) / "trials" / "all.parquet"
+    rows = pd.read_parquet(file)
+    rows.loc[0, "code_version"] = "b"
+    rows.to_parquet(file)
+    write_report(results)
+    assert "2 versions of the code trained these trials" in " ".join(numbers(results)["cautions"])
+
+
 def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> None:
     results = make_study(seeds=1)
     folder = Path(results.folder.uri)

@@ -56,6 +56,7 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
     answer = first.stdout[first.stdout.index("\nsmall  dataset=synthetic") :]
     trials = pd.read_parquet(tmp_path / "small" / "trials")
     assert trials["status"].tolist() == ["completed"] * 4
+    assert trials["code_version"].nunique(dropna=False) == 1
     assert len(pd.read_parquet(tmp_path / "small" / "epochs")) == 8
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     # Two workers trained four trials: one that is used again gives what a fresh process gives.
