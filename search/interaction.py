@@ -45,7 +45,8 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
 
     Type II sums of squares; the p value by permuting the residuals of the additive model (Freedman
     & Lane 1983), which asks nothing of the noise's shape but that it is alike in all cells; the
-    robust one by statsmodels with HC3 errors, which does not ask that either.
+    robust one by statsmodels with HC3 errors, which does not ask that either, but with three seeds
+    rejects about one true hypothesis in ten at 5 %. Where they disagree, believe neither yet.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
@@ -75,10 +76,7 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
         replicates=int(seeds.size().min()),
     )
     if found.replicates < 2:
-        why = (
-            "no replicates: with one seed in a cell, interaction and noise cannot be told apart; "
-            "run with --set seeds=3"
-        )
+        why = "no replicates: with one seed in a cell, interaction and noise cannot be told apart"
         return replace(found, why=why)
     if np.allclose(seeds.transform("std"), 0):
         return replace(found, why="the seeds of each cell have equal scores")
@@ -130,7 +128,7 @@ def _freedman_lane(
     fitted = to_additive @ y
     rng = np.random.default_rng(SEED)
     residuals = y - fitted
-    permuted = np.stack([rng.permutation(residuals) for _ in range(PERMUTATIONS)], axis=1)
+    permuted = rng.permuted(np.tile(residuals[:, None], PERMUTATIONS), axis=0)
     observed = f_of(y[:, None])[0]
     others = f_of(fitted[:, None] + permuted)
     return float(observed), float((1 + (others >= observed).sum()) / (1 + PERMUTATIONS))

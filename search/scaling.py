@@ -86,7 +86,8 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
     scatter = float(np.sqrt((w * residuals**2).sum() / freedom / spread))
     half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * scatter
     if sampled:
-        slopes = np.array([_line(xs, each, w)[0] for each in np.array(sampled).T])
+        tilt = w * (xs - np.average(xs, weights=w)) / spread
+        slopes = tilt @ np.array(sampled)
         low, high = np.percentile(slopes, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
         chi2 = float((w * residuals**2).sum())
         straight = stats.chi2.sf(chi2, freedom) > 0.05
