@@ -63,8 +63,8 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
             left_out[batch_size] = "its best lr is not between two others that have scores"
             continue
         if draws is not None:
-            logs = np.log(draws[batch_size])
-            on_edge = np.isin(draws[batch_size], [lrs.min(), lrs.max()]).mean()
+            logs = draws[batch_size]
+            on_edge = np.isin(logs, np.log([lrs.min(), lrs.max()])).mean()
             if on_edge > EDGE_SHARE:
                 left_out[batch_size] = "within the noise its best lr reaches the edge of the grid"
                 continue

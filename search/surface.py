@@ -141,7 +141,7 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
         table[name] = (
             np.nan
             if vertices is None
-            else [np.nanpercentile(vertices[b], q) for b in table["batch_size"]]
+            else [np.exp(np.percentile(vertices[b], q)) for b in table["batch_size"]]
         )
     return table
 
@@ -149,7 +149,10 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
 def ridge_draws(
     cells: pd.DataFrame, *, mode: str, draws: int = DRAWS
 ) -> dict[int, NDArray[np.float64]] | None:
-    """Each batch size's best lr (vertex) over redrawn surfaces, (draws,); None without seeds."""
+    """Each batch size's log best lr (vertex) over redrawn surfaces, (draws,); None without seeds.
+
+    Natural logarithms: a best on an edge of those with scores is exactly that edge's.
+    """
     means = redrawn(cells, mode=mode, draws=draws)
     if means is None:
         return None
@@ -162,7 +165,7 @@ def ridge_draws(
             continue
         x = np.log(order["lr"].to_numpy())
         y = sign * means[:, cells.index.get_indexer(order.index)]
-        found[batch_size] = np.exp(_vertices(x, y))
+        found[batch_size] = _vertices(x, y)
     return found
 
 

@@ -31,11 +31,11 @@ def additive(
     return table
 
 
-def without_some(rng: np.random.Generator, table: pd.DataFrame) -> pd.DataFrame:
-    """The trials, of which a few were stopped or diverged whatever their score, one cell whole."""
-    status = table["status"].mask(rng.random(len(table)) < 0.15, "stopped")
+def without_some(rng: np.random.Generator, table: pd.DataFrame, *, least: int = 2) -> pd.DataFrame:
+    """The trials, of which a few were stopped, but for the `least` of a cell; one cell diverged."""
+    status = table["status"].mask(rng.random(len(table)) < 0.3, "stopped")
     status = status.mask((table["batch_size"] == 128) & (table["base_lr"] == 1.0), "diverged")
-    keep = table.groupby(["batch_size", "base_lr"]).cumcount() < 2  # two seeds of each stay
+    keep = table.groupby(["batch_size", "base_lr"]).cumcount() < least
     return table.assign(status=status.mask(keep & (status == "stopped"), "completed"))
 
 
@@ -49,7 +49,7 @@ def test_without_interaction_the_test_rejects_as_often_as_it_says(
     p_values = []
     for _ in range(600):
         table = additive(rng)
-        table = without_some(rng, table) if lost else table
+        table = without_some(rng, table, least=1) if lost else table
         p_values.append(interaction(table, metric="val_auroc").p_value)
     assert 0.03 <= np.mean(np.array(p_values) <= LEVEL) <= 0.07
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.04)
@@ -104,6 +104,15 @@ def test_of_a_grid_with_a_hole_the_largest_whole_part_is_used() -> None:
     assert found.lrs == (0.01, 0.03, 0.1, 0.3)
     assert found.left_out == 3
     assert found.replicates == 2
+
+
+def test_one_cell_of_one_seed_forbids_the_robust_test_alone() -> None:
+    table = additive(np.random.default_rng(7), strength=0.01)
+    found = interaction(table.iloc[2:], metric="val_auroc")
+    assert found.replicates == 1
+    assert found.p_value <= LEVEL
+    assert math.isnan(found.p_robust)
+    assert not found.why
 
 
 def test_kandels_share_and_ranks() -> None:
