@@ -163,7 +163,7 @@ def in_bins(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
 
 
 def _scattered(trials: pd.DataFrame) -> bool:
-    """Whether lrs were drawn: each used once, with hardly two batch sizes or steps alike."""
+    """Whether lrs were drawn: each used once, of many digits, in steps of all sizes."""
     if trials["batch_size"].nunique() > MANY_BATCH_SIZES:
         return True
     each_once = trials.groupby(["batch_size", "grid_lr"]).size().median() == 1
@@ -171,6 +171,8 @@ def _scattered(trials: pd.DataFrame) -> bool:
     if not each_once or shared > SHARED or trials["grid_lr"].nunique() < LEAST_DRAWN:
         return False
     known = trials[trials["grid_lr"] > 0]
+    if np.mean([math.isclose(lr, float(f"{lr:.2g}")) for lr in known["grid_lr"]]) > 0.5:
+        return False
     lrs = [np.unique(group) for _, group in known.groupby("batch_size")["grid_lr"]]
     lrs = [each for each in lrs if len(each) > 2] or [np.unique(known["grid_lr"])]
     steps = [np.diff(np.log(each)) for each in lrs]

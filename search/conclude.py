@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from search.analysis import Analysis
+from search.scaling import EDGE_WITHIN_NOISE
 
 RULE_WORDS = {
     "constant": "a constant rate",
@@ -80,11 +81,13 @@ def _best(analysis: Analysis) -> str:
     if len(some) == 1:
         return f"{start}{_cell(best, analysis)} is best of {len(cells)} cells, {score}."
     batches = sorted(set(some["batch_size"]))
-    span = f"{batches[0]:.0f} to {batches[-1]:.0f}" if len(batches) > 1 else f"{batches[0]:.0f}"
+    span = f"s {batches[0]:.0f} to {batches[-1]:.0f}" if len(batches) > 1 else f" {batches[0]:.0f}"
+    which = f"{len(some)} of {len(cells)} cells are best (batch size{span})"
+    if len(some) == len(cells):
+        which = f"none of the {len(cells)} cells can be told from the best"
     return (
-        f"{start}{len(some)} of {len(cells)} cells are best (batch sizes {span}); the highest mean "
-        f"is that of {_cell(best, analysis)}, {score}, which being picked from so many flatters "
-        f"by about {show(analysis.optimism)}."
+        f"{start}{which}; the highest mean is that of {_cell(best, analysis)}, {score}, which "
+        f"being picked from so many flatters by about {show(analysis.optimism)}."
     ).replace("highest", "highest" if analysis.mode == "max" else "lowest")
 
 
@@ -97,6 +100,9 @@ def _scaling(analysis: Analysis) -> str:
         if loose:
             text += f"; unbracketed at batch {listed([str(b) for b in loose])}, where the best lr "
             text += "lies on the edge of those tried: widen the grid"
+        noisy = [str(b) for b, why in found.left_out.items() if why == EDGE_WITHIN_NOISE]
+        if noisy:
+            text += f"; at batch {listed(noisy)} it may lie there for all that the noise tells"
         return text + "."
     power = f"The best lr grows as B^{found.value:.2f}"
     where = f"over batch sizes {min(found.batch_sizes)} to {max(found.batch_sizes)}"
@@ -225,7 +231,7 @@ def cautions(analysis: Analysis) -> list[str]:
                 f"{len(analysis.trials)} scattered trials are too few for a surface: {alone} of "
                 f"its {len(analysis.cells)} cells hold one. Try more configurations, or a grid."
             )
-    if not analysis.freedom:
+    if not analysis.freedom and analysis.cells["mean"].notna().any():
         said.append(
             f"No replicates: one {_replicate(analysis)} a cell, so no interval and no test of "
             f"noise."

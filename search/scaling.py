@@ -16,9 +16,8 @@ from search.surface import LEVEL, ridge_draws, ridge_interval
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
-EDGE_SHARE = (
-    0.025  # of redrawn surfaces with the best on an edge: above it, a best is not bracketed
-)
+EDGE_SHARE = 0.025  # of redrawn surfaces whose best is on an edge: above it, it is not bracketed
+EDGE_WITHIN_NOISE = "within the noise its best lr reaches the edge of the grid"
 COLLAPSE_EXPONENTS = np.round(np.arange(0.0, 2.0001, 0.01), 2)
 
 
@@ -66,7 +65,7 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
             logs = draws[batch_size]
             on_edge = np.isin(logs, np.log([lrs.min(), lrs.max()])).mean()
             if on_edge > EDGE_SHARE:
-                left_out[batch_size] = "within the noise its best lr reaches the edge of the grid"
+                left_out[batch_size] = EDGE_WITHIN_NOISE
                 continue
             sampled.append(logs)
         x.append(np.log(batch_size))

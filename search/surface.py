@@ -104,24 +104,32 @@ def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", at: int) -> float:
     return (x0 + x1) / 2 - first / (2 * bend) if bend < 0 else x1
 
 
+def standard_errors(cells: pd.DataFrame, *, mode: str) -> tuple[NDArray[np.float64], int]:
+    """Each cell mean's standard error, and the degrees of freedom: NaN and 0 without seeds.
+
+    From the deviation of each cell where it has ten seeds or more, and else the pooled one or its
+    own, whichever is larger.
+    """
+    pooled, freedom = noise_of(cells, mode=mode)
+    own = (cells["n"] >= 10) & cells["std"].notna()
+    std = np.where(own, cells["std"], np.fmax(cells["std"].fillna(pooled), pooled))
+    return std / np.sqrt(cells["n"].clip(lower=1).to_numpy(dtype=float)), freedom
+
+
 def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np.float64] | None:
     """Cell means as they might have come out with other seeds, (draws, cells); None without seeds.
 
-    A parametric bootstrap: each mean plus noise of its own standard error, with the deviation of
-    each cell where it has ten seeds or more and else the pooled one, and Student's t of as many
-    degrees of freedom in place of the normal, as the deviation is itself estimated.
+    A parametric bootstrap: each mean plus noise of its own standard error, by Student's t of the
+    pooled deviation's degrees of freedom in place of the normal, as it is itself estimated.
     """
-    pooled, freedom = noise_of(cells, mode=mode)
+    error, freedom = standard_errors(cells, mode=mode)
     if not freedom:
         return None
     rng = np.random.default_rng(SEED)
-    own = (cells["n"] >= 10) & cells["std"].notna()
-    std = np.where(own, cells["std"], np.fmax(cells["std"].fillna(pooled), pooled))
-    error = std / np.sqrt(cells["n"].clip(lower=1))
     # One scale for all cells of a draw: the pooled deviation is off by the same factor everywhere.
     scale = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
     noise = rng.standard_normal((draws, len(cells))) * scale
-    means: NDArray[np.float64] = cells["mean"].to_numpy() + noise * error.to_numpy()
+    means: NDArray[np.float64] = cells["mean"].to_numpy(dtype=float) + noise * error
     return means
 
 
@@ -230,17 +238,18 @@ def dunnett_critical(comparisons: int, freedom: int, *, level: float = LEVEL) ->
 def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     """By how much the best cell's mean is expected to flatter it, for having been picked as best.
 
-    Mean over redrawn surfaces of the winner's redrawn mean less the mean it was redrawn around,
-    with the sign that makes it positive. NaN without seeds.
+    Mean over surfaces redrawn with normal noise (Student's has no mean at one degree of freedom)
+    of what the winner's redrawn mean gained, with the sign that makes it positive. NaN without
+    seeds.
     """
-    scored = cells[cells["mean"].notna()].reset_index(drop=True)
-    means = redrawn(scored, mode=mode)
-    if means is None:
+    scored = cells[cells["mean"].notna()]
+    error, freedom = standard_errors(scored, mode=mode)
+    if not freedom:
         return float("nan")
-    sign = 1.0 if mode == "max" else -1.0
-    winner = (sign * means).argmax(axis=1)
-    gain = means[np.arange(len(means)), winner] - scored["mean"].to_numpy()[winner]
-    return float(sign * gain.mean())
+    better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
+    gains = error * np.random.default_rng(SEED).standard_normal((DRAWS, len(scored)))
+    winner = (better + gains).argmax(axis=1)
+    return float(gains[np.arange(DRAWS), winner].mean())
 
 
 def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.scaling import collapse, exponent, rival_forms
+from search.scaling import EDGE_WITHIN_NOISE, collapse, exponent, rival_forms
 from search.surface import ridge, ridge_interval, surface
 
 Draw = Callable[..., pd.DataFrame]
@@ -117,6 +117,23 @@ def test_a_best_lr_on_the_edge_is_left_out_and_said() -> None:
     assert math.isnan(found.low)  # three points without seeds: no interval
     assert found.verdict("linear") == "unknown"
     assert math.isnan(exponent(cells[cells["batch_size"] > 32], mode="max").value)
+
+
+@pytest.mark.parametrize("edge", [0.01, 0.1, 0.3, 0.7, 1.0, 3.0])
+def test_a_best_lr_that_may_be_the_edge_within_the_noise_is_left_out(edge: float) -> None:
+    """Whatever the edge: the exponential of a number's logarithm is not always the number."""
+    scores = (0.8, 0.86, 0.90, 0.899)
+    cells = pd.DataFrame(
+        [
+            (b, lr, score, 0.01, 3, 3, 0, 0, 0)
+            for b in BATCH_SIZES
+            for lr, score in zip((edge / 8, edge / 4, edge / 2, edge), scores, strict=True)
+        ],
+        columns=["batch_size", "lr", "mean", "std", "n", "trials", "diverged", "stopped", "failed"],
+    )
+    found = exponent(cells, mode="max")
+    assert found.left_out == dict.fromkeys(BATCH_SIZES, EDGE_WITHIN_NOISE)
+    assert found.batch_sizes == ()
 
 
 def test_the_vertex_is_that_of_a_parabola_through_three_points() -> None:
