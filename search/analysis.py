@@ -17,9 +17,9 @@ from search.surface import (
     ridge_interval,
     stable_lr,
     surface,
-    usable,
 )
 from search.targets import (
+    NO_FRONT,
     Front,
     at_equal,
     common_target,
@@ -29,7 +29,10 @@ from search.targets import (
     to_target,
 )
 
-SCATTERED_LRS = 12  # different lrs of a batch size from which on they are put in bins
+MANY_BATCH_SIZES = 12  # above which they are drawn, and not a grid's
+LEAST_DRAWN = 6  # different lrs that can be called scattered
+SHARED = 0.1  # of the lrs that two batch sizes have in common: a grid has more
+UNEVEN = 2.0  # how many times as wide as the narrowest a grid's widest step in log lr may be
 BINS_PER_DECADE = 3
 EXPONENT_OF = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "malladi": 0.5}
 
@@ -120,7 +123,7 @@ def analyse(
         "stable": stable_lr(cells),
         "target": target,
         "needed": needed,
-        "front": front(needed),
+        "front": NO_FRONT if epochs is None or epochs.empty else front(needed),
         "noise_scales": noise_scales(rows, metric=metric) if measured else nothing,
         "equal": equal,
         "throughput": throughput(rows, metric=metric) if measured else nothing,
@@ -144,11 +147,7 @@ def in_bins(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     A search draws each lr once: then the trials of a bin stand for seeds, and their spread holds
     all else that differs between them. Grids stay as they are.
     """
-    repeats = trials.groupby("batch_size")["grid_lr"].nunique()
-    per_cell = trials.groupby(["batch_size", "grid_lr"]).size()
-    many_batches = trials["batch_size"].nunique() > SCATTERED_LRS
-    scattered = (repeats.median() >= SCATTERED_LRS and per_cell.median() == 1) or many_batches
-    if trials.empty or not scattered:
+    if not _scattered(trials):
         return trials, False
     step = 1 / BINS_PER_DECADE
 
@@ -163,6 +162,18 @@ def in_bins(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     return rows, True
 
 
-def has_scores(trials: pd.DataFrame, *, metric: str) -> bool:
-    """Whether there is anything to analyse."""
-    return not usable(trials, metric=metric).empty
+def _scattered(trials: pd.DataFrame) -> bool:
+    """Whether lrs were drawn: each used once, of many digits, in steps of all sizes."""
+    if trials["batch_size"].nunique() > MANY_BATCH_SIZES:
+        return True
+    each_once = trials.groupby(["batch_size", "grid_lr"]).size().median() == 1
+    shared = (trials.groupby("grid_lr")["batch_size"].nunique() > 1).mean()
+    if not each_once or shared > SHARED or trials["grid_lr"].nunique() < LEAST_DRAWN:
+        return False
+    known = trials[trials["grid_lr"] > 0]
+    if np.mean([math.isclose(lr, float(f"{lr:.2g}")) for lr in known["grid_lr"]]) > 0.5:
+        return False
+    lrs = [np.unique(group) for _, group in known.groupby("batch_size")["grid_lr"]]
+    lrs = [each for each in lrs if len(each) > 2] or [np.unique(known["grid_lr"])]
+    steps = [np.diff(np.log(each)) for each in lrs]
+    return bool(np.mean([each.max() > UNEVEN * each.min() for each in steps]) > 0.5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from search.analysis import Analysis
+from search.scaling import EDGE_WITHIN_NOISE
 
 RULE_WORDS = {
     "constant": "a constant rate",
@@ -49,6 +50,18 @@ def _cell(row: "pd.Series[float]", analysis: Analysis) -> str:
     return f"batch {row['batch_size']:.0f} at {analysis.lr_name} {show(row['grid_lr'])}"
 
 
+def _replicate(analysis: Analysis) -> str:
+    """What a cell has several of: in bins its trials differ in more than the seed."""
+    return "trial" if analysis.binned else "seed"
+
+
+def _more(analysis: Analysis) -> str:
+    """How one gets replicates: of a study by its command, of a table by whoever trains."""
+    if analysis.binned:
+        return "try more configurations"
+    return "run with --set seeds=3" if "trial_key" in analysis.trials else "train with more seeds"
+
+
 def _best(analysis: Analysis) -> str:
     cells = analysis.cells.dropna(subset="mean")
     best = cells.loc[cells["mean"].idxmax() if analysis.mode == "max" else cells["mean"].idxmin()]
@@ -58,20 +71,23 @@ def _best(analysis: Analysis) -> str:
     if analysis.best_set.empty:
         return (
             f"{_cell(best, analysis).capitalize()} scored best ({score}), but no replicates: with "
-            f"one seed a cell it cannot be said which of the {len(cells)} cells are as good."
+            f"one {_replicate(analysis)} a cell it cannot be said which of the {len(cells)} cells "
+            f"are as good."
         )
     some = analysis.best_set
     n = cells["n"].median()
     count = f"{n:.0f}" if n == cells["n"].max() else f"up to {cells['n'].max()}"
-    start = f"Within the noise of {count} {'trials' if analysis.binned else 'seeds'} a cell, "
+    start = f"Within the noise of {count} {_replicate(analysis)}s a cell, "
     if len(some) == 1:
         return f"{start}{_cell(best, analysis)} is best of {len(cells)} cells, {score}."
     batches = sorted(set(some["batch_size"]))
-    span = f"{batches[0]:.0f} to {batches[-1]:.0f}" if len(batches) > 1 else f"{batches[0]:.0f}"
+    span = f"s {batches[0]:.0f} to {batches[-1]:.0f}" if len(batches) > 1 else f" {batches[0]:.0f}"
+    which = f"{len(some)} of {len(cells)} cells are best (batch size{span})"
+    if len(some) == len(cells):
+        which = f"none of the {len(cells)} cells can be told from the best"
     return (
-        f"{start}{len(some)} of {len(cells)} cells are best (batch sizes {span}); the highest mean "
-        f"is that of {_cell(best, analysis)}, {score}, which being picked from so many flatters "
-        f"by about {show(analysis.optimism)}."
+        f"{start}{which}; the highest mean is that of {_cell(best, analysis)}, {score}, which "
+        f"being picked from so many flatters by about {show(analysis.optimism)}."
     ).replace("highest", "highest" if analysis.mode == "max" else "lowest")
 
 
@@ -84,6 +100,9 @@ def _scaling(analysis: Analysis) -> str:
         if loose:
             text += f"; unbracketed at batch {listed([str(b) for b in loose])}, where the best lr "
             text += "lies on the edge of those tried: widen the grid"
+        noisy = [str(b) for b, why in found.left_out.items() if why == EDGE_WITHIN_NOISE]
+        if noisy:
+            text += f"; at batch {listed(noisy)} it may lie there for all that the noise tells"
         return text + "."
     power = f"The best lr grows as B^{found.value:.2f}"
     where = f"over batch sizes {min(found.batch_sizes)} to {max(found.batch_sizes)}"
@@ -113,10 +132,17 @@ def _interaction(analysis: Analysis) -> str:
         f"{mixed.share_interaction:.0%}"
     )
     if not math.isfinite(mixed.p_value):
-        return f"{shares[0].upper()}{shares[1:]}; {mixed.why}."
+        why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {_more(analysis)}"
+        return f"{shares[0].upper()}{shares[1:]}; {why}."
     p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
     if mixed.p_value <= SIGNIFICANT:
-        return f"Batch size and {analysis.lr_name} act together ({p}, permutation): {shares}."
+        said = f"Batch size and {analysis.lr_name} act together ({p}, permutation): {shares}."
+        if mixed.p_robust > SIGNIFICANT:
+            said += (
+                f" A test that lets the noise differ between cells does not confirm it "
+                f"(p = {mixed.p_robust:.2g}): train with more seeds."
+            )
+        return said
     return (
         f"No interaction of batch size and {analysis.lr_name} shows above the noise ({p}, "
         f"permutation): {shares}."
@@ -200,8 +226,16 @@ def cautions(analysis: Analysis) -> list[str]:
             "The learning rates are scattered, so they are put in bins of a third of a decade, and "
             "batch sizes at powers of two: the spread within a cell holds all else that differed."
         )
-    if not analysis.freedom:
-        said.append("No replicates: one seed a cell, so no interval and no test of noise.")
+        if (alone := (analysis.cells["trials"] == 1).sum()) > len(analysis.cells) / 2:
+            said.append(
+                f"{len(analysis.trials)} scattered trials are too few for a surface: {alone} of "
+                f"its {len(analysis.cells)} cells hold one. Try more configurations, or a grid."
+            )
+    if not analysis.freedom and analysis.cells["mean"].notna().any():
+        said.append(
+            f"No replicates: one {_replicate(analysis)} a cell, so no interval and no test of "
+            f"noise."
+        )
     loose = analysis.ridge.loc[analysis.ridge["edge"] != "", "batch_size"]
     if len(loose):
         said.append(

@@ -21,10 +21,11 @@ class Interaction:
     """How the variance between cells divides, and whether the interaction is more than noise.
 
     The shares are of the sum of squares of the cell means and add up to one. `p_value` is by
-    permutation, `p_robust` of the F test with HC3 errors, `f` its statistic; NaN without
-    replicates, as then interaction and noise cannot be told apart. `why` says what cannot be said;
-    `batch_sizes` and `lrs` are the grid that was used, the largest without a hole, and `left_out`
-    counts the scored cells that are not in it.
+    permutation, `f` its statistic, NaN without replicates, as then interaction and noise cannot be
+    told apart; `p_robust` is of the F test with HC3 errors, NaN unless each cell has two seeds.
+    `replicates` are the fewest of a cell. `why` says what cannot be said; `batch_sizes` and `lrs`
+    are the grid that was used, the largest without a hole, and `left_out` counts the scored cells
+    that are not in it.
     """
 
     share_batch_size: float = float("nan")
@@ -45,7 +46,8 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
 
     Type II sums of squares; the p value by permuting the residuals of the additive model (Freedman
     & Lane 1983), which asks nothing of the noise's shape but that it is alike in all cells; the
-    robust one by statsmodels with HC3 errors, which does not ask that either.
+    robust one by statsmodels with HC3 errors, which does not ask that either, but with three seeds
+    rejects about one true hypothesis in ten at 5 %. Where they disagree, believe neither yet.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
@@ -74,19 +76,18 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
         share_interaction=share_both,
         replicates=int(seeds.size().min()),
     )
-    if found.replicates < 2:
-        why = (
-            "no replicates: with one seed in a cell, interaction and noise cannot be told apart; "
-            "run with --set seeds=3"
-        )
+    if len(inside) == grid.size:
+        why = "no replicates: with one seed in a cell, interaction and noise cannot be told apart"
         return replace(found, why=why)
-    if np.allclose(seeds.transform("std"), 0):
+    if np.allclose(seeds.transform("std").fillna(0.0), 0):
         return replace(found, why="the seeds of each cell have equal scores")
     values = inside[metric].to_numpy(dtype=float)
     codes_b = pd.Categorical(inside["batch_size"]).codes.astype(int)
     codes_lr = pd.Categorical(inside[lr]).codes.astype(int)
     f, p_value = _freedman_lane(values, codes_b, codes_lr)
-    return replace(found, f=f, p_value=p_value, p_robust=_robust_p(values, codes_b, codes_lr))
+    known = found.replicates > 1
+    robust = _robust_p(values, codes_b, codes_lr) if known else float("nan")
+    return replace(found, f=f, p_value=p_value, p_robust=robust)
 
 
 def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
@@ -101,38 +102,37 @@ def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
     return grid
 
 
-def _designs(
+def _bases(
     codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The additive model's design matrix and that of one mean a cell."""
+    """Orthonormal columns that span the additive model, and those of one mean a cell."""
     b, lr = np.eye(codes_b.max() + 1)[codes_b], np.eye(codes_lr.max() + 1)[codes_lr]
-    additive = np.hstack([b, lr[:, 1:]])
-    cell = codes_b * (codes_lr.max() + 1) + codes_lr
-    return additive, np.eye(cell.max() + 1)[cell]
+    cell = np.eye((codes_b.max() + 1) * (codes_lr.max() + 1))[codes_b * lr.shape[1] + codes_lr]
+    additive = np.linalg.qr(np.hstack([b, lr[:, 1:]]))[0]
+    return additive, cell / np.sqrt(cell.sum(axis=0))
 
 
 def _freedman_lane(
     y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
 ) -> tuple[float, float]:
     """F of the interaction and its permutation p value, the observed order counted among them."""
-    additive, full = _designs(codes_b, codes_lr)
-    to_additive = additive @ np.linalg.pinv(additive)
-    to_cells = full @ np.linalg.pinv(full)
-    between = full.shape[1] - additive.shape[1]
-    within = len(y) - full.shape[1]
+    additive, cells = _bases(codes_b, codes_lr)
+    between = cells.shape[1] - additive.shape[1]
+    within = len(y) - cells.shape[1]
 
     def f_of(many: NDArray[np.float64]) -> NDArray[np.float64]:
-        rss_additive = ((many - to_additive @ many) ** 2).sum(axis=0)
-        rss_cells = ((many - to_cells @ many) ** 2).sum(axis=0)
+        total = (many**2).sum(axis=0)
+        rss_additive = total - ((additive.T @ many) ** 2).sum(axis=0)
+        rss_cells = total - ((cells.T @ many) ** 2).sum(axis=0)
         out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
         return out
 
-    fitted = to_additive @ y
+    # What the additive model fits adds to neither sum, so the residuals stand for the scores.
+    residuals = y - additive @ (additive.T @ y)
     rng = np.random.default_rng(SEED)
-    residuals = y - fitted
-    permuted = np.stack([rng.permutation(residuals) for _ in range(PERMUTATIONS)], axis=1)
-    observed = f_of(y[:, None])[0]
-    others = f_of(fitted[:, None] + permuted)
+    permuted = rng.permuted(np.tile(residuals[:, None], PERMUTATIONS), axis=0)
+    observed = f_of(residuals[:, None])[0]
+    others = f_of(permuted)
     return float(observed), float((1 + (others >= observed).sum()) / (1 + PERMUTATIONS))
 
 

@@ -25,6 +25,7 @@ STATUS_OF = {
 # Columns of a table for `analyse`: a metric of one of these names is called otherwise.
 TAKEN = ("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key")
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
+LARGEST_WHOLE = 2**53  # that a float can count to
 FEW = 12  # values of a text column that may be a choice, and not a name
 
 
@@ -168,11 +169,11 @@ def _numbers(
     if above is not None:
         wrong |= needed & (values <= above)
     if whole:
-        wrong |= needed & (values != values.round())
+        wrong |= needed & ((values != values.round()) | (values > LARGEST_WHOLE))
     if wrong.any():
         at = int(np.flatnonzero(wrong.to_numpy())[0])
         raise TableError(
-            f"{file}, column {column.name!r}: wants {wanted}, got {column.iloc[at]!r} in row "
+            f"{file}, column {column.name!r}: wants {wanted}, got {column.tolist()[at]!r} in row "
             f"{column.index[at] + 1} ({int(wrong.sum())} such rows): correct or remove them"
         )
     return values

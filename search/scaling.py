@@ -16,9 +16,8 @@ from search.surface import LEVEL, ridge_draws, ridge_interval
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
-EDGE_SHARE = (
-    0.025  # of redrawn surfaces with the best on an edge: above it, a best is not bracketed
-)
+EDGE_SHARE = 0.025  # of redrawn surfaces whose best is on an edge: above it, it is not bracketed
+EDGE_WITHIN_NOISE = "within the noise its best lr reaches the edge of the grid"
 COLLAPSE_EXPONENTS = np.round(np.arange(0.0, 2.0001, 0.01), 2)
 
 
@@ -63,10 +62,10 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
             left_out[batch_size] = "its best lr is not between two others that have scores"
             continue
         if draws is not None:
-            logs = np.log(draws[batch_size])
-            on_edge = np.isin(draws[batch_size], [lrs.min(), lrs.max()]).mean()
+            logs = draws[batch_size]
+            on_edge = np.isin(logs, np.log([lrs.min(), lrs.max()])).mean()
             if on_edge > EDGE_SHARE:
-                left_out[batch_size] = "within the noise its best lr reaches the edge of the grid"
+                left_out[batch_size] = EDGE_WITHIN_NOISE
                 continue
             sampled.append(logs)
         x.append(np.log(batch_size))
@@ -86,7 +85,8 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
     scatter = float(np.sqrt((w * residuals**2).sum() / freedom / spread))
     half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * scatter
     if sampled:
-        slopes = np.array([_line(xs, each, w)[0] for each in np.array(sampled).T])
+        tilt = w * (xs - np.average(xs, weights=w)) / spread
+        slopes = tilt @ np.array(sampled)
         low, high = np.percentile(slopes, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
         chi2 = float((w * residuals**2).sum())
         straight = stats.chi2.sf(chi2, freedom) > 0.05

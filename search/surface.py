@@ -4,12 +4,13 @@ Pure functions over the `trials` table, or over any frame with batch_size, an lr
 metric. A stopped trial is censored and a diverged one has no score: both are counted, not averaged.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 USABLE = ("completed",)
 LEVEL = 0.95  # of all intervals
@@ -103,24 +104,32 @@ def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", at: int) -> float:
     return (x0 + x1) / 2 - first / (2 * bend) if bend < 0 else x1
 
 
+def standard_errors(cells: pd.DataFrame, *, mode: str) -> tuple[NDArray[np.float64], int]:
+    """Each cell mean's standard error, and the degrees of freedom: NaN and 0 without seeds.
+
+    From the deviation of each cell where it has ten seeds or more, and else the pooled one or its
+    own, whichever is larger.
+    """
+    pooled, freedom = noise_of(cells, mode=mode)
+    own = (cells["n"] >= 10) & cells["std"].notna()
+    std = np.where(own, cells["std"], np.fmax(cells["std"].fillna(pooled), pooled))
+    return std / np.sqrt(cells["n"].clip(lower=1).to_numpy(dtype=float)), freedom
+
+
 def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np.float64] | None:
     """Cell means as they might have come out with other seeds, (draws, cells); None without seeds.
 
-    A parametric bootstrap: each mean plus noise of its own standard error, with the deviation of
-    each cell where it has ten seeds or more and else the pooled one, and Student's t of as many
-    degrees of freedom in place of the normal, as the deviation is itself estimated.
+    A parametric bootstrap: each mean plus noise of its own standard error, by Student's t of the
+    pooled deviation's degrees of freedom in place of the normal, as it is itself estimated.
     """
-    pooled, freedom = noise_of(cells, mode=mode)
+    error, freedom = standard_errors(cells, mode=mode)
     if not freedom:
         return None
     rng = np.random.default_rng(SEED)
-    own = (cells["n"] >= 10) & cells["std"].notna()
-    std = np.where(own, cells["std"], np.fmax(cells["std"].fillna(pooled), pooled))
-    error = std / np.sqrt(cells["n"].clip(lower=1))
     # One scale for all cells of a draw: the pooled deviation is off by the same factor everywhere.
     scale = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
     noise = rng.standard_normal((draws, len(cells))) * scale
-    means: NDArray[np.float64] = cells["mean"].to_numpy() + noise * error.to_numpy()
+    means: NDArray[np.float64] = cells["mean"].to_numpy(dtype=float) + noise * error
     return means
 
 
@@ -128,7 +137,9 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
     """`ridge` with lr_low and lr_high, the 95 % interval of each batch size's best lr.
 
     Percentiles of the vertex over redrawn surfaces; where the best then lies on an edge, the
-    interval ends there. NaN without seeds. `bracketed` says whether the best lies inside.
+    interval ends there. It is of the seeds' noise alone: where the curve falls off much faster on
+    one side, the parabola's vertex is off by a part of a step between two lrs, which shows where
+    the noise is small. NaN without seeds. `bracketed` says whether the best lies inside.
     """
     table = ridge(cells, mode=mode)
     table["bracketed"] = table["edge"] == ""
@@ -138,7 +149,7 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
         table[name] = (
             np.nan
             if vertices is None
-            else [np.nanpercentile(vertices[b], q) for b in table["batch_size"]]
+            else [np.exp(np.percentile(vertices[b], q)) for b in table["batch_size"]]
         )
     return table
 
@@ -146,7 +157,10 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
 def ridge_draws(
     cells: pd.DataFrame, *, mode: str, draws: int = DRAWS
 ) -> dict[int, NDArray[np.float64]] | None:
-    """Each batch size's best lr (vertex) over redrawn surfaces, (draws,); None without seeds."""
+    """Each batch size's log best lr (vertex) over redrawn surfaces, (draws,); None without seeds.
+
+    Natural logarithms: a best on an edge of those with scores is exactly that edge's.
+    """
     means = redrawn(cells, mode=mode, draws=draws)
     if means is None:
         return None
@@ -159,7 +173,7 @@ def ridge_draws(
             continue
         x = np.log(order["lr"].to_numpy())
         y = sign * means[:, cells.index.get_indexer(order.index)]
-        found[batch_size] = np.exp(_vertices(x, y))
+        found[batch_size] = _vertices(x, y)
     return found
 
 
@@ -203,39 +217,39 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     return scored[stays].sort_values("mean", ascending=mode == "min")
 
 
+@functools.cache
 def dunnett_critical(comparisons: int, freedom: int, *, level: float = LEVEL) -> float:
     """One-sided critical value of Dunnett's test with equal group sizes.
 
     The d with P(max_i (Z_i - Z_0) / sqrt(2) <= d S) = level, Z standard normal and S the square
     root of a chi-square over its degrees of freedom (Dunnett 1955), by quadrature.
     """
-    from scipy.optimize import brentq
-
     z, weights = np.polynomial.hermite_e.hermegauss(80)
     weights = weights / weights.sum()
     s = np.sqrt(stats.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom)
 
     def excess(d: float) -> float:
-        inside = stats.norm.cdf(z[:, None] + d * s[None, :] * np.sqrt(2)) ** comparisons
+        inside = special.ndtr(z[:, None] + d * s[None, :] * np.sqrt(2)) ** comparisons
         return float((weights[:, None] * inside).sum(axis=0).mean() - level)
 
-    return float(brentq(excess, 0.0, 100.0))
+    return float(optimize.brentq(excess, 0.0, 1000.0))
 
 
 def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     """By how much the best cell's mean is expected to flatter it, for having been picked as best.
 
-    Mean over redrawn surfaces of the winner's redrawn mean less the mean it was redrawn around,
-    with the sign that makes it positive. NaN without seeds.
+    Mean over surfaces redrawn with normal noise (Student's has no mean at one degree of freedom)
+    of what the winner's redrawn mean gained, with the sign that makes it positive. NaN without
+    seeds.
     """
-    scored = cells[cells["mean"].notna()].reset_index(drop=True)
-    means = redrawn(scored, mode=mode)
-    if means is None:
+    scored = cells[cells["mean"].notna()]
+    error, freedom = standard_errors(scored, mode=mode)
+    if not freedom:
         return float("nan")
-    sign = 1.0 if mode == "max" else -1.0
-    winner = (sign * means).argmax(axis=1)
-    gain = means[np.arange(len(means)), winner] - scored["mean"].to_numpy()[winner]
-    return float(sign * gain.mean())
+    better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
+    gains = error * np.random.default_rng(SEED).standard_normal((DRAWS, len(scored)))
+    winner = (better + gains).argmax(axis=1)
+    return float(gains[np.arange(DRAWS), winner].mean())
 
 
 def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ Pure functions over the `trials` and `epochs` tables.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -108,6 +108,16 @@ class Front:
     why: str
 
 
+NO_FRONT = Front(
+    s_min=float("nan"),
+    e_min=float("nan"),
+    critical_batch_size=float("nan"),
+    low=float("nan"),
+    high=float("nan"),
+    why="it takes evaluations along each training, and there are none",
+)
+
+
 def front(needed: pd.DataFrame) -> Front:
     """Fit the front to updates-to-target: S(B) = S_min (1 + B_crit / B), in the logarithm.
 
@@ -117,8 +127,8 @@ def front(needed: pd.DataFrame) -> Front:
     """
     nan = float("nan")
     if len(needed) < 4:
-        why = f"{len(needed)} batch sizes reach the target; a front takes four"
-        return Front(s_min=nan, e_min=nan, critical_batch_size=nan, low=nan, high=nan, why=why)
+        count = f"{len(needed)} batch size{' reaches' if len(needed) == 1 else 's reach'}"
+        return replace(NO_FRONT, why=f"{count} the target; a front takes four")
     b = needed["batch_size"].to_numpy(dtype=float)
     log_s = np.log(needed["updates"].to_numpy(dtype=float))
 
@@ -136,9 +146,11 @@ def front(needed: pd.DataFrame) -> Front:
     s_min = float(np.exp((log_s - np.log1p(critical / b)).mean()))
     freedom = len(b) - 2
     allowed = rss(best) * (1 + stats.f.ppf(LEVEL, 1, freedom) / freedom) + 1e-12
-    inside = grid[values <= allowed]
-    low, high = (float(np.exp(f(inside, default=best))) for f in (min, max))
     open_low, open_high = values[0] <= allowed, values[-1] <= allowed
+
+    def end(outermost: float) -> float:
+        return float(np.exp(optimize.brentq(lambda x: rss(x) - allowed, outermost, best)))
+
     why = ""
     if open_high:
         why = "still on perfect scaling: the critical batch size is above those tried"
@@ -148,8 +160,8 @@ def front(needed: pd.DataFrame) -> Front:
         s_min=s_min,
         e_min=s_min * critical,
         critical_batch_size=critical,
-        low=nan if open_low else min(low, critical),
-        high=nan if open_high else max(high, critical),
+        low=nan if open_low else end(grid[0]),
+        high=nan if open_high else end(grid[-1]),
         why=why,
     )
 

@@ -201,6 +201,39 @@ def make_study(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Result
 
 
 @pytest.fixture(scope="session")
+def draw_trials() -> Callable[..., pd.DataFrame]:
+    """Draws trials of a known surface: a parabola in log lr about a best of 0.16 (B / 64)^exponent.
+
+    Grids of five batch sizes and nine lrs, a factor of two apart. `lost` trials are stopped by a
+    scheduler that lets the better half go on, or diverge above 5.6 lr*, more of them the higher.
+    """
+
+    def draw(
+        rng: np.random.Generator,
+        *,
+        exponent: float = 0.7,
+        noise: float = 0.003,
+        fall: float = 0.004,
+        seeds: int = 3,
+        lost: bool = False,
+    ) -> pd.DataFrame:
+        grid = itertools.product([16, 32, 64, 128, 256], 0.01 * 2.0 ** np.arange(9), range(seeds))
+        table = pd.DataFrame(grid, columns=["batch_size", "base_lr", "seed"])
+        best = 0.16 * (table["batch_size"] / 64) ** exponent
+        octaves = np.log2(table["base_lr"] / best).to_numpy()
+        score = 0.9 - fall * octaves**2 + noise * rng.standard_normal(len(table))
+        status = np.full(len(table), "completed", dtype=object)
+        if lost:
+            half_way = score + noise * rng.standard_normal(len(table))
+            status[half_way < np.median(half_way)] = "stopped"
+            status[rng.random(len(table)) < 1 / (1 + np.exp((2.5 - octaves) / 0.3))] = "diverged"
+            score = np.where(status == "diverged", np.nan, score)
+        return table.assign(best=best, status=status, val_auroc=score)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def hostile() -> str:
     """Text that breaks out of an element, an attribute or a script, where it is not escaped."""
     return "</script><script>window.broken=1</script><img src=x onerror='window.broken=2'>\"&"

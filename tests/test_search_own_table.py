@@ -131,7 +131,11 @@ def test_other_columns_that_differ_are_said(tmp_path: Path) -> None:
         ({"rate": 0.0}, {}, "column 'rate': wants numbers > 0, got"),
         ({"rate": -0.1}, {}, "column 'rate': wants numbers > 0, got"),
         ({"bs": 16.5}, {}, "column 'bs': wants whole numbers > 0, got"),
-        ({"rate": math.nan}, {}, "column 'rate': wants numbers > 0, got"),
+        ({"rate": math.nan}, {}, "column 'rate': wants numbers > 0, got nan in row 1 (72 such"),
+        ({"rate": math.inf}, {}, "column 'rate': wants numbers > 0, got inf in row 1"),
+        ({"bs": math.inf}, {}, "column 'bs': wants whole numbers > 0, got inf"),
+        ({"bs": 1e30}, {}, "column 'bs': wants whole numbers > 0, got 1e+30"),
+        ({"score": "0,9"}, {}, "column 'score': wants numbers, got '0,9' in row 1"),
     ],
 )
 def test_a_wrong_column_is_named(
@@ -171,6 +175,21 @@ def test_an_unreadable_file_is_one_line_and_2(
     assert error.count("\n") == 1
 
 
+def test_a_wrong_column_is_one_line_and_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.csv"
+    grid(rate="fast").to_csv(file, index=False)
+    for columns, said in (
+        ({"lr": "rates"}, "no column 'rates' for --lr: did you mean --lr rate?"),
+        ({}, "column 'rate': wants numbers > 0, got 'fast' in row 1"),
+    ):
+        assert report(tmp_path, file, **columns) == (2, {})
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -178,10 +197,17 @@ def test_an_unreadable_file_is_one_line_and_2(
         (grid()[lambda t: t["rate"] < 0.02], "The table has 2 learning rates"),
         (grid().drop_duplicates(["bs", "rate"]), "No replicates"),
         (grid(score=math.nan), "No trial has a score"),
+        (grid(score=-math.inf), "No trial has a score"),
+        (grid(status="running"), "72 rows of trainings that have not ended are left out"),
+        (grid(status="pruned"), "72 stopped trials are censored"),
+        (grid().assign(score=lambda t: t["score"].where(t.index == 7)), "there is nothing to comp"),
         (grid(score=0.5), "the metric is the same in every cell"),
         (grid().head(1), "The table has 1 batch sizes"),
     ],
-    ids=["one batch size", "two rates", "one seed", "all diverged", "constant", "one row"],
+    ids=[
+        *("one batch size", "two rates", "one seed", "all diverged", "infinite", "under way"),
+        *("all stopped", "one score", "constant", "one row"),
+    ],
 )
 def test_what_a_table_cannot_say_its_report_says(
     tmp_path: Path, table: pd.DataFrame, said: str

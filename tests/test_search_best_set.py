@@ -1,0 +1,136 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from search.surface import best_set, dunnett_critical, noise_of, optimism, surface
+
+NOISE = 0.01
+
+
+def cells_of(
+    rng: np.random.Generator, truth: Sequence[float], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """The surface of cells with these true means and numbers of seeds, the lr counting them."""
+    lrs = np.repeat(np.arange(1, len(truth) + 1), seeds)
+    score = np.repeat(truth, seeds) + NOISE * rng.standard_normal(len(lrs))
+    table = pd.DataFrame({"batch_size": 16, "base_lr": lrs, "val_auroc": score})
+    return surface(table.assign(status="completed"), metric="val_auroc")
+
+
+@pytest.mark.parametrize(("groups", "seeds"), [(2, 3), (6, 2), (6, 3), (12, 5), (35, 3)])
+def test_dunnetts_critical_value_is_scipys(groups: int, seeds: int) -> None:
+    """Of data whose largest statistic is the critical value, scipy's p value is 5 %."""
+    rng = np.random.default_rng(0)
+    freedom = groups * (seeds - 1)
+    critical = dunnett_critical(groups - 1, freedom)
+    data = rng.standard_normal((groups, seeds))
+    data -= data.mean(axis=1, keepdims=True)
+    pooled = math.sqrt((data**2).sum() / freedom)
+    data[1] += critical * pooled * math.sqrt(2 / seeds)
+    found = stats.dunnett(*data[1:], control=data[0], alternative="greater", rng=1)
+    assert found.statistic[0] == pytest.approx(critical)
+    assert found.pvalue[0] == pytest.approx(0.05, abs=0.002)
+
+
+def test_one_comparison_is_students() -> None:
+    assert dunnett_critical(1, 7) == pytest.approx(stats.t.ppf(0.95, 7), abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("truth", "seeds"),
+    [
+        ([0.9] * 20, [3] * 20),
+        ([0.9, *[0.89] * 10, *[0.85] * 9], [3] * 20),
+        ([0.9] * 20, [2, 5] * 10),
+        ([0.9] * 20, [2] * 10 + [10] * 10),
+        ([0.9] * 20, [10] + [2] * 19),
+    ],
+    ids=["all alike", "one ahead", "of two sizes", "of very unlike sizes", "the best has more"],
+)
+def test_the_true_best_is_kept(truth: Sequence[float], seeds: Sequence[int]) -> None:
+    rng = np.random.default_rng(1)
+    kept = [1 in set(best_set(cells_of(rng, truth, seeds), mode="max")["lr"]) for _ in range(300)]
+    assert np.mean(kept) >= 0.94  # 0.95 within the error of so few
+
+
+def test_cells_that_are_far_behind_are_told_from_the_best() -> None:
+    """Beside each cell that is as good; a set of all cells would pass the test before."""
+    rng = np.random.default_rng(2)
+    truth = [0.9, 0.895, *[0.9 - 8 * NOISE] * 18]
+    for mode, sign in (("max", 1), ("min", -1)):
+        cells = cells_of(rng, [sign * each for each in truth], [3] * 20)
+        assert set(best_set(cells, mode=mode)["lr"]) == {1, 2}
+
+
+def test_an_own_calculation_keeps_the_same_cells() -> None:
+    """Hsu's lower bounds from scipy's intervals: each cell is the control against all others."""
+    rng = np.random.default_rng(3)
+    truth = rng.normal(0.9, 1.5 * NOISE, 6)
+    for _ in range(5):
+        data = truth[:, None] + NOISE * rng.standard_normal((6, 4))
+        table = pd.DataFrame(
+            {"batch_size": 16, "base_lr": np.repeat(range(6), 4), "val_auroc": data.ravel()}
+        )
+        cells = surface(table.assign(status="completed"), metric="val_auroc")
+        noise, freedom = noise_of(cells, mode="max")
+        assert freedom == 9  # pooled over the better half of six
+        stays = []
+        for own in range(6):
+            ahead = (data.mean(axis=1) - data[own].mean()) / (noise * math.sqrt(2 / 4))
+            others = np.delete(ahead, own)
+            draws = rng.standard_normal((200_000, 6))
+            scale = np.sqrt(rng.chisquare(freedom, 200_000) / freedom)
+            most = ((draws[:, :5] - draws[:, 5:]) / math.sqrt(2)).max(axis=1) / scale
+            if (most >= others.max()).mean() >= 0.05:
+                stays.append(own)
+        assert sorted(best_set(cells, mode="max")["lr"]) == stays
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        [0.9] * 20,
+        [0.9 - 0.002 * k for k in range(20)],
+        [0.9 - 0.02 * k for k in range(20)],
+    ],
+    ids=["flat", "gently falling", "steep"],
+)
+def test_optimism_is_that_of_a_simulation(truth: Sequence[float]) -> None:
+    """By how much the mean of the cell that was picked exceeds that cell's truth, on average."""
+    rng = np.random.default_rng(4)
+    real, said = [], []
+    for _ in range(300):
+        cells = cells_of(rng, truth, [3] * 20)
+        picked = int(cells["mean"].argmax())
+        real.append(cells["mean"].iloc[picked] - truth[picked])
+        said.append(optimism(cells, mode="max"))
+    error = NOISE / math.sqrt(3)  # of one mean: what the gain is measured in
+    assert np.mean(said) == pytest.approx(np.mean(real), abs=0.25 * error)
+
+
+def test_of_less_is_better_optimism_is_the_same() -> None:
+    rng = np.random.default_rng(5)
+    cells = cells_of(rng, [0.9] * 10, [3] * 10)
+    low = cells.assign(mean=1 - cells["mean"])
+    assert optimism(cells, mode="max") > 0
+    assert optimism(low, mode="min") == pytest.approx(optimism(cells, mode="max"), rel=0.1)
+
+
+def test_noise_is_pooled_over_the_better_half() -> None:
+    cells = pd.DataFrame(
+        {"mean": [0.9, 0.8, 0.7, 0.6], "std": [0.01, 0.03, 0.5, 0.5], "n": [2, 3, 3, 3]}
+    )
+    noise, freedom = noise_of(cells, mode="max")
+    assert freedom == 3
+    assert noise == pytest.approx(math.sqrt((0.01**2 + 2 * 0.03**2) / 3))
+    assert noise_of(cells, mode="min")[0] == pytest.approx(0.5)
+
+
+def test_without_seeds_there_is_no_set_and_no_optimism() -> None:
+    cells = cells_of(np.random.default_rng(6), [0.9] * 4, [1] * 4)
+    assert best_set(cells, mode="max").empty
+    assert math.isnan(optimism(cells, mode="max"))
