@@ -87,7 +87,7 @@ def _best(analysis: Analysis) -> str:
         which = f"none of the {len(cells)} cells can be told from the best"
     return (
         f"{start}{which}; the highest mean is that of {_cell(best, analysis)}, {score}, which "
-        f"being picked from so many flatters by about {show(analysis.optimism)}."
+        f"being picked from so many flatters by about {analysis.optimism:.2g}."
     ).replace("highest", "highest" if analysis.mode == "max" else "lowest")
 
 

@@ -239,14 +239,21 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     """By how much the best cell's mean is expected to flatter it, for having been picked as best.
 
     Mean over surfaces redrawn with normal noise (Student's has no mean at one degree of freedom)
-    of what the winner's redrawn mean gained, with the sign that makes it positive. NaN without
-    seeds.
+    of what the winner's redrawn mean gained, with the sign that makes it positive. The noise is the
+    better half's in every cell: a far cell of great noise would win rarely but by much. Observed
+    means lie further apart than true ones, so those that cannot be told from the best are drawn
+    together first, by the share of their spread that is noise (empirical Bayes). NaN without seeds.
     """
-    scored = cells[cells["mean"].notna()]
-    error, freedom = standard_errors(scored, mode=mode)
+    noise, freedom = noise_of(cells, mode=mode)
     if not freedom:
         return float("nan")
+    scored = cells[cells["mean"].notna()]
+    error = noise / np.sqrt(scored["n"].to_numpy(dtype=float))
     better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
+    near = scored.index.isin(best_set(cells, mode=mode).index)
+    if near.sum() > 1 and (spread := better[near].var(ddof=1)) > 0:
+        kept = max(0.0, 1 - float((error[near] ** 2).mean()) / spread)
+        better[near] = better[near].mean() + kept * (better[near] - better[near].mean())
     gains = error * np.random.default_rng(SEED).standard_normal((DRAWS, len(scored)))
     winner = (better + gains).argmax(axis=1)
     return float(gains[np.arange(DRAWS), winner].mean())
