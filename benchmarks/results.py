@@ -3,9 +3,9 @@
     uv run python -m benchmarks.results [--trials 10000 --epochs 50 --out DIR]
 
 Every trial is committed as the driver does it; then both tables are read into memory as they are
-and after `search.results compact`, by this project's reader, pandas, DuckDB and Polars. `write_share`
-is what committing a trial's rows after each of its epochs takes of epochs of 3 s (the tables alone:
-a checkpoint is as large as its network). Last line: one JSON object.
+and after `search.results compact`, by this project's reader, pandas, DuckDB and Polars.
+`write_share` is what committing a trial's rows after each of its epochs takes of epochs of 3 s (the
+tables alone: a checkpoint is as large as its network). Last line: one JSON object.
 """
 
 import argparse

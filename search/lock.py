@@ -118,7 +118,8 @@ def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
     if not holder:
         return False
     if holder.get("host") == socket.gethostname():
-        return _start_of(int(holder["pid"])) == holder.get("started") != ""
+        pid = holder.get("pid")
+        return isinstance(pid, int) and _start_of(pid) == holder.get("started") != ""
     deadline = time.monotonic() + STALE_BEATS * BEAT_S
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S, 1.0))

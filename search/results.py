@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from search import lock, parts
-from trainable import storage
+from trainable import credentials, storage
 from trainable.config import TrialConfig
 from trainable.record import EpochResult, TrialResult
 from trainable.storage import Folder
@@ -90,7 +90,8 @@ def open_results(out: str, study: str) -> Results:
         folder = storage.folder_at(out) / study
         storage.write(folder, ".writable", b"")
     except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot write to --out {out}: {error}") from error
+        shown = "that URI" if credentials.in_uri(out) else out
+        raise ResultsError(f"cannot write to --out {shown}: {error}") from error
     return Results(study, folder)
 
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import re
 import shutil
 import time
 import uuid
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from trainable import credentials
+
 CLAIM_STALE_S = 20.0  # after which a claim in an object store is that of a dead process
-CREDENTIALS = re.compile(r"://[^/?#]*@")
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -77,22 +77,14 @@ def _checked(name: str) -> str:
     return name
 
 
-def has_credentials(text: str) -> bool:
-    """Whether a URI in it has a user or password, as in `s3://user:password@bucket`."""
-    return CREDENTIALS.search(text) is not None
-
-
 def folder_at(where: str) -> Folder:
     """A folder from what a user types: a path, relative ones to here, or a URI.
 
     Raises:
         ValueError: a URI that no file system takes, or one with a password in it.
     """
-    if has_credentials(where):
-        raise ValueError(
-            "a URI is written to the results and must have no credentials: leave out what is "
-            "before the @ and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
-        )
+    if credentials.in_uri(where):
+        raise ValueError(f"the URI's part before the @, or its query, {credentials.REFUSED}")
     if "://" not in where:
         return Folder(str(Path(where).resolve()))
     path, query, options = where.partition("?")
