@@ -127,7 +127,10 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _parquet_column(path: Path, column: str) -> list[object]:
-    values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
+    try:
+        values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}; fetch it again") from error
     return values
 
 
@@ -139,7 +142,7 @@ def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
                     cells = batch.column(0).to_pylist()
                     packed = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
                     yield _decode([(f"image of {path}", data) for data in packed])
-            except (pa.ArrowException, KeyError) as error:
+            except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} is damaged: {error}; fetch it again") from error
 
     return read
