@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 
 from search.study import TRIAL_FIELDS, Study, unknown
+from trainable import credentials
 
 SETTABLE = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
 
@@ -73,6 +74,8 @@ def _said(error: BaseException) -> str:
         )
         if found:
             owner, name = found.groups()
+            if credentials.is_secret_name(name):
+                return f"{owner}: {name} {credentials.REFUSED}"
             known = TRIAL_FIELDS if owner == "TrialConfig" else [f.name for f in fields(Study)]
             return f"{owner}: {unknown('field', name, known)}"
     if isinstance(error, ValueError):
@@ -89,6 +92,10 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
     Raises:
         SpaceFileError: one does not parse, or names or gives something impossible.
     """
+    for setting in settings:  # before any is said again in an error
+        name, _, text = setting.partition("=")
+        if credentials.is_secret_name(name) or credentials.in_uri(text):
+            raise SpaceFileError(f"--set {name} {credentials.REFUSED}")
     own: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     vary = dict(study.vary)

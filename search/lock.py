@@ -63,26 +63,31 @@ def held(folder: Folder) -> Iterator[None]:
 
 
 def _take(folder: Folder, mine: dict[str, Any]) -> None:
+    content = json.dumps(mine).encode()
+    dead: bytes | None = None
     while True:
-        if storage.create(folder, NAME, json.dumps(mine).encode()):
+        if folder.is_local:
+            put = storage.create(folder, NAME, content)
+        else:
+            put = storage.create_in_store(folder, NAME, content, instead_of=dead)
+        if put:
             return
-        holder = _read(folder)
-        if holder is None:
+        try:
+            dead = storage.read(folder, NAME)
+        except FileNotFoundError:
             continue  # it let go between the two calls
+        holder = _parsed(dead)
         if _is_alive(folder, holder):
             raise LockedError(
                 f"{folder.uri} is being written to by process {holder.get('pid')} on "
                 f"{holder.get('host')}: wait for it, stop it, or give another --out"
             )
-        _clear_away(folder, holder)
+        if folder.is_local:
+            _clear_away(folder, holder)
 
 
 def _clear_away(folder: Folder, dead: dict[str, Any]) -> None:
     """Remove a dead holder's file, and not that of one who took it over in the meantime."""
-    if not folder.is_local:
-        if (_read(folder) or {}).get("token") == dead.get("token"):
-            storage.delete_file(folder, NAME)
-        return
     aside = f".{NAME}-{uuid.uuid4().hex}"
     path = Path(folder.uri)
     try:
@@ -96,9 +101,14 @@ def _clear_away(folder: Folder, dead: dict[str, Any]) -> None:
 
 def _read(folder: Folder, name: str = NAME) -> dict[str, Any] | None:
     try:
-        holder = json.loads(storage.read(folder, name))
+        return _parsed(storage.read(folder, name))
     except FileNotFoundError:
         return None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(content)
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
@@ -108,7 +118,8 @@ def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
     if not holder:
         return False
     if holder.get("host") == socket.gethostname():
-        return _start_of(int(holder["pid"])) == holder.get("started") != ""
+        pid = holder.get("pid")
+        return isinstance(pid, int) and _start_of(pid) == holder.get("started") != ""
     deadline = time.monotonic() + STALE_BEATS * BEAT_S
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S, 1.0))

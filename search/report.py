@@ -99,10 +99,13 @@ def _report_study(given: argparse.Namespace, console: Console) -> str:
         if getattr(given, name):
             flag = f"--{name.replace('_', '-')}"
             raise ResultsError(f"{flag} goes with --table FILE: a study's tables have their own")
-    folder = storage.folder_at(given.results.rstrip("/"))
+    try:
+        folder = storage.folder_at(given.results.rstrip("/"))
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
     if folder.is_local and not Path(folder.uri).is_dir():
         raise ResultsError(f"{given.results} is not there: give a folder as results/pcam_grid")
-    results = Results(folder.uri.rsplit("/", 1)[-1], folder)
+    results = Results(folder.name, folder)
     into = storage.folder_at(given.out) if given.out else folder
     if given.watch:
         _watch(results, into, given.metric, console)

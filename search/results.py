@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from search import lock, parts
-from trainable import storage
+from trainable import credentials, storage
 from trainable.config import TrialConfig
 from trainable.record import EpochResult, TrialResult
 from trainable.storage import Folder
@@ -91,7 +91,8 @@ def open_results(out: str, study: str) -> Results:
         folder = storage.folder_at(out) / study
         storage.write(folder, ".writable", b"")
     except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot write to --out {out}: {error}") from error
+        shown = "that URI" if credentials.in_uri(out) else out
+        raise ResultsError(f"cannot write to --out {shown}: {error}") from error
     return Results(study, folder)
 
 
@@ -114,7 +115,7 @@ def commit_trial(results: Results, row: Mapping[str, Any]) -> None:
 def commit_traceback(results: Results, key: str, text: str) -> str:
     """Keep a failed trial's traceback; returns where."""
     storage.write(results / "errors", f"{key}.txt", text.encode())
-    return f"{results.folder.uri}/errors/{key}.txt"
+    return f"{(results / 'errors').uri}/{key}.txt"
 
 
 def trials(results: Results) -> pd.DataFrame:
@@ -155,6 +156,7 @@ def make_sound(results: Results) -> list[str]:
         parts.recover(folder)
         broken = parts.read_parts(folder, schema)[1]
         parts.set_aside(folder, broken, into=results / "damaged" / table)
+        parts.pack_doubles(folder, schema)
         aside += [f"{table}/{name}" for name in broken]
     if short := _short_of_epochs(trials(results), epochs(results)):
         take_apart(results, short)
@@ -187,7 +189,7 @@ def compact(results: Results) -> int:
     """Pack each table into one file, for tables of many trials; returns how many files fewer.
 
     Raises:
-        ResultsError: the results are not on a local disk, a file is damaged, or there is no room.
+        ResultsError: a file is damaged, or there is no room.
     """
     try:
         return sum(parts.pack(results / table, schema) for table, schema in TABLES.items())
@@ -220,8 +222,11 @@ def open_folder(path: str) -> Results:
     Raises:
         ResultsError: there are no tables there.
     """
-    folder = storage.folder_at(path.rstrip("/"))
-    results = Results(folder.uri.rsplit("/", 1)[-1], folder)
+    try:
+        folder = storage.folder_at(path.rstrip("/"))
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
+    results = Results(folder.name, folder)
     if not any(storage.names(results / table, ".parquet") for table in TABLES):
         raise ResultsError(
             f"{path} is not a study's results: it has no trials/ and epochs/ with Parquet files; "

@@ -198,7 +198,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             planned, total = [*planned, *more], total + len(more)
             if new:
                 console.print(f"another round: {len(new)} trials that the results call for")
-        if results.num_files(ready.results) > COMPACT_FROM and ready.results.folder.is_local:
+        if results.num_files(ready.results) > COMPACT_FROM:
             results.compact(ready.results)
     rows = plan.of_plan(planned, results.trials(ready.results))
     if isinstance(study.explore, Pbt) and not unended:

@@ -23,6 +23,7 @@ from search.explore import (
     Stopper,
     Variants,
 )
+from trainable import credentials
 from trainable.config import SCORES, TrialConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -220,6 +221,8 @@ def _check_field(name: str) -> None:
         raise ValueError("dataset cannot vary: a study is on one, make a study of each")
     if name in ("until_share", "begins_from"):
         raise ValueError(f"{name} is set by Pbt, not by a space file")
+    if credentials.is_secret_name(str(name)):
+        raise ValueError(f"{name} {credentials.REFUSED}")
     if name not in TRIAL_FIELDS:
         raise ValueError(unknown("field", name, TRIAL_FIELDS))
 

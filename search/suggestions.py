@@ -27,6 +27,7 @@ from search.domains import is_log, step_of
 from search.explore import Optuna
 from search.plan import PlannedTrial
 from search.study import Study
+from trainable import credentials
 from trainable.config import TrialConfig, trial_key
 from trainable.record import finite_score
 
@@ -115,6 +116,9 @@ class Suggestions:
             return None
         trial = self.optuna.ask(None if self.explore.space else self.space)
         changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
+        for name in [*trial.params, *changes]:
+            if credentials.is_secret_name(name):
+                raise ValueError(f"{name} {credentials.REFUSED}")
         config = replace(self.study.base, **changes)
         seeds = [replace(config, seed=seed) for seed in range(self.study.seeds)]
         trial.set_user_attr("configs", [asdict(each) for each in seeds])

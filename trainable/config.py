@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
+import re
 import types
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
+
+from trainable import credentials
 
 # Part of every trial key. Raise it when a change of code changes the numbers a config gives.
 RECIPE_VERSION = 1
@@ -27,6 +30,7 @@ ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb")
 OWN_MODELS = ("plain", "residual")
 BUDGETS = ("epochs", "updates", "examples", "seconds")
+DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_FIELDS = ("pretrained", "distill_from")  # may be `PATH#DIGEST`
 
 
@@ -234,6 +238,14 @@ class TrialConfig:
         """Check every field alone, then together."""
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        for each in fields(self):
+            if isinstance(said := getattr(self, each.name), str) and credentials.in_uri(said):
+                raise ValueError(f"{each.name} {credentials.REFUSED}")
+        if not DATASET.fullmatch(self.dataset):
+            raise ValueError(
+                f"dataset must be letters, digits, dots, dashes or underscores and begin with a "
+                f"letter or digit: it names folders; got {self.dataset!r}"
+            )
         augmentations(self.augment)
         if all(getattr(self, each) is None for each in BUDGETS):
             object.__setattr__(self, "epochs", 10)

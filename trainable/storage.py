@@ -2,16 +2,19 @@
 
 import errno
 import os
+import random
 import shutil
 import time
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pyarrow import fs
 
-SETTLE_S = 2.0  # after which a writer in an object store sees whether it was the last
+from trainable import credentials
 
+CLAIM_STALE_S = 20.0  # after which a claim in an object store is that of a dead process
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,29 +34,61 @@ class Folder:
     uri: str
 
     def __truediv__(self, name: str) -> "Folder":
-        """The folder `name` in this one."""
-        return Folder(f"{self.uri}/{name}")
+        """The folder `name` in this one.
+
+        Raises:
+            ValueError: the name could lead out of this folder.
+        """
+        path, query, options = self.uri.partition("?")
+        return Folder(f"{path}/{_checked(name)}{query}{options}")
 
     @property
     def is_local(self) -> bool:
         """Whether it is a path of this machine's file system."""
         return "://" not in self.uri
 
+    @property
+    def name(self) -> str:
+        """Its own name: the last part of its path."""
+        return self.uri.partition("?")[0].rpartition("/")[2]
+
     def opened(self) -> tuple[fs.FileSystem, str]:
         """The file system and the folder's path in it."""
-        filesystem, path = fs.FileSystem.from_uri(self.uri)
-        return filesystem, path
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        return _opened(self.uri)
+
+
+@lru_cache(4096)
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """Kept, since a store's region may have to be asked for each time."""
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return filesystem, path
+
+
+def is_name(name: object) -> bool:
+    """Whether it names a file or folder in a folder, and cannot lead out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _checked(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(f"{name!r} is not a file's or folder's name: it may have no / and no ..")
+    return name
 
 
 def folder_at(where: str) -> Folder:
     """A folder from what a user types: a path, relative ones to here, or a URI.
 
     Raises:
-        ValueError: a URI that no file system takes.
+        ValueError: a URI that no file system takes, or one with a password in it.
     """
+    if credentials.in_uri(where):
+        raise ValueError(f"the URI's part before the @, or its query, {credentials.REFUSED}")
     if "://" not in where:
         return Folder(str(Path(where).resolve()))
-    folder = Folder(where.rstrip("/"))
+    path, query, options = where.partition("?")
+    folder = Folder(f"{path.rstrip('/')}{query}{options}")
     try:
         folder.opened()
     except (ValueError, OSError) as error:
@@ -63,6 +98,7 @@ def folder_at(where: str) -> Folder:
 
 def write(folder: Folder, name: str, content: bytes) -> None:
     """Put a file there, in place of an older one; a reader sees the one or the other, whole."""
+    _checked(name)
     if not folder.is_local:
         filesystem, path = folder.opened()
         if isinstance(filesystem, fs.LocalFileSystem):  # file://
@@ -106,17 +142,10 @@ def free_bytes(folder: Folder) -> int | None:
 def create(folder: Folder, name: str, content: bytes) -> bool:
     """Put a file there unless one of that name is; returns whether it was put.
 
-    Sure on a local disk and on NFS. An object store of pyarrow's has no such call: there it is
-    written and read again after a moment, and of two at once the later one stays.
+    On a local disk and on NFS; `create_in_store` is for object stores.
     """
-    if not folder.is_local:
-        filesystem, path = folder.opened()
-        if filesystem.get_file_info(f"{path}/{name}").type != fs.FileType.NotFound:
-            return False
-        write(folder, name, content)
-        time.sleep(SETTLE_S)
-        return read(folder, name) == content
-    directory = Path(folder.uri)
+    directory = Path(folder.uri) / _checked(name)
+    directory, name = directory.parent, directory.name
     directory.mkdir(parents=True, exist_ok=True)
     writing = directory / f".{name}-{uuid.uuid4().hex}"
     try:
@@ -129,12 +158,48 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
     return True
 
 
+def create_in_store(
+    folder: Folder, name: str, content: bytes, *, instead_of: bytes | None = None
+) -> bool:
+    """Put an object there unless there is one, other than `instead_of`; returns whether it was put.
+
+    pyarrow's file systems have no conditional PUT, so each writer puts a claim first, lists, and
+    goes on only where it sees no other's: of two at once at least one sees the other. Sure where a
+    listing shows every object that was put before it (S3 since 2020, GCS, Azure, MinIO), unless a
+    writer stops for twenty seconds between its listing and its writing.
+    """
+    prefix = f".{_checked(name)}-claim-"
+    own = f"{prefix}{uuid.uuid4().hex}"
+    since: dict[str, float] = {}
+    while True:
+        write(folder, own, b"")
+        try:
+            others = [each for each in _listed(folder) if each.startswith(prefix) and each != own]
+            if not others:
+                try:
+                    if read(folder, name) != instead_of:
+                        return False
+                except FileNotFoundError:
+                    pass
+                write(folder, name, content)
+                return own in _listed(folder)  # else it was taken for dead, and another goes on
+        finally:
+            delete_file(folder, own)
+        now = time.monotonic()
+        since = {each: since.get(each, now) for each in others}
+        for each, first_seen in since.items():
+            if now - first_seen > CLAIM_STALE_S:
+                delete_file(folder, each)
+        time.sleep(random.uniform(0.05, 0.5))
+
+
 def read(folder: Folder, name: str) -> bytes:
     """A file's content.
 
     Raises:
         FileNotFoundError: it is not there.
     """
+    _checked(name)
     if folder.is_local:
         return (Path(folder.uri) / name).read_bytes()
     filesystem, path = folder.opened()
@@ -145,14 +210,18 @@ def read(folder: Folder, name: str) -> bytes:
 
 def names(folder: Folder, suffix: str) -> list[str]:
     """The files of a folder that end so and are not hidden, sorted; empty where there is none."""
-    filesystem, path = fs.FileSystem.from_uri(folder.uri)
+    return sorted(n for n in _listed(folder) if n.endswith(suffix) and n[0] not in "._")
+
+
+def _listed(folder: Folder) -> list[str]:
+    filesystem, path = folder.opened()
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    files = [each.base_name for each in found if each.type == fs.FileType.File]
-    return sorted(n for n in files if n.endswith(suffix) and n[0] not in "._")
+    return [each.base_name for each in found if each.type == fs.FileType.File]
 
 
 def delete_file(folder: Folder, name: str) -> None:
     """Remove a file if it is there, and its folder if that is local and empty then."""
+    _checked(name)
     if folder.is_local:
         path = Path(folder.uri)
         (path / name).unlink(missing_ok=True)

@@ -74,6 +74,7 @@ def _best_kept(results: Path) -> Path:
         (row["val_auroc"], results / "checkpoints" / row["trial_key"] / KEPT)
         for row in rows.to_pylist()
         if row["status"] == "completed" and row["val_auroc"] is not None
+        if storage.is_name(row["trial_key"])
     ]
     kept = [(score, path) for score, path in kept if path.is_file() and score == score]
     if not kept:

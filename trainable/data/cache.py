@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import (
     DataError,
     Images,
@@ -22,7 +23,6 @@ from trainable.data.sources import (
     Source,
     SplitSource,
     find_folders,
-    find_hdf5,
     find_kaggle,
     find_parquet,
 )

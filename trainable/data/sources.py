@@ -2,23 +2,20 @@
 
 import csv
 import functools
-import gzip
 import io
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.model_selection import train_test_split
+
+from trainable.storage import is_name
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Labels = NDArray[np.int64]  # (N,)
@@ -27,6 +24,8 @@ CHUNK_IMAGES = 2048
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 SPLIT_NAMES = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
 VAL_SHARE = 0.2  # of train, where a layout brings no validation split
+MAX_PIXELS = 50_000_000  # of one image: a file of a few bytes can claim to be larger than memory
+TOO_LARGE = f"are more than {MAX_PIXELS / 1e6:g} million pixels each: make them smaller"
 UNEQUAL_SIDE_PX = 224  # images of different sizes: short side resized to this, centre kept
 
 
@@ -52,84 +51,6 @@ class Source:
     splits: dict[str, SplitSource]
 
 
-# --- official PatchCamelyon: HDF5 ----------------------------------------------------------------
-
-
-def find_hdf5(folder: Path) -> Source | None:
-    """PatchCamelyon's official files, gzipped or not; test may be missing."""
-    stem = "camelyonpatch_level_2_split_"
-    found: dict[str, dict[str, Path]] = {}
-    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
-        for key in "xy":
-            name = f"{stem}{official}_{key}.h5"
-            path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-            if path is not None:
-                found.setdefault(split, {})[key] = path
-    if not found:
-        return None
-    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
-        for key in "xy":
-            wanted = split != "test" or split in found
-            if wanted and key not in found.get(split, {}):
-                raise DataError(
-                    f"{folder} has no {stem}{official}_{key}.h5 (nor .h5.gz): put it beside the "
-                    f"others"
-                )
-    splits = {}
-    for split, paths in found.items():
-        with _open_hdf5(paths["y"], "y") as y:
-            labels = as_labels(np.asarray(y).reshape(-1), paths["y"])
-        splits[split] = SplitSource(
-            labels_N=labels, read=_hdf5_reader(paths["x"], labels_file=paths["y"], n=len(labels))
-        )
-    return Source(
-        layout="hdf5",
-        files=tuple(path for paths in found.values() for path in paths.values()),
-        classes=_classes_of(splits),
-        splits=splits,
-    )
-
-
-@contextmanager
-def _open_hdf5(path: Path, key: str) -> Iterator[h5py.Dataset]:
-    """The array `key` of an HDF5 file, gzipped or not."""
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = path
-        try:
-            if path.suffix == ".gz":
-                plain = Path(scratch) / path.stem
-                with gzip.open(path) as packed, open(plain, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, 1 << 24)
-            file = h5py.File(plain, "r")
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as HDF5: {error}; fetch it again") from error
-        with file:
-            array = file.get(key)
-            if not isinstance(array, h5py.Dataset):
-                raise DataError(f"{path} must hold an array {key!r}, it holds {sorted(file)}")
-            yield array
-
-
-def _hdf5_reader(path: Path, *, labels_file: Path, n: int) -> Callable[[], Iterator[Images]]:
-    def read() -> Iterator[Images]:
-        with _open_hdf5(path, "x") as x:
-            if x.ndim != 4 or x.shape[-1] != 3 or x.dtype != np.uint8:
-                raise DataError(
-                    f"{path}: x must be uint8 of shape (N, height, width, 3), "
-                    f"got {x.dtype} {x.shape}"
-                )
-            if len(x) != n:
-                raise DataError(f"{path} has {len(x)} images, but {labels_file} has {n} labels")
-            for start in range(0, n, CHUNK_IMAGES):
-                try:
-                    chunk = x[start : start + CHUNK_IMAGES]
-                except OSError as error:
-                    raise DataError(f"{path} is damaged: {error}; fetch it again") from error
-                yield chunk
-
-    return read
-
-
 # --- Kaggle's histopathologic-cancer-detection: a folder of .tif ---------------------------------
 
 
@@ -145,6 +66,8 @@ def find_kaggle(folder: Path) -> Source | None:
         raise DataError(f"{table} cannot be read as CSV: {error}") from error
     if not rows or not {"id", "label"} <= set(rows[0]):
         raise DataError(f"{table} must have columns id,label and a row an image")
+    if led_out := [row["id"] for row in rows if not is_name(row["id"])]:
+        raise DataError(f"{table}: id must name a file of train/, got {led_out[0]!r}")
     paths = [folder / "train" / f"{row['id']}.tif" for row in rows]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -154,9 +77,7 @@ def find_kaggle(folder: Path) -> Source | None:
     labels = as_labels([row["label"] for row in rows], table)
     # Kaggle's test labels are not public: no test split.
     splits = _train_and_val(paths, labels, table)
-    return Source(
-        layout="kaggle", files=(table, *paths), classes=_classes_of(splits), splits=splits
-    )
+    return Source(layout="kaggle", files=(table, *paths), classes=classes_of(splits), splits=splits)
 
 
 # --- Parquet with image bytes and label, as on Hugging Face --------------------------------------
@@ -189,7 +110,7 @@ def find_parquet(folder: Path) -> Source | None:
             f"so it is not drawn from train; add one"
         )
     used = tuple(path for paths in parts.values() for path in paths)
-    return Source(layout="parquet", files=used, classes=_classes_of(splits), splits=splits)
+    return Source(layout="parquet", files=used, classes=classes_of(splits), splits=splits)
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -206,7 +127,10 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _parquet_column(path: Path, column: str) -> list[object]:
-    values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
+    try:
+        values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}; fetch it again") from error
     return values
 
 
@@ -218,7 +142,7 @@ def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
                     cells = batch.column(0).to_pylist()
                     packed = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
                     yield _decode([(f"image of {path}", data) for data in packed])
-            except (pa.ArrowException, KeyError) as error:
+            except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} is damaged: {error}; fetch it again") from error
 
     return read
@@ -277,8 +201,11 @@ def _image_files(folder: Path) -> list[Path]:
 def _size_of(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
+            _check_size(str(path), image.size)
             return image.size
-    except (UnidentifiedImageError, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # rubbish makes decoders fail in many ways
         raise DataError(f"{path} cannot be decoded: {error}") from error
 
 
@@ -334,19 +261,26 @@ def _decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Ima
         name, data = item
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, TypeError, SyntaxError) as error:
+                _check_size(name, image.size)
+                pixels = np.asarray(image.convert("RGB"))
+        except DataError:
+            raise
+        except Exception as error:  # rubbish makes decoders fail in many ways
             raise DataError(f"{name} cannot be decoded: {error}") from error
+        return _square(pixels) if square else pixels
 
     with ThreadPoolExecutor() as pool:  # PIL decodes without the interpreter's lock
         images = list(pool.map(one, packed))
-    if square:
-        images = [_square(image) for image in images]
-    elif len(sizes := {image.shape for image in images}) > 1:
+    if not square and len(sizes := {image.shape for image in images}) > 1:
         raise DataError(
             f"images beside {packed[0][0]} differ in size ({sorted(sizes)}): make them alike"
         )
     return np.stack(images)
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(f"{name}: images of {size[0]}x{size[1]} px {TOO_LARGE}")
 
 
 def _square(image: Images) -> Images:
@@ -370,6 +304,7 @@ def as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> La
     return labels
 
 
-def _classes_of(splits: dict[str, SplitSource]) -> tuple[str, ...]:
+def classes_of(splits: dict[str, SplitSource]) -> tuple[str, ...]:
+    """Names of classes that have only numbers."""
     highest = max(int(split.labels_N.max()) for split in splits.values())
     return tuple(str(label) for label in range(highest + 1))

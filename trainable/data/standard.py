@@ -1,5 +1,7 @@
 """Standard sets: CIFAR-10, CIFAR-100 and MNIST's kind in their own files, the embedded digits."""
 
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from trainable.data.sources import (
     stratified,
 )
 
+ADMINISTRATOR = 0
+
 
 def find_torchvision(folder: Path) -> Source | None:
     """Read through torchvision, in whose layout they are; 10 % of train is validation."""
@@ -32,6 +36,8 @@ def find_torchvision(folder: Path) -> Source | None:
     name = next((each for each in kinds if (folder / each).is_dir()), None)
     if name is None:
         return None
+    if name.startswith("cifar"):
+        _check_owner(folder / name)
     try:
         train, test = (kinds[name](str(folder), train=t, download=False) for t in (True, False))
     except (RuntimeError, OSError, ValueError, EOFError) as error:
@@ -49,6 +55,21 @@ def find_torchvision(folder: Path) -> Source | None:
         classes=tuple(train.classes),
         splits={split: in_memory(*arrays[split]) for split in ("train", "val", "test")},
     )
+
+
+def _check_owner(folder: Path) -> None:
+    """CIFAR's files are pickles, and to read one is to run it.
+
+    Raises:
+        DataError: somebody else than this user or the administrator could have written them.
+    """
+    for path in (folder, *folder.iterdir()):
+        about = path.stat()
+        if about.st_uid not in (ADMINISTRATOR, os.geteuid()) or about.st_mode & stat.S_IWOTH:
+            raise DataError(
+                f"{path} is owned by somebody else or writable by all, and reading it would run "
+                f"code in it: copy {folder} to a folder of your own, with chmod -R o-w"
+            )
 
 
 def _as_rgb(images: Images) -> Images:
