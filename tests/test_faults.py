@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 from search import results
 from search.results import Results
+from trainable.data.synthetic import draw_patches
 from trainable.storage import folder_at
 
 ROOT = Path(__file__).parent.parent
@@ -28,10 +32,15 @@ SPACE = ROOT / "tests" / "spaces" / "faulty.py"
 EPOCHS = 20
 # The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
 DRIVER = """
-import sys, search.watch
+import os, sys, search.watch
 search.watch.HUNG_LEAST_S = 5.0
 search.watch.HUNG_FACTOR = 8.0
 search.watch.START_S = 30.0
+if os.environ.get("FAULT"):  # in the workers, too
+    import ray
+    start = ray.init
+    hook = {"worker_process_setup_hook": f"worker_faults.{os.environ['FAULT']}"}
+    ray.init = lambda *given, **more: start(*given, **{**more, "runtime_env": hook})
 from search.run import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -414,3 +423,156 @@ def test_a_killed_raylet(
     finally:
         nodes.kill()
         nodes.communicate()
+
+
+def in_workers(fault: str, tmp_path: Path) -> dict[str, str]:
+    """The environment in which workers do what `worker_faults` has under that name."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    return {"FAULT": fault, "FAULT_SEEN": str(tmp_path / "seen"), "PYTHONPATH": path}
+
+
+def test_cuda_memory_runs_out(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """Simulated: the third step of each worker is told so. The microbatch is halved, no more."""
+    command.environment = in_workers("out_of_memory", tmp_path)
+    command.start()
+    command.wait_for(enough)
+    before = command.rows()
+    status, said = command.end()
+    assert status == 0, said
+    assert (tmp_path / "seen").exists()
+    trials = pd.read_parquet(tmp_path / "faulty" / "trials")
+    assert (trials["oom_retries"] == 1).all()
+    assert (trials["microbatch_size"] * 2 == trials["batch_size"]).all()
+    # Its sums are in another order from the third step on: alike, and not to the last bit.
+    row = {"fault": "CUDA memory (simulated)"}
+    seen = before.set_index(["trial_key", "epoch"])
+    alike = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    pd.testing.assert_index_equal(alike.index, faultless.index)
+    same = ["lr", "examples_seen", "updates"]
+    pd.testing.assert_frame_equal(alike[same], faultless[same])
+    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    lost = seen.index.difference(alike.index)
+    again = int((alike.loc[seen.index, "epoch_wall_s"] != seen["epoch_wall_s"]).sum())
+    assert len(lost) == again == 0
+    fault_matrix.append({**row, "epochs done again": again, "rows lost": len(lost), "doubled": 0})
+
+
+def test_the_clock_is_set_back(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """The first command's rows and files are of the next year."""
+    command.start()
+    command.wait_for(enough)
+    command.process.send_signal(signal.SIGINT)
+    assert command.end()[0] == 75
+    before = command.rows()
+    ahead = time.time() + 365 * 86400
+    opened = results.open_folder(str(tmp_path / "faulty"))
+    for trial in results.trials(opened).to_dict("records"):
+        then = pd.Timestamp(ahead, unit="s", tz="UTC")
+        sound = {name: value for name, value in trial.items() if not pd.isna(value)}
+        results.commit_trial(opened, {**sound, "started_at": then, "ended_at": then})
+    for path in (tmp_path / "faulty").rglob("*"):
+        os.utime(path, (ahead, ahead))
+    recovered = go_on(command)
+    assert (results.trials(opened)["started_at"] < pd.Timestamp.now("UTC")).all()
+    row = {"fault": "the clock is set back a year", "recovered after": recovered}
+    check(command, before, faultless, matrix=fault_matrix, **row)
+
+
+def test_a_loss_that_is_not_a_number(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
+) -> None:
+    """A third trial whose rate is far too high: its rows stay, and the others never know."""
+    command.settings = ("--set", "base_lr=0.3,1e30")
+    began = time.monotonic()
+    command.start()
+    status, said = command.end()
+    took = time.monotonic() - began
+    assert status == 0, said
+    trials = pd.read_parquet(command.out / "faulty" / "trials").set_index("base_lr")
+    assert set(trials.loc[1e30, "status"]) == {"diverged"}
+    assert trials.loc[1e30, "reason"].str.contains("not finite").all()
+    assert set(trials.loc[0.3, "status"]) == {"completed"}
+    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    rows = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    others = rows[rows.index.get_level_values(0).isin(trials.loc[0.3, "trial_key"])]
+    pd.testing.assert_frame_equal(others[NUMBERS], faultless)
+    again, said = _run_again(command)  # a finding, not a failure: nothing is left to do
+    assert again == 0, said
+    after = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    lost = rows.index.difference(after.index)
+    redone = int((after.loc[rows.index, "epoch_wall_s"] != rows["epoch_wall_s"]).sum())
+    assert len(lost) == redone == 0
+    row = {"fault": "the loss is NaN", "detected after": took}
+    fault_matrix.append({**row, "epochs done again": redone, "rows lost": len(lost), "doubled": 0})
+
+
+def write_tif(folder: Path) -> Path:
+    """Kaggle's layout; returns the images' folder."""
+    (folder / "train").mkdir(parents=True)
+    lines = ["id,label"]
+    for i, (image, label) in enumerate(zip(*patches(1200), strict=True)):
+        Image.fromarray(image).save(folder / "train" / f"{i:040x}.tif")
+        lines.append(f"{i:040x},{label}")
+    (folder / "train_labels.csv").write_text("\n".join(lines) + "\n")
+    return folder / "train"
+
+
+def write_hdf5(folder: Path) -> Path:
+    """The official layout; returns the file of training images."""
+    folder.mkdir()
+    for split, n in (("train", 1024), ("valid", 128)):
+        images, labels = patches(n)
+        for key, values in (("x", images), ("y", labels.reshape(-1, 1, 1, 1))):
+            with h5py.File(folder / f"camelyonpatch_level_2_split_{split}_{key}.h5", "w") as file:
+                file.create_dataset(key, data=values, compression="gzip", fletcher32=True)
+    return folder / "camelyonpatch_level_2_split_train_x.h5"
+
+
+def patches(n: int) -> tuple[Any, Any]:
+    labels = np.arange(n) % 2
+    return draw_patches(labels, np.random.default_rng(0)), labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_hdf5, write_tif])
+def test_the_data_breaks_under_way(
+    write: Callable[[Path], Path], command: Command, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """The study goes on from the node's cache; the next one names the file; mended, it goes on."""
+    data = tmp_path / "data"
+    written = write(data)
+    struck = written if written.is_file() else sorted(written.iterdir())[7]
+    command.settings = ("--set", "dataset=pcam", "--data", str(data))
+    command.environment = {"DATA_CACHE_DIR": str(tmp_path / "cache")}
+    command.start()
+    command.wait_for(enough)
+    sound, about = struck.read_bytes(), struck.stat()
+    harm(struck, "truncated")
+    status, said = command.end()
+    assert status == 0, said  # all that it needs was decoded before
+    before = command.rows()
+    assert (before.groupby("trial_key").size() == EPOCHS).all()
+    command.settings = (*command.settings, "--set", "seeds=2")
+    began = time.monotonic()
+    status, said = _run_again(command)
+    took = time.monotonic() - began
+    assert status == 2, said
+    assert struck.name in said
+    assert len(command.rows()) == len(before)
+    struck.write_bytes(sound)
+    os.utime(struck, ns=(about.st_atime_ns, about.st_mtime_ns))
+    recovered = go_on(command)
+    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    after = command.rows().set_index(["trial_key", "epoch"])
+    seen = before.set_index(["trial_key", "epoch"])
+    assert len(after) == 2 * len(seen)
+    lost = seen.index.difference(after.index)
+    again = int((after.loc[seen.index, "epoch_wall_s"] != seen["epoch_wall_s"]).sum())
+    kind = "HDF5" if write is write_hdf5 else "tif"
+    row = {"fault": f"{kind} truncated", "detected after": took, "recovered after": recovered}
+    fault_matrix.append({**row, "epochs done again": again, "rows lost": len(lost), "doubled": 0})
+    assert len(lost) == again == 0
