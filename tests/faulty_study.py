@@ -21,10 +21,15 @@ ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "tests" / "spaces" / "faulty.py"
 # The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
 DRIVER = """
-import sys, search.watch
+import os, sys, search.watch
 search.watch.HUNG_LEAST_S = 5.0
 search.watch.HUNG_FACTOR = 8.0
 search.watch.START_S = 30.0
+if os.environ.get("FAULT"):  # in the workers, too
+    import ray
+    start = ray.init
+    hook = {"worker_process_setup_hook": f"worker_faults.{os.environ['FAULT']}"}
+    ray.init = lambda *given, **more: start(*given, **{**more, "runtime_env": hook})
 from search.run import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -114,9 +119,7 @@ def check(
     """Everything that must hold at the end, and a line for the matrix."""
     opened = results.open_folder(str(command.out / "faulty"))
     assert results.faults(opened) == []
-    rows = command.rows()
-    doubled = int(rows.duplicated(["trial_key", "epoch"]).sum())
-    after = rows.set_index(["trial_key", "epoch"]).sort_index()
+    after = command.rows().set_index(["trial_key", "epoch"]).sort_index()
     pd.testing.assert_frame_equal(after[NUMBERS], faultless)
     trials = pd.read_parquet(command.out / "faulty" / "trials")
     assert list(trials["status"]) == ["completed"] * 2
@@ -124,10 +127,26 @@ def check(
     lost = seen.index.difference(after.index)
     again = (after.loc[seen.index.difference(lost), "epoch_wall_s"] != seen["epoch_wall_s"]).sum()
     matrix.append(
-        {**row, "epochs done again": int(again), "rows lost": len(lost), "doubled": doubled}
+        {
+            **row,
+            "epochs done again": int(again),
+            "rows lost": len(lost),
+            "doubled": doubled(command),
+        }
     )
     assert len(lost) == 0
     assert again == 0
+
+
+def doubled(command: Command) -> int:
+    """How many evaluations the tables have twice."""
+    return int(command.rows().duplicated(["trial_key", "epoch"]).sum())
+
+
+def run_again(command: Command) -> tuple[int, str]:
+    """Run the same command to its end; returns its status and what it said."""
+    command.start()
+    return command.end()
 
 
 def go_on(command: Command) -> float:

@@ -16,7 +16,21 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from faulty_study import SPACE, Command, check, command_line, enough, go_on, harm
+from faulty_study import (
+    NUMBERS,
+    ROOT,
+    SPACE,
+    Command,
+    check,
+    command_line,
+    doubled,
+    enough,
+    go_on,
+    harm,
+    run_again,
+)
+
+from search import results
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -184,7 +198,7 @@ def test_a_full_disk(
         assert f"no space left in {disk}" in said
         assert "go on with" in said
         before = command.rows()
-        full, said = _run_again(command)
+        full, said = run_again(command)
         assert full == 75, said
         assert f"left in {disk}" in said
         filler.unlink()
@@ -193,11 +207,6 @@ def test_a_full_disk(
         check(command, before, faultless, matrix=fault_matrix, **row)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def _run_again(command: Command) -> tuple[int, str]:
-    command.start()
-    return command.end()
 
 
 @pytest.mark.slow
@@ -223,11 +232,10 @@ def test_host_memory_ends_a_trial_not_the_study(tmp_path: Path, fault_matrix: li
     took = time.monotonic() - began
     row = {"fault": "host memory (Ray's monitor)", "detected after": took}
     rows = command.rows()
-    doubled = int(rows.duplicated(["trial_key", "epoch"]).sum())
     acknowledged = trials[trials["status"] == "completed"]["epochs_completed"].sum()
     missing = int(acknowledged) - int(rows["trial_key"].isin(trials["trial_key"]).sum())
-    assert (doubled, missing) == (0, 0)
-    fault_matrix.append({**row, "rows lost": missing, "doubled": doubled})
+    assert (doubled(command), missing) == (0, 0)
+    fault_matrix.append({**row, "rows lost": missing, "doubled": doubled(command)})
 
 
 TWO_NODES = """
@@ -289,3 +297,92 @@ def test_a_killed_raylet(
     finally:
         nodes.kill()
         nodes.communicate()
+
+
+def in_workers(fault: str, tmp_path: Path) -> dict[str, str]:
+    """The environment in which workers do what `worker_faults` has under that name."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    return {"FAULT": fault, "FAULT_SEEN": str(tmp_path / "seen"), "PYTHONPATH": path}
+
+
+def test_cuda_memory_runs_out(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """Simulated: the third step of each worker is told so. The microbatch is halved, no more."""
+    command.environment = in_workers("out_of_memory", tmp_path)
+    command.start()
+    command.wait_for(enough)
+    before = command.rows()
+    status, said = command.end()
+    assert status == 0, said
+    assert (tmp_path / "seen").exists()
+    trials = pd.read_parquet(tmp_path / "faulty" / "trials")
+    assert (trials["oom_retries"] == 1).all()
+    assert (trials["microbatch_size"] * 2 == trials["batch_size"]).all()
+    # Its sums are in another order from the third step on: alike, and not to the last bit.
+    row = {"fault": "CUDA memory (simulated)"}
+    seen = before.set_index(["trial_key", "epoch"])
+    alike = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    pd.testing.assert_index_equal(alike.index, faultless.index)
+    same = ["lr", "examples_seen", "updates"]
+    pd.testing.assert_frame_equal(alike[same], faultless[same])
+    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    lost = seen.index.difference(alike.index)
+    again = int((alike.loc[seen.index, "epoch_wall_s"] != seen["epoch_wall_s"]).sum())
+    assert len(lost) == again == 0
+    fault_matrix.append(
+        {**row, "epochs done again": again, "rows lost": len(lost), "doubled": doubled(command)}
+    )
+
+
+def test_the_clock_is_set_back(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+) -> None:
+    """The first command's rows and files are of the next year."""
+    command.start()
+    command.wait_for(enough)
+    command.process.send_signal(signal.SIGINT)
+    assert command.end()[0] == 75
+    before = command.rows()
+    ahead = time.time() + 365 * 86400
+    opened = results.open_folder(str(tmp_path / "faulty"))
+    for trial in results.trials(opened).to_dict("records"):
+        then = pd.Timestamp(ahead, unit="s", tz="UTC")
+        sound = {name: value for name, value in trial.items() if not pd.isna(value)}
+        results.commit_trial(opened, {**sound, "started_at": then, "ended_at": then})
+    for path in (tmp_path / "faulty").rglob("*"):
+        os.utime(path, (ahead, ahead))
+    recovered = go_on(command)
+    assert (results.trials(opened)["started_at"] < pd.Timestamp.now("UTC")).all()
+    row = {"fault": "the clock is set back a year", "recovered after": recovered}
+    check(command, before, faultless, matrix=fault_matrix, **row)
+
+
+def test_a_loss_that_is_not_a_number(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
+) -> None:
+    """A third trial whose rate is far too high: its rows stay, and the others never know."""
+    command.settings = ("--set", "base_lr=0.3,1e30")
+    began = time.monotonic()
+    command.start()
+    status, said = command.end()
+    took = time.monotonic() - began
+    assert status == 0, said
+    trials = pd.read_parquet(command.out / "faulty" / "trials").set_index("base_lr")
+    assert set(trials.loc[1e30, "status"]) == {"diverged"}
+    assert trials.loc[1e30, "reason"].str.contains("not finite").all()
+    assert set(trials.loc[0.3, "status"]) == {"completed"}
+    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    rows = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    others = rows[rows.index.get_level_values(0).isin(trials.loc[0.3, "trial_key"])]
+    pd.testing.assert_frame_equal(others[NUMBERS], faultless)
+    again, said = run_again(command)  # a finding, not a failure: nothing is left to do
+    assert again == 0, said
+    after = command.rows().set_index(["trial_key", "epoch"]).sort_index()
+    lost = rows.index.difference(after.index)
+    redone = int((after.loc[rows.index, "epoch_wall_s"] != rows["epoch_wall_s"]).sum())
+    assert len(lost) == redone == 0
+    row = {"fault": "the loss is NaN", "detected after": took}
+    fault_matrix.append(
+        {**row, "epochs done again": redone, "rows lost": len(lost), "doubled": doubled(command)}
+    )

@@ -41,7 +41,7 @@ from trainable.data.sources import DataError
 from trainable.storage import Folder
 
 IN_CI = 60  # files a reader
-BY_HAND = 2000
+BY_HAND = 1000
 HANG_S = 20.0
 RNG = np.random.default_rng(0)
 PATCHES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
