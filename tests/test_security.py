@@ -18,7 +18,15 @@ import pytest
 from PIL import Image
 from ray import tune
 from test_search_results import row
-from test_trainable_data import IMAGES, STEM, write_cifar, write_folders, write_hdf5, write_kaggle
+from test_trainable_data import (
+    IMAGES,
+    STEM,
+    write_cifar,
+    write_folders,
+    write_hdf5,
+    write_kaggle,
+    write_parquet,
+)
 
 from search import results
 from search.load import SpaceFileError, apply_settings, load_study
@@ -290,6 +298,17 @@ def test_labels_that_claim_more_than_memory_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / f"{STEM}train_x.h5", "w") as file:
         file.create_dataset("x", (40, 2**20, 2**20, 3), np.uint8, chunks=(1, 64, 64, 3))
     with pytest.raises(DataError, match="more than 50 million pixels"):
+        open_data("pcam", tmp_path)
+
+
+@pytest.mark.parametrize("label", [2**40, -1, 0.5, float("nan"), float("inf")])
+def test_a_label_that_no_class_has_is_refused(label: float, tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    path = next((tmp_path / "data").glob("train-*"))
+    table = pq.read_table(path)
+    labels = [label, *table["label"].to_pylist()[1:]]
+    pq.write_table(table.set_column(1, "label", pa.array(labels)), path)
+    with pytest.raises(DataError, match="labels must be whole numbers from 0 to 99,999"):
         open_data("pcam", tmp_path)
 
 

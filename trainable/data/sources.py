@@ -24,6 +24,7 @@ CHUNK_IMAGES = 2048
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 SPLIT_NAMES = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
 VAL_SHARE = 0.2  # of train, where a layout brings no validation split
+MAX_CLASSES = 100_000  # a label of a broken file would ask for as many names
 MAX_PIXELS = 50_000_000  # of one image: a file of a few bytes can claim to be larger than memory
 TOO_LARGE = f"are more than {MAX_PIXELS / 1e6:g} million pixels each: make them smaller"
 UNEQUAL_SIDE_PX = 224  # images of different sizes: short side resized to this, centre kept
@@ -295,12 +296,20 @@ def _square(image: Images) -> Images:
 
 def as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> Labels:
     """Class numbers (N,), or DataError."""
+    wanted = f"labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}"
+    given = np.asarray(values)
+    if given.dtype.kind == "f" and not (
+        np.isfinite(given).all() and (given == np.round(given)).all()
+    ):
+        raise DataError(f"{where}: {wanted}, got a part of one or none")
     try:
-        labels = np.asarray(values).astype(np.int64)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: labels must be whole numbers from 0, {error}") from error
-    if labels.ndim != 1 or len(labels) == 0 or labels.min() < 0:
-        raise DataError(f"{where}: labels must be whole numbers from 0, one an image")
+        labels = given.astype(np.int64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{where}: {wanted}, {error}") from error
+    if labels.ndim != 1 or len(labels) == 0:
+        raise DataError(f"{where}: {wanted}, one an image")
+    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+        raise DataError(f"{where}: {wanted}, got {labels.min()} to {labels.max()}")
     return labels
 
 
