@@ -335,6 +335,7 @@ def test_cuda_memory_runs_out(
     )
 
 
+@pytest.mark.slow
 def test_the_clock_is_set_back(
     command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
 ) -> None:
@@ -358,6 +359,7 @@ def test_the_clock_is_set_back(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number(
     command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
