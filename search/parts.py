@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ RENAME_EXCHANGE = 2
 DIGEST, UNSEALED = "content_sha256", "0" * 64  # in the footer; of the file with zeros in its place
 SHA256 = re.compile(rb"[0-9a-f]{64}")
 READERS = 8
+LISTING_S = 0.2  # for a reader that opened the folder as it was replaced to list its files
 RELISTS = 5
 
 
@@ -189,6 +191,7 @@ def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> i
         try:
             written = _write_packed(fresh, table, apart)
             _exchange(Path(fresh.uri), path)
+            time.sleep(LISTING_S)  # the old folder is deleted then
         finally:
             shutil.rmtree(fresh.uri, ignore_errors=True)
     return len(before) - len(written)
