@@ -1,19 +1,17 @@
-"""Scores of a split from logits: area under the ROC curve, accuracies, calibration, counts."""
+"""Scores of a split from logits: area under the ROC curve, accuracies, calibration, counts.
+
+All of it is computed where the logits are; only the finished numbers leave a GPU.
+"""
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
-from sklearn.metrics import roc_auc_score
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599
-
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,63 +33,71 @@ class Scores:
     false_negatives: int = -1
 
 
-def score(logits_NK: NDArray[np.float32], labels_N: Labels) -> Scores:
+def score(logits_NK: Tensor, labels_N: Tensor) -> Scores:
     """Scores from logits; loss is the mean cross-entropy.
 
     The area is Mann-Whitney's, ties counting half; above two classes the macro mean of
     one-against-rest.
     """
-    logits = logits_NK.astype(np.float64)
-    if not np.isfinite(logits).all():
+    if not logits_NK.isfinite().all():
         return Scores()
-    log_p_NK = _log_softmax(logits)
-    predicted = logits.argmax(1)
-    right = predicted == labels_N
-    classes = logits.shape[1]
+    log_p_NK = logits_NK.double().log_softmax(1)
+    predicted_N = logits_NK.argmax(1)
+    right_N = predicted_N == labels_N
+    classes = logits_NK.shape[1]
     counts = {}
     if classes == 2:
-        counts = {
-            "true_positives": int((right & (labels_N == 1)).sum()),
-            "false_positives": int((~right & (labels_N == 0)).sum()),
-            "true_negatives": int((right & (labels_N == 0)).sum()),
-            "false_negatives": int((~right & (labels_N == 1)).sum()),
-        }
+        pairs = torch.bincount(2 * labels_N + predicted_N, minlength=4).tolist()
+        names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
+        counts = dict(zip(names, pairs, strict=True))
+    of_class_K = torch.bincount(labels_N, minlength=classes)
+    right_K = torch.bincount(labels_N[right_N], minlength=classes)
+    present_K = of_class_K > 0
     calibration_error = multiclass_calibration_error(
-        torch.from_numpy(np.exp(log_p_NK)),
-        torch.from_numpy(labels_N),
-        num_classes=classes,
-        n_bins=CALIBRATION_BINS,
+        log_p_NK.exp(), labels_N, num_classes=classes, n_bins=CALIBRATION_BINS
     )
     return Scores(
         auroc=_auroc(log_p_NK, labels_N),
-        accuracy=float(right.mean()),
-        balanced_accuracy=float(
-            np.mean([right[labels_N == k].mean() for k in np.unique(labels_N)])
-        ),
-        loss=float(-log_p_NK[np.arange(len(labels_N)), labels_N].mean()),
-        calibration_error=float(calibration_error),
+        accuracy=right_N.double().mean().item(),
+        balanced_accuracy=(right_K[present_K] / of_class_K[present_K].double()).mean().item(),
+        loss=-log_p_NK.gather(1, labels_N[:, None]).mean().item(),
+        calibration_error=calibration_error.item(),
         **counts,
     )
 
 
-def _log_softmax(logits_NK: Floats) -> Floats:
-    shifted = logits_NK - logits_NK.max(1, keepdims=True)
-    log_p: Floats = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return log_p
-
-
-def _auroc(log_p_NK: Floats, labels_N: Labels) -> float:
-    classes = log_p_NK.shape[1]
-    if len(np.unique(labels_N)) < classes:
-        return math.nan
-    if classes == 2:
+def _ranked(log_p_NK: Tensor) -> list[Tensor]:
+    """What each class is ranked by against the rest: (N,) for each; one for two classes."""
+    if log_p_NK.shape[1] == 2:
         # The margin, not the probability: that rounds to 1 and makes ties of confident images.
-        return float(roc_auc_score(labels_N, log_p_NK[:, 1] - log_p_NK[:, 0]))
-    return float(roc_auc_score(labels_N, np.exp(log_p_NK), multi_class="ovr", average="macro"))
+        return [log_p_NK[:, 1] - log_p_NK[:, 0]]
+    return list(log_p_NK.exp().T)
+
+
+def _ranks(values_N: Tensor) -> Tensor:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, place_N, counts = values_N.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts.double() - 1) / 2)[place_N]
+
+
+def _positives(labels_N: Tensor, classes: int) -> list[Tensor]:
+    return [labels_N == k for k in ((1,) if classes == 2 else range(classes))]
+
+
+def _auroc(log_p_NK: Tensor, labels_N: Tensor) -> float:
+    classes = log_p_NK.shape[1]
+    if len(labels_N.unique()) < classes:
+        return math.nan
+    areas = []
+    for values_N, positive_N in zip(_ranked(log_p_NK), _positives(labels_N, classes), strict=True):
+        m = int(positive_N.sum())
+        rank_sum = _ranks(values_N)[positive_N].sum().item()
+        areas.append((rank_sum - m * (m + 1) / 2) / (m * (len(labels_N) - m)))
+    return sum(areas) / len(areas)
 
 
 def auroc_interval(
-    logits_NK: NDArray[np.float32], labels_N: Labels, *, level: float = 0.95
+    logits_NK: Tensor, labels_N: Tensor, *, level: float = 0.95
 ) -> tuple[float, float]:
     """An interval of the area that another draw of test images would give, NaN where none can.
 
@@ -101,30 +107,31 @@ def auroc_interval(
     of the macro mean are summed over the classes an image takes part in. Images of one slide
     are not independent: the true interval is wider.
     """
-    if not np.isfinite(logits_NK).all():
+    if not logits_NK.isfinite().all():
         return math.nan, math.nan
-    log_p_NK = _log_softmax(logits_NK.astype(np.float64))
+    log_p_NK = logits_NK.double().log_softmax(1)
     classes = log_p_NK.shape[1]
-    if np.bincount(labels_N, minlength=classes).min() < 2:
+    if torch.bincount(labels_N, minlength=classes).min() < 2:
         return math.nan, math.nan
     area = _auroc(log_p_NK, labels_N)
-    ranked = [log_p_NK[:, 1] - log_p_NK[:, 0]] if classes == 2 else list(log_p_NK.T)
-    influence_N = np.zeros(len(labels_N))
-    for k, scores_N in enumerate(ranked):
-        positive_N = labels_N == (1 if classes == 2 else k)
-        influence_N += _influence(scores_N, positive_N) / len(ranked)
-    half = float(norm.ppf((1 + level) / 2) * math.sqrt(np.square(influence_N).sum()))
+    ranked = _ranked(log_p_NK)
+    influence_N = torch.zeros(len(labels_N), dtype=torch.float64, device=labels_N.device)
+    for values_N, positive_N in zip(ranked, _positives(labels_N, classes), strict=True):
+        influence_N += _influence(values_N, positive_N) / len(ranked)
+    deviation = influence_N.square().sum().sqrt().item()
+    half = NormalDist().inv_cdf((1 + level) / 2) * deviation
     return max(area - half, 0.0), min(area + half, 1.0)
 
 
-def _influence(scores_N: Floats, positive_N: NDArray[np.bool_]) -> Floats:
+def _influence(values_N: Tensor, positive_N: Tensor) -> Tensor:
     """How far each image moves the area: its squares sum to DeLong's variance."""
-    m, n = int(positive_N.sum()), int((~positive_N).sum())
-    ranks = rankdata(scores_N)
-    placement_N = np.empty(len(scores_N))
-    placement_N[positive_N] = (ranks[positive_N] - rankdata(scores_N[positive_N])) / n
-    placement_N[~positive_N] = 1 - (ranks[~positive_N] - rankdata(scores_N[~positive_N])) / m
-    for group, size in ((positive_N, m), (~positive_N, n)):
-        centred = placement_N[group] - placement_N[group].mean()
-        placement_N[group] = centred / math.sqrt(size * (size - 1))
-    return placement_N
+    m = int(positive_N.sum())
+    n = len(positive_N) - m
+    ranks_N = _ranks(values_N)
+    moved_N = torch.empty_like(ranks_N)
+    for group_N, size, others in ((positive_N, m, n), (~positive_N, n, m)):
+        placement = (ranks_N[group_N] - _ranks(values_N[group_N])) / others
+        if group_N is not positive_N:
+            placement = 1 - placement
+        moved_N[group_N] = (placement - placement.mean()) / math.sqrt(size * (size - 1))
+    return moved_N

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trainable import checkpoint, noise
@@ -266,7 +265,7 @@ class Trial:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores, NDArray[np.float32]]:
+    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
         """Scores and logits (N, K) of a split with the weights as they are."""
         model = self.step.evaluated
         if self.config.precise_bn_images:
@@ -282,8 +281,8 @@ class Trial:
                 std_C=self.std_C,
             ):
                 logits.append(model(images_BCHW).float())
-        logits_NK = torch.cat(logits).cpu().numpy()
-        return score(logits_NK, split.labels_N.cpu().numpy()), logits_NK
+        logits_NK = torch.cat(logits)
+        return score(logits_NK, split.labels_N), logits_NK
 
     def _some(self, purpose: str, number: int, num_images: int) -> DeviceSplit:
         """Training images drawn for a measurement, in a random order."""
@@ -335,7 +334,7 @@ class Trial:
             if self.data.test is not None:
                 split = self._on_device(self.data.test, self.config.eval_images)
                 test, logits_NK = self.evaluate(split)
-                low, high = auroc_interval(logits_NK, split.labels_N.cpu().numpy())
+                low, high = auroc_interval(logits_NK, split.labels_N)
             if keep and self.folder is not None:
                 keep_weights(self.folder, self.config, self.step.evaluated, self.num_classes)
         status = "diverged" if reason else "stopped" if goes_on else "completed"

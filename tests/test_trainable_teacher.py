@@ -1,0 +1,82 @@
+"""Kept weights, and the teachers made of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable.config import TrialConfig
+from trainable.data.cache import Dataset
+from trainable.finetune import finetune
+from trainable.models import build_model
+from trainable.storage import Folder
+from trainable.teacher import KEPT, kept_network, load_teacher, resolve_teacher
+from trainable.trial import Trial
+
+SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
+CPU = torch.device("cpu")
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def kept_trial(data: Dataset, config: TrialConfig, folder: Path) -> Path:
+    list(finetune(config, data=data, checkpoint_folder=Folder(str(folder)), keep_weights=True))
+    return folder / KEPT
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+def test_kept_weights_are_the_whole_network(
+    norm: str, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, epochs=2, norm=norm, ghost_batch_size=8)
+    path = kept_trial(tiny_data, config, tmp_path)
+    network, classes = kept_network(path)
+    assert classes == 2
+    teacher = load_teacher(str(path), num_classes=2)
+    images = torch.randn(3, 3, 48, 48)
+    assert torch.equal(network.eval()(images), teacher(images))
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with pytest.raises(ValueError, match="knows 2 classes, the data has 3"):
+        load_teacher(str(path), num_classes=3)
+
+
+def test_a_teacher_pulls_the_student_towards_it(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    path = kept_trial(tiny_data, replace(tiny_config, epochs=6), tmp_path)
+    teacher = load_teacher(str(path), num_classes=2)
+    base = replace(tiny_config, seed=3, augment="none", dropout=0.0)
+    taught = replace(
+        base, distill_from=resolve_teacher(str(path)), distill_temperature=2.0, distill_weight=5.0
+    )
+    distance = {}
+    for name, config in (("alone", base), ("taught", taught)):
+        trial = Trial(config, tiny_data, CPU, None)
+        while not trial.is_over:
+            trial.train_on()
+        trial.model.eval()
+        images = trial.train.images_NHWC.permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            p, q = (m(images).softmax(1) for m in (trial.model, teacher))
+        distance[name] = float((p - q).abs().mean())
+    assert distance["taught"] < distance["alone"]
+
+
+def test_teachers_that_cannot_be_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="distill_from names the file"):
+        resolve_teacher(str(tmp_path / "nowhere.pt"))
+    with pytest.raises(ValueError, match="is not a study's results folder"):
+        resolve_teacher(str(tmp_path))
+    rubbish = tmp_path / "weights.pt"
+    rubbish.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="is not the kept weights of a trial"):
+        load_teacher(str(rubbish), num_classes=2)
+
+
+def test_a_teacher_by_network_and_file(tmp_path: Path) -> None:
+    network = build_model(replace(SCRATCH, model="resnet18"), num_classes=2)
+    path = tmp_path / "r18.pth"
+    torch.save(network.state_dict(), path)
+    teacher = load_teacher(resolve_teacher(f"resnet18:{path}"), num_classes=2)
+    images = torch.randn(2, 3, 48, 48)
+    assert torch.equal(teacher(images), network.eval()(images))
