@@ -259,9 +259,9 @@ def test_what_is_timed_is_what_a_trial_takes(tiny_config: TrialConfig, tiny_data
 def test_a_part_of_a_large_split_stands_for_it(
     tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainable import probe
+    from trainable import feed, probe
 
-    monkeypatch.setattr(probe, "EVAL_BATCH", {"cpu": 8})
+    monkeypatch.setattr(feed, "IMAGES_AT_ONCE", {"cpu": 8})
     monkeypatch.setattr(probe, "LEAST_S", 0.0)
     seen = []
 

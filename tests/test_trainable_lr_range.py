@@ -25,6 +25,7 @@ from trainable.lr_range import (
     steepest,
 )
 from trainable.models import head_of
+from trainable.prefix import bypassed
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")
@@ -45,12 +46,13 @@ def sharpness(config: TrialConfig, data: Dataset) -> float:
     """Largest eigenvalue of the Hessian of the head's loss on all training images."""
     trial = Trial(config, data, CPU, None)
     trial.model.eval()
-    images_BCHW, labels_B = next(trial.batches())
+    features, labels_B = next(trial.feed.batches(trial.place))
     assert len(labels_B) == config.train_images
     head = head_of(trial.model)
     taken: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
-    trial.model(images_BCHW)
+    with bypassed(trial.step.prefix):  # what is frozen gave the batch already
+        trial.model(features)
     hook.remove()
     parameters = {name: each.detach() for name, each in head.named_parameters()}
     shapes = {name: each.shape for name, each in parameters.items()}

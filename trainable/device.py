@@ -14,6 +14,7 @@ GIB = 2**30
 CONTEXT_GIB = 0.5
 FREE_PART = 0.8  # of a trial's share: contexts, and what else uses the GPU, take some
 POLL_S = 0.5
+DATA_PART = 0.5  # of the free memory: the rest is for the network and its activations
 
 
 def pick_device() -> torch.device:
@@ -82,6 +83,25 @@ def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> Non
                 f"GPU, or give a smaller gpus_per_trial"
             )
         time.sleep(POLL_S)
+
+
+def room_bytes(device: torch.device) -> int:
+    """What data may take: half of the GPU's memory that this process may still have.
+
+    On a CPU an eighth of what the machine has available: other trials run beside this one.
+    """
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        free_bytes += torch.cuda.memory_reserved(device) - allocated
+        limit = torch.cuda.get_per_process_memory_fraction(device.index) * total_bytes
+        return int(max(0, min(free_bytes, limit - allocated)) * DATA_PART)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return 0
+    return kib * 1024 // 8
 
 
 def set_precision(precision: str, device: torch.device) -> None:

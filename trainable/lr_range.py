@@ -115,8 +115,8 @@ def losses(
     trial.place = Place()
     torch.manual_seed(seed_for(trial.config.seed, "dropout", 1))
     set_training(trial.model)
-    for lr, (images_BCHW, labels_B) in zip(lrs, trial.batches(), strict=False):
-        yield trial.step.update(images_BCHW, labels_B, float(lr))[0].item() / len(labels_B)
+    for lr, (inputs_B, labels_B) in zip(lrs, trial.feed.batches(trial.place), strict=False):
+        yield trial.step.update(inputs_B, labels_B, float(lr))[0].item() / len(labels_B)
 
 
 def smoothed(values_N: Floats) -> Floats:

@@ -77,7 +77,8 @@ def _ranked(log_p_NK: Tensor) -> list[Tensor]:
 def _ranks(values_N: Tensor) -> Tensor:
     """Ranks from 1, equal values sharing the mean of theirs."""
     _, place_N, counts = values_N.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts.double() - 1) / 2)[place_N]
+    ranks_N: Tensor = (counts.cumsum(0) - (counts.double() - 1) / 2)[place_N]
+    return ranks_N
 
 
 def _positives(labels_N: Tensor, classes: int) -> list[Tensor]:

@@ -12,9 +12,10 @@ from trainable.config import TrialConfig
 from trainable.data.batches import DeviceSplit, to_device
 from trainable.data.cache import Dataset
 from trainable.device import device_name, memory_held_gib, pick_device, set_threads
+from trainable.feed import IMAGES_AT_ONCE
 from trainable.models import set_training
 from trainable.schedule import growth
-from trainable.trial import EVAL_BATCH, Trial
+from trainable.trial import Trial
 
 WARMUP_UPDATES = {"cpu": 1, "cuda": 3}
 LEAST_S = 0.5
@@ -68,7 +69,9 @@ def measure_memory(config: TrialConfig, data: Dataset, *, num_threads: int) -> M
     test = data.test and to_device(
         data.test, num_images=config.eval_images, image_size=config.image_size, device=device
     )
-    trial.val = _part(trial.val, EVAL_BATCH[device.type])  # a view: the whole stays there
+    trial.feed.val = _part(
+        trial.feed.val, IMAGES_AT_ONCE[device.type]
+    )  # a view: the whole stays there
     trial.train_on()
     need_gib, total_gib = memory_held_gib(device)
     del test  # held until here, as it is at a trial's end
@@ -103,7 +106,7 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
         images_per_s=images_per_s,
         train_images=len(trial.train),
         eval_s=val_s + noise_s,
-        test_s=val_s * num_test / len(trial.val),
+        test_s=val_s * num_test / len(trial.feed.val),
         start_s=start_s,
         save_s=save_s,
         checkpoint_bytes=packed.tell(),
@@ -118,8 +121,8 @@ def _images_per_s(trial: Trial) -> float:
     set_training(trial.model)
     timed = images = 0
     started = seconds = 0.0
-    for update, (images_BCHW, labels_B) in enumerate(trial.batches(), start=1):
-        trial.step.update(images_BCHW, labels_B, trial.config.base_lr * 1e-6)
+    for update, (inputs_B, labels_B) in enumerate(trial.feed.batches(trial.place), start=1):
+        trial.step.update(inputs_B, labels_B, trial.config.base_lr * 1e-6)
         if update == warmup:
             started = _now(trial.device)
         timed = update - warmup
@@ -134,10 +137,10 @@ def _images_per_s(trial: Trial) -> float:
 
 def _evaluation_s(trial: Trial) -> float:
     """Seconds of the validation split, from as large a part of it as takes long enough."""
-    num_images, size = len(trial.val), EVAL_BATCH.get(trial.device.type, 256)
-    trial.evaluate(_part(trial.val, size))  # the first one loads what it needs
+    num_images, size = len(trial.feed.val), trial.feed.at_once
+    trial.evaluate(_part(trial.feed.val, size))  # the first one loads what it needs
     while True:
-        part = _part(trial.val, size)
+        part = _part(trial.feed.val, size)
         started = _now(trial.device)
         trial.evaluate(part)
         seconds = _now(trial.device) - started

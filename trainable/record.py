@@ -50,7 +50,9 @@ class TrialResult:
     `val_*` are at `best_epoch`, and so are the weights that the test split is scored with. NaN
     where there is nothing to say: no finished epoch, no test split, or a diverged trial's test.
     `test_auroc_low` and `_high` bound DeLong's 95 % interval. `microbatch_size` images were in
-    memory at once in the end, after `oom_retries` halvings.
+    memory at once in the end, after `oom_retries` halvings. `fast_paths` says how it was computed:
+    `data_on_gpu` or `data_mapped` (from a file), then what of `frozen_prefix`,
+    `train_features_kept`, `val_features_kept` and `cuda_graph` was in use.
     """
 
     status: str
@@ -83,6 +85,7 @@ class TrialResult:
     oom_retries: int
     noise_scale: float
     device: str
+    fast_paths: str
 
 
 def finite_score(metric: str, row: Mapping[str, Any]) -> float:

@@ -1,6 +1,7 @@
 """One step of training: from a whole batch to new weights, in as many parts as memory wants."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainable.config import TrialConfig
+from trainable.graph import graph_if_faster, may_be_graphed
 from trainable.losses import mix, right_answers, smoothing_of, training_loss
 from trainable.models import head_of
 from trainable.optim import build_optimizer, set_lr
+from trainable.prefix import Prefix, bypassed
 from trainable.schedule import peak_lr
 from trainable.teacher import load_teacher
 
@@ -44,11 +47,19 @@ class Step:
             self.teacher = teacher.to(memory_format=torch.channels_last)
         self.microbatch_size = config.microbatch_size or config.batch_size
         self.oom_retries = 0
+        self.prefix: Prefix | None = None  # where there is one the network is given its features
+        self.graph: Callable[[Tensor], Tensor] | None = None
+        self.graphed_images: int | None = None  # None until it was measured
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated: the average where one is kept."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def paths(self) -> list[str]:
+        """What makes an update faster, for the record."""
+        return ["cuda_graph"] if self.graph is not None else []
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
@@ -74,11 +85,14 @@ class Step:
     def update(self, images_BCHW: Tensor, labels_B: Tensor, lr: float) -> Tensor:
         """One step of the optimizer on a whole batch: (loss, right answers, gradient norm).
 
-        The loss is summed over images. Where memory runs out the microbatch is halved and the
-        step begins again: the batch stays what it was.
+        Of a network with a prefix the batch is features, (B, C, H, W). The loss is summed over
+        images. Where memory runs out the microbatch is halved and the step begins again: the
+        batch stays what it was.
         """
         set_lr(self.optimizer, lr)
         images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
+        if self.graphed_images is None:
+            self._measure_graph(images, targets)
         while True:
             generator = torch.get_rng_state()
             try:
@@ -119,8 +133,11 @@ class Step:
 
     def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss of some images, and their logits."""
+        graphed = self.model.training and len(images) == self.graphed_images
+        forward = self.graph if graphed and self.graph is not None else self.model
         with self.autocast():
-            logits_BK = self.model(images)
+            with bypassed(self.prefix):
+                logits_BK = forward(images)
             with torch.no_grad():
                 opinion = self.teacher(images).float() if self.teacher is not None else None
         logits_BK = logits_BK.float()
@@ -132,6 +149,16 @@ class Step:
             teacher_logits_BK=opinion,
         )
         return loss, logits_BK.detach()
+
+    def _measure_graph(self, images: Tensor, targets: Tensor) -> None:
+        """Take a CUDA graph for batches of this size where it is worth it."""
+        self.graphed_images = 0
+        whole = len(images) <= self.microbatch_size  # gradients in a graph do not accumulate
+        if whole and may_be_graphed(self.model, self.device, images=len(images)):
+            dtype = AUTOCAST.get(self.config.precision)
+            with bypassed(self.prefix):
+                self.graph = graph_if_faster(self.model, images, targets, dtype=dtype)
+            self.graphed_images = len(images) if self.graph is not None else 0
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the network, as a context."""

@@ -13,23 +13,16 @@ from torch import Tensor
 from trainable import checkpoint, noise
 from trainable.checkpoint import TrialState
 from trainable.config import SCORES, TrialConfig, trial_key
-from trainable.data.batches import (
-    DeviceSplit,
-    Place,
-    evaluation_batches,
-    generator_for,
-    normalization,
-    seed_for,
-    to_device,
-    training_batches,
-)
-from trainable.data.cache import Dataset, Split
+from trainable.data.batches import DeviceSplit, Place, seed_for
+from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
 from trainable.device import device_name, peak_memory_gib, reset_peak_memory, set_precision
+from trainable.feed import Feed
 from trainable.metrics import Scores, auroc_interval, score
 from trainable.models import build_model, set_training, trained_state
 from trainable.noise import NoiseSums
 from trainable.normalization import precise_statistics
+from trainable.prefix import bypassed, find_prefix, prefix_at
 from trainable.record import EpochResult, TrialResult
 from trainable.schedule import growth, lr_at, peak_lr, timetable
 from trainable.step import Step
@@ -38,7 +31,6 @@ from trainable.teacher import keep_weights
 
 # A loss that is not finite is noticed after at most so many updates; reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100
-EVAL_BATCH = {"cpu": 256, "cuda": 1024}
 
 
 class Trial:
@@ -66,30 +58,28 @@ class Trial:
         self.num_classes = len(data.classes)
         reset_peak_memory(device)
         set_precision(config.precision, device)
-        self.train = self._on_device(data.train, config.train_images)
-        self.val = self._on_device(data.val, config.eval_images)
+        self.feed = Feed(config, data, device)
+        self.train = self.feed.train
         if len(self.train) < config.batch_size:
             raise DataError(
                 f"batch_size {config.batch_size} is larger than the {len(self.train)} training "
                 f"images: take a smaller batch or more images"
             )
-        if len(self.val.labels_N.unique()) < self.num_classes:
+        if len(self.feed.val.labels_N.unique()) < self.num_classes:
             raise DataError(
-                f"the validation images ({len(self.val)}) lack a class: give a larger eval_images"
+                f"the validation images ({len(self.feed.val)}) lack a class: give a larger "
+                f"eval_images"
             )
         self.timetable = timetable(config, train_images=len(self.train))
-        mean, std = normalization(config, data.mean, data.std)
-        self.mean_C, self.std_C = (
-            torch.tensor(mean, device=device),
-            torch.tensor(std, device=device),
-        )
         torch.manual_seed(seed_for(config.seed, "weights"))
         model = build_model(config, num_classes=self.num_classes)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.step = Step(config, self.model, num_classes=self.num_classes, device=device)
+        self._skip_what_is_frozen()
         self.best_model = self.weights()
         self.results: list[EpochResult] = []
         self.place = Place()
+        self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
         self.noise = NoiseSums()
@@ -99,10 +89,15 @@ class Trial:
         elif config.begins_from:
             self._begin_from(config.begins_from, start_folder)
 
-    def _on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
-        return to_device(
-            split, num_images=num_images, image_size=self.config.image_size, device=self.device
-        )
+    def _skip_what_is_frozen(self) -> None:
+        """Let frozen first blocks run apart, unless images are mixed or a teacher sees them."""
+        c = self.config
+        if c.train_blocks is None or c.mixup_alpha or c.cutmix_alpha or c.distill_from:
+            return
+        size = c.image_size or self.data.train.images_NHWC.shape[1]
+        prefix = find_prefix(self.model, image_size=size, device=self.device)
+        self.step.prefix = prefix
+        self.feed.through(prefix, self.step.autocast)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of what training changes in the evaluated network."""
@@ -176,20 +171,6 @@ class Trial:
             return False
         return len(self.results) - (best.epoch if best else 0) >= patience
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images (B, 3, H, W) and labels (B,) from where the trial is, without end."""
-        while True:
-            size, _ = growth(self.config, self.place.epoch, train_images=len(self.train))
-            yield from training_batches(
-                self.train,
-                self.config,
-                self.place,
-                batch_size=size,
-                mean_C=self.mean_C,
-                std_C=self.std_C,
-            )
-            self.place.epoch, self.place.start = self.place.epoch + 1, 0
-
     def train_on(self) -> tuple[EpochResult | None, str]:
         """Train to the next evaluation and evaluate; None and the reason where it diverged."""
         started, before = time.perf_counter(), (self.updates, self.examples_seen, self.train_s)
@@ -201,11 +182,13 @@ class Trial:
         sums_3 = torch.zeros(3, device=self.device)  # loss, right answers, gradient norm
         lr, size = math.nan, self.config.batch_size
         clock = started
-        for images_BCHW, labels_B in self.batches():
+        if self.batches is None:
+            self.batches = self.feed.batches(self.place)
+        for inputs_B, labels_B in self.batches:
             size = len(labels_B)
             factor = growth(self.config, self.place.epoch, train_images=len(self.train))[1]
             lr = lr_at(self.config, self.timetable, self.spent) * factor
-            sums_3 += self.step.update(images_BCHW, labels_B, lr)
+            sums_3 += self.step.update(inputs_B, labels_B, lr)
             self.updates += 1
             self.examples_seen += size
             if self.timetable.unit == "seconds":
@@ -220,7 +203,7 @@ class Trial:
         train_s = time.perf_counter() - started
         if self.timetable.unit != "seconds":
             self.train_s += train_s
-        val, _ = self.evaluate(self.val)
+        val, _ = self.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
         self._measure_noise(number)
@@ -272,48 +255,33 @@ class Trial:
             with self.step.autocast():
                 precise_statistics(model, self._plain_images(self.config.precise_bn_images))
         model.eval()
+        own = self.step.prefix and prefix_at(model, self.step.prefix.paths)
         logits = []
         with torch.inference_mode(), self.step.autocast():
-            for images_BCHW, _ in evaluation_batches(
-                split,
-                batch_size=EVAL_BATCH.get(self.device.type, 256),
-                mean_C=self.mean_C,
-                std_C=self.std_C,
-            ):
-                logits.append(model(images_BCHW).float())
+            for inputs_B in self.feed.evaluation(split):
+                with bypassed(own):
+                    logits.append(model(inputs_B).float())
         logits_NK = torch.cat(logits)
         return score(logits_NK, split.labels_N), logits_NK
 
-    def _some(self, purpose: str, number: int, num_images: int) -> DeviceSplit:
-        """Training images drawn for a measurement, in a random order."""
-        generator = generator_for(self.config.seed, purpose, number)
-        index = torch.randperm(len(self.train), generator=generator)[:num_images].to(self.device)
-        return DeviceSplit(
-            images_NHWC=self.train.images_NHWC[index], labels_N=self.train.labels_N[index]
-        )
-
     def _plain_images(self, num_images: int) -> Iterator[Tensor]:
-        some = self._some("precise", 0, num_images)
+        some = self.feed.some("precise", 0, num_images)
         size = min(self.step.microbatch_size, len(some))
-        for images_BCHW, labels_B in evaluation_batches(
-            some, batch_size=size, mean_C=self.mean_C, std_C=self.std_C
-        ):
+        for images_BCHW, labels_B in self.feed.plain(some, size):
             if len(labels_B) == size:  # a last, small batch would weigh as much as the others
                 yield images_BCHW
 
     def _measure_noise(self, number: int) -> None:
-        some = self._some("noise", number, noise.probe_images(len(self.train)))
+        some = self.feed.some("noise", number, noise.probe_images(len(self.train)))
         if len(some) < 2 * noise.PARTS:
             return
-        images_BCHW, labels_B = next(
-            evaluation_batches(some, batch_size=len(some), mean_C=self.mean_C, std_C=self.std_C)
-        )
+        images_BCHW, labels_B = next(self.feed.plain(some, len(some)))
         self.noise += noise.measure(
             self.model,
             self.step.trained,
-            images_BCHW,
+            self.feed.inputs(images_BCHW),
             labels_B,
-            lambda images, labels: self.step.loss(images, labels)[0],
+            lambda inputs, labels: self.step.loss(inputs, labels)[0],
         )
 
     def best(self) -> EpochResult | None:
@@ -332,7 +300,7 @@ class Trial:
         if not reason and not goes_on:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
             if self.data.test is not None:
-                split = self._on_device(self.data.test, self.config.eval_images)
+                split = self.feed.on_device(self.data.test, self.config.eval_images)
                 test, logits_NK = self.evaluate(split)
                 low, high = auroc_interval(logits_NK, split.labels_N)
             if keep and self.folder is not None:
@@ -369,4 +337,5 @@ class Trial:
             oom_retries=self.step.oom_retries,
             noise_scale=self.noise.scale,
             device=device_name(self.device),
+            fast_paths="+".join([*self.feed.paths, *self.step.paths]),
         )

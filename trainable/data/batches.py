@@ -1,8 +1,9 @@
 """Batches on the device: their order, what is drawn for each image, bytes to floats."""
 
 import hashlib
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,37 @@ SUBSET_SEED = 0  # every trial of a study gets the same subset
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSplit:
-    """A split on the device: uint8 images (N, H, W, 3) and labels (N,)."""
+    """A split on the device: uint8 images (N, H, W, 3) and labels (N,).
+
+    Images that the GPU has no room for stay mapped on the host. `are_features` says that a frozen
+    part of the network made `images_NHWC` of the images: floats, to be taken as they are.
+    """
 
     images_NHWC: Tensor
     labels_N: Tensor
+    are_features: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels_N)
+
+    def images_at(self, index_B: Tensor) -> Tensor:
+        """Images (B, H, W, 3) on the device, those that `index_B`, on either side, says."""
+        images, device = self.images_NHWC, self.labels_N.device
+        chosen = images[index_B.to(images.device)]
+        return chosen if images.device == device else _sent(chosen, device)
+
+    def part(self, index_B: Tensor) -> "DeviceSplit":
+        """Some of the images, on the device."""
+        labels_B = self.labels_N[index_B.to(self.labels_N.device)]
+        return DeviceSplit(
+            images_NHWC=self.images_at(index_B), labels_N=labels_B, are_features=self.are_features
+        )
+
+
+def _sent(images: Tensor, device: torch.device) -> Tensor:
+    """Images on their way to a GPU: the copy runs beside what the GPU is doing."""
+    return images.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def seed_for(*parts: int | str) -> int:
@@ -42,11 +66,17 @@ def generator_for(*parts: int | str) -> torch.Generator:
 
 
 def to_device(
-    split: Split, *, num_images: int | None, image_size: int | None, device: torch.device
+    split: Split,
+    *,
+    num_images: int | None,
+    image_size: int | None,
+    device: torch.device,
+    room_bytes: int | None = None,
 ) -> DeviceSplit:
     """The split, or its central squares, or a part of its images, on the device.
 
-    On the CPU the whole split is not copied: it stays the mapped file that all trials share.
+    On the CPU the whole split is not copied: it stays the mapped file that all trials share. So
+    do images for a GPU that would take more than `room_bytes` of it; each batch is then sent.
 
     Raises:
         DataError: fewer images, or smaller ones, than asked for.
@@ -65,8 +95,9 @@ def to_device(
     if num_images is not None and num_images < len(labels):
         index = stratified_subset(labels, num_images)
         images, labels = images[index], labels[index]
+    tensor = _as_tensor(images)
     return DeviceSplit(
-        images_NHWC=_as_tensor(images).to(device),
+        images_NHWC=tensor if tensor.nbytes > (room_bytes or math.inf) else tensor.to(device),
         labels_N=torch.from_numpy(np.array(labels)).to(device),
     )
 
@@ -132,6 +163,8 @@ def training_batches(
     batch_size: int,
     mean_C: Tensor,
     std_C: Tensor,
+    through: Callable[[Tensor], Tensor] | None = None,
+    ahead: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented, normalised batches (B, 3, H, W) and labels (B,) to the end of the epoch.
 
@@ -140,27 +173,51 @@ def training_batches(
     Every batch has `batch_size` images: those left over at the end wait for the next epoch's new
     order. What is drawn for an image depends on seed, epoch and image, not on its batch, so that
     trials of different batch sizes see the same images.
+
+    With `through` the batches are what it makes of the images, those of several updates at once:
+    at least `ahead` images. A trial that goes on from `place` has the same ones together.
     """
-    device = split.labels_N.device
     epoch = place.epoch
-    order_N = training_order(len(split), seed=config.seed, epoch=epoch).to(device)
+    order_N = training_order(len(split), seed=config.seed, epoch=epoch)
+    order_N = order_N.to(split.images_NHWC.device)
+    places_N = order_N.to(split.labels_N.device)  # the same numbers where the labels are
     names = augmentations(config.augment)
     if names:
         draws = generator_for(config.seed, "augment", epoch)
-        draws_NK = torch.rand(len(split), DRAWS, generator=draws).to(device)
-    for start in range(place.start, len(split) - batch_size + 1, batch_size):
-        index_B = order_N[start : start + batch_size]
-        place.start = start + batch_size
-        images_BHWC = split.images_NHWC[index_B]
+        draws_NK = torch.rand(len(split), DRAWS, generator=draws).to(places_N.device)
+
+    def images(first: int, last: int) -> Tensor:
+        images_BHWC = split.images_at(order_N[first:last])
+        if split.are_features:
+            return images_BHWC.permute(0, 3, 1, 2)
         if names:
-            images_BHWC = augment(images_BHWC, draws_NK[index_B], names)
-        yield to_floats(images_BHWC, mean_C, std_C), split.labels_N[index_B]
+            images_BHWC = augment(images_BHWC, draws_NK[places_N[first:last]], names)
+        floats = to_floats(images_BHWC, mean_C, std_C)
+        return through(floats) if through is not None else floats
+
+    offset = place.start % batch_size  # another trial may have come to `place` in other steps
+    end = offset + (len(split) - offset) // batch_size * batch_size
+    at_once = batch_size * max(1, math.ceil(ahead / batch_size)) if through else batch_size
+    group: Tensor | None = None
+    for start in range(place.start, end, batch_size):
+        at = (start - offset) % at_once
+        if group is None or at == 0:
+            group = images(start - at, min(start - at + at_once, end))
+        place.start = start + batch_size
+        yield group[at : at + batch_size], split.labels_N[places_N[start : start + batch_size]]
 
 
 def evaluation_batches(
     split: DeviceSplit, *, batch_size: int, mean_C: Tensor, std_C: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images once, in order, as they are."""
+    """All images once, in order, as they are; of features, the features."""
+    device = split.labels_N.device
     for start in range(0, len(split), batch_size):
         images_BHWC = split.images_NHWC[start : start + batch_size]
-        yield to_floats(images_BHWC, mean_C, std_C), split.labels_N[start : start + batch_size]
+        labels_B = split.labels_N[start : start + batch_size]
+        if split.are_features:
+            yield images_BHWC.permute(0, 3, 1, 2), labels_B
+            continue
+        if images_BHWC.device != device:
+            images_BHWC = _sent(images_BHWC, device)
+        yield to_floats(images_BHWC, mean_C, std_C), labels_B

@@ -1,0 +1,256 @@
+"""A frozen prefix that runs apart gives the numbers of the plain path, to the bit on a CPU."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from trainable import feed
+from trainable.config import TrialConfig
+from trainable.data.cache import Dataset
+from trainable.finetune import finetune
+from trainable.models import bare_network, freeze_all_but, replace_head, set_training
+from trainable.prefix import bypassed, find_prefix, run_prefix
+from trainable.storage import Folder
+from trainable.trial import Trial
+
+CPU = torch.device("cpu")
+# Results that are times, not numbers of the training.
+TIMES = {"epoch_wall_s", "images_per_s"}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with weights of three networks, drawn."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in ("alexnet", "resnet18", "squeezenet1_0"):
+        torch.manual_seed(0)
+        torch.save(torchvision.models.get_model(name, weights=None).state_dict(), folder / name)
+    return folder
+
+
+def frozen_config(weights: Path, model: str = "alexnet", **changes: Any) -> TrialConfig:
+    config = TrialConfig(
+        dataset="tiny",
+        model=model,
+        pretrained=str(weights / model),
+        train_blocks=1,
+        image_size=64,
+        batch_size=16,
+        base_lr=0.02,
+        momentum=0.9,
+        augment="hflip+vflip+shift",
+        epochs=2,
+        precision="fp32",
+    )
+    return replace(config, **changes)
+
+
+def numbers(config: TrialConfig, data: Dataset) -> list[dict[str, Any]]:
+    return [
+        {name: getattr(r, name) for name in r.__dataclass_fields__ if name not in TIMES}
+        for r in finetune(config, data=data)
+    ]
+
+
+def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "_skip_what_is_frozen", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "train_blocks", "last"),
+    [
+        ("vgg11", 2, "features.10"),  # the pooling after the third block
+        ("alexnet", 0, "avgpool"),
+        ("resnet18", 1, "layer3"),
+        ("squeezenet1_0", 1, "features.11"),
+        ("mobilenet_v2", 3, "features.15"),
+        ("densenet121", 2, "features.transition3"),
+        ("timm/resnet18", 2, "layer2"),
+        ("timm/vgg11", 1, "features.15"),
+        ("timm/convnext_atto", 1, "stem"),
+    ],
+)
+def test_the_prefix_ends_before_what_is_trained(name: str, train_blocks: int, last: str) -> None:
+    torch.manual_seed(0)
+    model = bare_network(name)
+    replace_head(model, num_classes=2, dropout=0.5)
+    freeze_all_but(model, train_blocks)
+    model.to(memory_format=torch.channels_last)
+    prefix = find_prefix(model, image_size=64, device=CPU)
+    assert prefix is not None
+    assert prefix.paths[-1] == last
+    assert not any(p.requires_grad for module in prefix.modules for p in module.parameters())
+    images = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
+    set_training(model)
+    torch.manual_seed(1)
+    expected = model(images)
+    features = run_prefix(prefix, images, at_once=2)
+    assert not features.requires_grad
+    torch.manual_seed(1)
+    with bypassed(prefix):
+        torch.testing.assert_close(model(features), expected)
+    torch.manual_seed(1)
+    assert torch.equal(model(images), expected)  # and it is whole again
+
+
+def test_nothing_frozen_is_no_prefix() -> None:
+    model = bare_network("resnet18")
+    assert find_prefix(model, image_size=64, device=CPU) is None
+
+
+class Around(nn.Module):
+    """A network whose stem is used twice: skipping it would change what the second use gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        stem = self.stem(x)
+        out: Tensor = self.head((self.body(stem) + stem).mean((2, 3)))
+        return out
+
+
+def test_a_frozen_part_that_something_goes_around_is_not_skipped() -> None:
+    model = Around()
+    model.stem.requires_grad_(False)
+    model.body.requires_grad_(False)
+    assert find_prefix(model, image_size=8, device=CPU) is None
+    model.body.requires_grad_(True)
+    prefix = find_prefix(model, image_size=8, device=CPU)
+    assert prefix is not None
+    assert prefix.paths == ("stem",)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "augment"),
+    [
+        ("alexnet", "fp32", "none"),
+        ("alexnet", "bf16", "none"),
+        ("alexnet", "fp32", "hflip+vflip+shift"),
+        ("alexnet", "bf16", "hflip+rotate+zoom"),
+        ("resnet18", "bf16", "vflip"),
+        ("squeezenet1_0", "fp32", "none"),
+    ],
+)
+def test_a_trial_has_the_numbers_of_the_plain_path(
+    model: str,
+    precision: str,
+    augment: str,
+    weights: Path,
+    tiny_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of 24 images two updates are computed ahead, and an evaluation comes between the two.
+    config = frozen_config(
+        weights, model, augment=augment, precision=precision, batch_size=24, eval_updates=3
+    )
+    monkeypatch.setitem(feed.IMAGES_AT_ONCE, "cpu", 40)
+    apart = numbers(config, tiny_data)
+    plainly(monkeypatch)
+    assert apart == numbers(config, tiny_data)
+
+
+def test_features_are_kept_where_nothing_random_comes_before_them(
+    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(*arguments: Any, **named: Any) -> Tensor:
+        seen.append(len(arguments[1]))
+        return run_prefix(*arguments, **named)
+
+    monkeypatch.setattr(feed, "run_prefix", counted)
+    monkeypatch.setattr(Trial, "_measure_noise", lambda *_: None)
+
+    def counts(config: TrialConfig, room_bytes: int) -> tuple[int, str]:
+        monkeypatch.setattr(feed, "room_bytes", lambda _: room_bytes)
+        seen.clear()
+        trial = Trial(config, tiny_data, CPU, None)
+        while not trial.is_over:
+            trial.train_on()
+        paths = trial.finish("").fast_paths
+        return sum(seen), paths
+
+    train, val, test, epochs = 96, 32, 32, 3
+    config = frozen_config(weights, epochs=epochs)
+    augmented, paths = counts(config, 2**30)
+    assert augmented == epochs * train + val + test
+    assert paths == "data_mapped+frozen_prefix+val_features_kept"
+    plain, paths = counts(replace(config, augment="none"), 2**30)
+    assert plain == train + val + test
+    assert paths == "data_mapped+frozen_prefix+train_features_kept+val_features_kept"
+    no_room, paths = counts(replace(config, augment="none"), 1000)
+    assert no_room > epochs * (train + val) + test
+    assert paths == "data_mapped+frozen_prefix"
+
+
+def test_without_room_the_numbers_are_the_same(
+    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen_config(weights, augment="none", precision="bf16")
+    kept = numbers(config, tiny_data)
+    monkeypatch.setattr(feed, "room_bytes", lambda _: 0)
+    assert numbers(config, tiny_data) == kept
+
+
+def test_a_trial_that_resumes_within_a_group_goes_on_as_it_would_have(
+    weights: Path, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(feed.IMAGES_AT_ONCE, "cpu", 64)
+    config = frozen_config(weights, batch_size=8, eval_updates=3, epochs=1)
+    expected = numbers(config, tiny_data)
+    folder = Folder(str(tmp_path))
+    trial = Trial(config, tiny_data, CPU, folder)
+    trial.train_on()
+    resumed = Trial(config, tiny_data, CPU, folder)
+    while not resumed.is_over:
+        resumed.train_on()
+    assert [r.val_loss for r in resumed.results] == [r["val_loss"] for r in expected]
+    assert [r.train_loss for r in resumed.results] == [r["train_loss"] for r in expected]
+
+
+@pytest.mark.parametrize(
+    "change", [{"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}, {"train_blocks": None}]
+)
+def test_mixed_images_go_through_the_whole_network(
+    change: dict[str, Any], weights: Path, tiny_data: Dataset
+) -> None:
+    trial = Trial(frozen_config(weights, **change), tiny_data, CPU, None)
+    assert trial.step.prefix is None
+
+
+def test_averaged_weights_are_evaluated_behind_the_same_prefix(
+    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen_config(weights, ema_decay=0.9)
+    apart = numbers(config, tiny_data)
+    plainly(monkeypatch)
+    assert apart == numbers(config, tiny_data)
+
+
+def test_out_of_memory_in_the_prefix_halves_its_part() -> None:
+    model = bare_network("resnet18")
+    freeze_all_but(model, 1)
+    prefix = find_prefix(model, image_size=32, device=CPU)
+    assert prefix is not None
+    images = torch.randn(12, 3, 32, 32)
+    expected = run_prefix(prefix, images, at_once=12)
+    sizes = []
+
+    def limited(_: nn.Module, given: tuple[Tensor]) -> None:
+        sizes.append(len(given[0]))
+        if len(given[0]) > 4:
+            raise torch.OutOfMemoryError
+
+    hook = prefix.modules[0].register_forward_pre_hook(limited)
+    torch.testing.assert_close(run_prefix(prefix, images, at_once=12), expected)
+    hook.remove()
+    assert sizes == [12, 6, 3, 3, 3, 3]
