@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from conftest import ROOT
 
 from trainable import device, probe
 from trainable.config import TrialConfig
+from trainable.data.batches import to_device
 from trainable.data.cache import Dataset
-from trainable.device import GIB, limit_memory, memory_held_gib, wait_for_memory
+from trainable.device import GIB, limit_memory, memory_held_gib, room_bytes, wait_for_memory
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -46,6 +48,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     take = "_cuda_setMemoryFraction"
     monkeypatch.setattr(torch._C, take, lambda f, _: fake.fractions.append(f), raising=False)
+    ask = "_cuda_getMemoryFraction"
+    monkeypatch.setattr(torch._C, ask, lambda _: fake.fractions[-1], raising=False)
     monkeypatch.setattr(device, "POLL_S", 0.01)
     return fake
 
@@ -102,6 +106,27 @@ def test_held_memory_is_the_peak_and_what_torch_does_not_count(gpu: FakeGpu) -> 
     assert memory_held_gib(CUDA) == (pytest.approx(8.0 + 1.0), 24.0)
     gpu.free_gib = [22.0]  # nothing seen outside: what a context takes is counted all the same
     assert memory_held_gib(CUDA) == (pytest.approx(8.0 + device.CONTEXT_GIB), 24.0)
+
+
+def test_data_may_take_half_of_what_is_left_to_this_process(gpu: FakeGpu) -> None:
+    gpu.fractions = [1.0]
+    gpu.free_gib, gpu.reserved, gpu.allocated = [20.0], 3.0, 1.0
+    assert room_bytes(CUDA) == pytest.approx((20 + 3 - 1) / 2 * GIB)
+    gpu.fractions = [0.25]  # a quarter of 24 GiB, of which 1 is in use
+    assert room_bytes(CUDA) == pytest.approx((6 - 1) / 2 * GIB)
+    gpu.allocated = 7.0
+    assert room_bytes(CUDA) == 0
+
+
+def test_images_without_room_on_the_gpu_stay_where_they_are(tiny_data: Dataset) -> None:
+    needed = tiny_data.train.images_NHWC.nbytes
+    meta = torch.device("meta")  # a device that is not the CPU
+    settings: dict[str, Any] = {"num_images": None, "image_size": None, "device": meta}
+    fits = to_device(tiny_data.train, **settings, room_bytes=needed)
+    too_large = to_device(tiny_data.train, **settings, room_bytes=needed - 1)
+    assert fits.images_NHWC.device == meta
+    assert too_large.images_NHWC.device == CPU
+    assert too_large.labels_N.device == meta
 
 
 def test_a_cpu_is_not_asked(gpu: FakeGpu) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from trainable.data.standard import digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
 
 CACHE_VERSION = 1
+LINE_S = 5.0  # between two lines about a cache that is being built
 LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
 
@@ -103,21 +105,27 @@ def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None =
         source, origin = found, str(folder.resolve())
     cache_dir = cache_dir or default_cache_dir()
     entry = cache_dir / f"{name}-{_source_key(source, origin)}"
-    if not entry.is_dir():
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with _locked(entry.with_suffix(".lock")):
-                if not entry.is_dir():  # another process may have built it while we waited
-                    try:
-                        _build(name, source, entry)
-                    finally:
-                        shutil.rmtree(entry.with_suffix(".building"), ignore_errors=True)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder "
-                f"with room"
-            ) from error
-    return _open(entry)
+    if (ready := _open(entry)) is not None:
+        return ready
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _locked(entry.with_suffix(".lock")):
+            # Another process may have built it while we waited.
+            if (ready := _open(entry)) is not None:
+                return ready
+            shutil.rmtree(entry, ignore_errors=True)  # files lost or cut short since
+            try:
+                _build(name, source, entry)
+            finally:
+                shutil.rmtree(entry.with_suffix(".building"), ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder "
+            f"with room"
+        ) from error
+    built = _open(entry)
+    assert built is not None  # noqa: S101 - it was written whole
+    return built
 
 
 def _source_key(source: Source, origin: str) -> str:
@@ -142,13 +150,10 @@ def _build(name: str, source: Source, entry: Path) -> None:
     stats = {}
     shape: tuple[int, ...] | None = None
     total = sum(len(split.labels_N) for split in source.splits.values())
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"decoding {name} ({source.layout})", total=total)
+    with _progress(f"decoding {name} ({source.layout})", total) as advance:
         for split_name, split in source.splits.items():
             _check_classes(split_name, split, source)
-            mean, std, of_split = _write_split(
-                building, split_name, split, content, lambda n: progress.advance(task, n)
-            )
+            mean, std, of_split = _write_split(building, split_name, split, content, advance)
             if shape not in (None, of_split):
                 raise DataError(
                     f"the {split_name} images are {of_split[0]}x{of_split[1]} px and the others "
@@ -166,7 +171,30 @@ def _build(name: str, source: Source, entry: Path) -> None:
         "splits": list(source.splits),
     }
     (building / "about.json").write_text(json.dumps(about, indent=1))
+    for path in building.iterdir():  # whole on the disk before it has its name
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     os.replace(building, entry)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, elsewhere a line now and then; call it with how many more are done."""
+    if sys.stderr.isatty():
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda n: progress.advance(task, n)
+        return
+    done, said = 0, time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal done, said
+        done += n
+        if time.monotonic() - said >= LINE_S:
+            said = time.monotonic()
+            sys.stderr.write(f"{title}: {done:,} of {total:,} images\n")
+
+    yield advance
 
 
 def _check_classes(name: str, split: SplitSource, source: Source) -> None:
@@ -222,15 +250,21 @@ def _write_split(
     return mean_C.tolist(), std_C.tolist(), images.shape[1:]
 
 
-def _open(entry: Path) -> Dataset:
-    about = json.loads((entry / "about.json").read_text())
-    splits = {
-        name: Split(
-            images_NHWC=np.load(entry / f"{name}_images.npy", mmap_mode="r"),
-            labels_N=np.load(entry / f"{name}_labels.npy"),
-        )
-        for name in about["splits"]
-    }
+def _open(entry: Path) -> Dataset | None:
+    """The cached data set; None where there is none, or a file of it is missing or cut short."""
+    try:
+        about = json.loads((entry / "about.json").read_text())
+        splits = {
+            name: Split(
+                images_NHWC=np.load(entry / f"{name}_images.npy", mmap_mode="r"),
+                labels_N=np.load(entry / f"{name}_labels.npy"),
+            )
+            for name in about["splits"]
+        }
+    except (OSError, ValueError, EOFError, KeyError):
+        return None
+    if any(len(split.images_NHWC) != len(split.labels_N) for split in splits.values()):
+        return None
     return Dataset(
         name=about["name"],
         layout=about["layout"],
