@@ -10,6 +10,7 @@ shifts are at most 4 px (as in the data set's own example) and zoom is at most 1
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -119,10 +120,19 @@ def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
     return moved.permute(0, 2, 3, 1)
 
 
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """LUMA, HED and its inverse on the device: sent once, since sending waits for a GPU."""
+    density_of_stain = torch.tensor(HED)
+    constants = torch.tensor(LUMA), density_of_stain, torch.linalg.inv(density_of_stain)
+    luma_C, density_of_stain, stain_of_density = (each.to(device) for each in constants)
+    return luma_C, density_of_stain, stain_of_density
+
+
 def color(images_BHWC: Tensor, factors_B3: Tensor) -> Tensor:
     """Brightness, contrast and saturation times their factors, in this order."""
     brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
-    luma_C = torch.tensor(LUMA, device=images_BHWC.device)
+    luma_C, _, _ = _constants(images_BHWC.device)
     x = (images_BHWC.float() * brightness).clamp(0, 255)
     grey = (x @ luma_C).mean((1, 2))[:, None, None, None]
     x = torch.lerp(grey, x, contrast).clamp(0, 255)
@@ -135,9 +145,9 @@ def stain(images_BHWC: Tensor, changes_B6: Tensor) -> Tensor:
     As Tellez et al. 2018 (arXiv:1808.05896): a' = factor a + offset on each stain's density; the
     offsets are `changes - 1` on the scale of densities whose white is 0.
     """
-    density_of_stain = torch.tensor(HED, device=images_BHWC.device)
+    _, density_of_stain, stain_of_density = _constants(images_BHWC.device)
     density_BHWC = -torch.log((images_BHWC.float() + 1) / 256)
-    stains = density_BHWC @ torch.linalg.inv(density_of_stain)
+    stains = density_BHWC @ stain_of_density
     factors, offsets = changes_B6[:, None, None, :3], changes_B6[:, None, None, 3:] - 1
     # Offsets at a tenth: on white glass a full one would be as much as tissue.
     density = (stains * factors + 0.1 * offsets) @ density_of_stain
