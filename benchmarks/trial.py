@@ -1,0 +1,245 @@
+"""How fast one trial trains, beside a loop as a user of torchvision or timm would write it.
+
+    uv run python -m benchmarks.trial [--data ../shared/data/pcam_small] [--repeats 3]
+
+All sides read the same patches, in batches of the same size, through the same augmentations, with
+the same network, first weights, optimizer and learning rate; ours is in bf16 and channels_last, as
+a trial is by default, the reference in fp32 and torch's default format. Each has a process of its
+own, and they are measured in turns, so that whatever else the machine does meets all alike; a
+first time is not counted. The reference has torch's default threads, and 0, 1 and 2 workers of
+which the best counts; ours has one thread or one a core, of which the best counts too.
+
+Memory is the most that was seen, every half second, of a process with its workers: its PSS, which
+divides a page among those that share it. Writes trial.parquet and beside it trial.png. Last line:
+one JSON object.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import torch
+import torchvision.models as zoo
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.data_memory import data_memory_ratio
+from benchmarks.flops import MEASURED_IMAGES, PCAM_IMAGES, GpuEpoch, gpu_epochs, vgg16_config
+from benchmarks.plain_training import write_patches
+from benchmarks.side import AUROC_EPOCHS, Side, Work
+from benchmarks.turns import measured
+from trainable.data.cache import Dataset, open_data
+from trainable.device import device_name, pick_device
+
+FLIPS, AFFINE = "hflip+vflip+shift", "hflip+vflip+shift+rotate+zoom"
+CORES = len(os.sched_getaffinity(0))
+TRAIN_IMAGES, VAL_IMAGES = 1984, 512  # whole batches of 64: no side leaves images out
+WORKS = {
+    "input_flips": "batches alone, flips and shift",
+    "input_affine": "batches alone, flips, shift, rotation and zoom",
+    "epoch_small": "small network, batch 64, flips and shift",
+    "epoch_vgg16_b16": "VGG16, two trained blocks, batch 16, flips and shift",
+}
+MEASURES = {
+    "input_images_per_s": "input",
+    "train_images_per_s": "training",
+    "eval_images_per_s": "evaluation",
+    "epoch_images_per_s": "both, of training images",
+}
+OURS = tuple(
+    Side(name=f"ours, {n} thread{'s' * (n > 1)}", kind="ours", threads=n)
+    for n in sorted({1, CORES})
+)
+PAIR = Side(name="ours, two trials side by side", kind="ours", threads=1, processes=2)
+PLAIN = tuple(Side(name=f"torchvision, {n} workers", kind="plain", workers=n) for n in (0, 1, 2))
+TIMM = tuple(
+    Side(name=f"timm, {n} workers (flips only)", kind="timm", workers=n) for n in (0, 1, 2)
+)
+
+SMALL: dict[str, Any] = {
+    "model": "plain",
+    "pretrained": "none",
+    "batch_size": 64,
+    "base_lr": 0.05,
+    "lr_scaling": "constant",
+    "decay": "constant",
+    "epochs": 100,
+}
+
+Row = dict[str, Any]
+
+
+def measure_of(work: str) -> str:
+    """What the figure of a work is made of."""
+    return "input_images_per_s" if work.startswith("input") else "train_images_per_s"
+
+
+def median(frame: pd.DataFrame, work: str, measure: str, side: Side) -> float:
+    """Over the repetitions."""
+    mine = frame[(frame["work"] == work) & (frame["side"] == side.name)]
+    return float(mine[measure].median())
+
+
+def best(frame: pd.DataFrame, work: str, measure: str, sides: Sequence[Side]) -> Side:
+    """The fastest of some sides."""
+    return max(sides, key=lambda side: median(frame, work, measure, side))
+
+
+def ratio(frame: pd.DataFrame, work: str, measure: str) -> float:
+    """Our best single trial over the reference with its best number of workers."""
+    ours, plain = (
+        median(frame, work, measure, best(frame, work, measure, sides)) for sides in (OURS, PLAIN)
+    )
+    return ours / plain
+
+
+def table_of(frame: pd.DataFrame, work: str, what: str) -> Table:
+    """One row a side: images a second and memory."""
+    mine = frame[frame["work"] == work].dropna(axis=1, how="all")
+    shown = [name for name in MEASURES if name in mine]
+    reference = {name: median(frame, work, name, best(frame, work, name, PLAIN)) for name in shown}
+    table = Table(title=f"{what}: median images/s (times the best torchvision)", box=None)
+    for heading in ("", *(MEASURES[name] for name in shown), "threads", "peak memory, GiB"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for side, group in mine.groupby("side", sort=False):
+        cells = [
+            f"{group[name].median():,.{0 if reference[name] > 100 else 1}f} "
+            f"({group[name].median() / reference[name]:.2f})"
+            for name in shown
+        ]
+        peak = f"{group['peak_memory_gib'].max():.2f}"
+        table.add_row(str(side), *cells, f"{group['threads'].iloc[0]}", peak)
+    return table
+
+
+def auroc_table(frame: pd.DataFrame) -> Table:
+    """What both reach after as many epochs."""
+    mine = frame[frame["work"] == "auroc_small"]
+    seeds = mine["repetition"].nunique()
+    title = f"small network, {AUROC_EPOCHS} epochs on {TRAIN_IMAGES} patches, {seeds} seeds"
+    table = Table(title=title, box=None)
+    for heading in ("", "validation AUROC, mean", "standard deviation", "lowest", "highest"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for side, group in mine.groupby("side", sort=False):
+        scores = group["val_auroc"]
+        cells = (scores.mean(), scores.std(), scores.min(), scores.max())
+        table.add_row(str(side), *(f"{each:.4f}" for each in cells))
+    return table
+
+
+def gpu_table(epochs: Sequence[GpuEpoch], name: str) -> Table:
+    """One row a batch size."""
+    title = (
+        f"{name}: VGG16, two trained blocks, an epoch of {PCAM_IMAGES:,} images, from one of "
+        f"{MEASURED_IMAGES:,} of random bytes"
+    )
+    table = Table(title=title, box=None)
+    for heading in ("batch size", "epoch, s", "at the peak of a matrix product, s", "MFU"):
+        table.add_column(heading, justify="right")
+    for each in epochs:
+        cells = f"{each.pcam_epoch_s:.2f}", f"{each.floor_s:.2f}", f"{each.mfu:.1%}"
+        table.add_row(str(each.batch_size), *cells)
+    return table
+
+
+def chart_of(frame: pd.DataFrame) -> alt.VConcatChart:
+    """Images a second of each side: the median a bar, every repetition a point."""
+    colours = alt.Scale(domain=["ours", "plain", "timm"], range=["#d95f02", "#7570b3", "#1b9e77"])
+    panels = []
+    for work, what in WORKS.items():
+        name = measure_of(work)
+        side = alt.Y("side:N", title=None, sort=None, axis=alt.Axis(labelLimit=0))
+        shown = alt.Chart(frame[frame["work"] == work]).encode(side)
+        bars = shown.mark_bar(opacity=0.6).encode(
+            alt.X(f"median({name}):Q", title=f"{MEASURES[name]}, images/s"),
+            alt.Color("kind:N", legend=None, scale=colours),
+        )
+        points = shown.mark_point(color="black", size=12).encode(alt.X(f"{name}:Q"))
+        panels.append((bars + points).properties(title=what, width=480))
+    chart: alt.VConcatChart = alt.vconcat(*panels)
+    return chart
+
+
+def compare(source: Dataset, folder: Path, repeats: int, seeds: int) -> pd.DataFrame:
+    """Measure every work on all of its sides: one row a repetition and side."""
+    sizes = {"many": (TRAIN_IMAGES, VAL_IMAGES), "some": (1024, 256), "few": (96, 64)}
+    for name, (train_images, val_images) in sizes.items():
+        write_patches(source, folder / name, train_images=train_images, val_images=val_images)
+    weights = random_vgg16(folder)
+    small = SMALL | {"augment": FLIPS}
+    vgg16 = asdict(vgg16_config(weights, batch_size=16, augment=FLIPS))
+    rows: list[Row] = []
+
+    def run(name: str, measure: str, size: str, config: Row, sides: Sequence[Side]) -> None:
+        work = Work(name=name, measure=measure, root=str(folder / size), config=config)
+        times = seeds if measure == "auroc" else repeats
+        rows.extend(measured(work, sides, times, warm_up=measure != "auroc"))
+
+    run("input_flips", "input", "many", small, (*PLAIN, *TIMM, *OURS, PAIR))
+    run("input_affine", "input", "many", small | {"augment": AFFINE}, (*PLAIN, *OURS, PAIR))
+    frame = pd.DataFrame(rows)
+    timm = best(frame, "input_flips", "input_images_per_s", TIMM)
+    run("epoch_small", "epoch", "some", small, (*PLAIN, timm, *OURS, PAIR))
+    run("epoch_vgg16_b16", "epoch", "few", vgg16, (*PLAIN, *OURS))
+    frame = pd.DataFrame(rows)
+    plain, ours = (best(frame, "epoch_small", "train_images_per_s", each) for each in (PLAIN, OURS))
+    run("auroc_small", "auroc", "many", small, (plain, ours))
+    return pd.DataFrame(rows)
+
+
+def random_vgg16(folder: Path) -> Path:
+    """A state_dict of torchvision's vgg16 with weights that are drawn."""
+    torch.manual_seed(0)
+    path = folder / "vgg16.pth"
+    torch.save(zoo.vgg16(weights=None).state_dict(), path)
+    return path
+
+
+def main() -> None:
+    """Measure every work on all sides; print the tables, keep the rows, draw the chart."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trial")
+    default = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "pcam_small"
+    parser.add_argument("--data", type=Path, help=f"PatchCamelyon in any layout; {default}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of scores")
+    parser.add_argument("--out", type=Path, default=Path("trial.parquet"))
+    given = parser.parse_args()
+    folder = given.data or (default if default.is_dir() else None)
+    source = open_data("pcam", folder) if folder else open_data("synthetic")
+    said = f"patches of {folder}" if folder else "no real patches were found: synthetic ones"
+    console = Console()
+    console.width = max(console.width, 110)  # in a pipe too, a side is one line
+    device = pick_device()
+    with tempfile.TemporaryDirectory() as name:
+        frame = compare(source, Path(name), given.repeats, given.seeds)
+        held = data_memory_ratio(source, Path(name) / "memory")
+        epochs = gpu_epochs(random_vgg16(Path(name)), device) if device.type == "cuda" else []
+    for work, what in WORKS.items():
+        console.print(table_of(frame, work, what))
+    console.print(auroc_table(frame))
+    if epochs:
+        console.print(gpu_table(epochs, device_name(device)))
+    else:
+        print("not measured on a GPU yet: no CUDA device here")
+    print(f"{said}; {CORES} cores of {device_name(torch.device('cpu'))}")
+    frame.to_parquet(given.out)
+    chart_of(frame).save(str(given.out.with_suffix(".png")), scale_factor=2)
+    figures: dict[str, Any] = {
+        f"{work}_ratio": round(ratio(frame, work, measure_of(work)), 2) for work in WORKS
+    }
+    figures["two_trials_data_memory_ratio"] = round(held, 3)
+    if epochs:
+        figures["pcam_epoch_s"] = {str(e.batch_size): round(e.pcam_epoch_s, 2) for e in epochs}
+        figures["mfu"] = {str(e.batch_size): round(e.mfu, 3) for e in epochs}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Sides of benchmarks.trial measured in turns, each in processes of its own."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from benchmarks.data_memory import answer
+from benchmarks.side import Side, Work
+
+POLL_S = 0.5  # between two looks at the memory
+
+Row = dict[str, Any]
+
+
+class Child:
+    """The processes of one side while they are asked."""
+
+    def __init__(self, side: Side, work: Work) -> None:
+        """Start them; returns when they are ready to measure."""
+        said = json.dumps({"side": asdict(side), "work": asdict(work)})
+        # torch's own choice of threads, whatever the caller's shell says.
+        said_elsewhere = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        env = {name: each for name, each in os.environ.items() if name not in said_elsewhere}
+        self.side, self.work, self.peak_gib = side, work, 0.0
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.side", said],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=env,
+            )
+            for _ in range(side.processes)
+        ]
+        ready = [json.loads(answer(each)) for each in self.processes]
+        self.threads = ready[0]["threads"]
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.processes:
+            each.communicate("")
+
+    def measure(self, number: int) -> dict[str, float]:
+        """Measure once, in all processes at the same time: the sum of what they did."""
+        for each in self.processes:
+            pipe(each.stdin).write(f"{number}\n")
+            pipe(each.stdin).flush()
+        waiting = list(self.processes)
+        total: dict[str, float] = {}
+        while waiting:
+            ready, _, _ = select.select([pipe(p.stdout) for p in waiting], [], [], POLL_S)
+            self.peak_gib = max(self.peak_gib, sum(pss_gib(p.pid) for p in self.processes))
+            for each in [p for p in waiting if p.stdout in ready]:
+                for name, value in json.loads(answer(each)).items():
+                    total[name] = total.get(name, 0.0) + value
+                waiting.remove(each)
+        return total
+
+
+def pipe(end: IO[str] | None) -> IO[str]:
+    """The pipe that was asked for when the process was started."""
+    assert end is not None  # noqa: S101
+    return end
+
+
+def pss_gib(pid: int) -> float:
+    """Proportional memory of a process and all below it."""
+    root = psutil.Process(pid)
+    total = 0
+    for each in (root, *root.children(recursive=True)):
+        try:
+            lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it ended meanwhile
+            continue
+        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 2**20
+
+
+def measured(work: Work, sides: Sequence[Side], repeats: int, *, warm_up: bool) -> list[Row]:
+    """One row a repetition and side: one side after the other, then again."""
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        children = [stack.enter_context(Child(side, work)) for side in sides]
+        for number in range(-1 if warm_up else 0, repeats):
+            for child in children:
+                figures = child.measure(number)
+                if number < 0:
+                    continue
+                about: Row = {"work": work.name, "side": child.side.name, "kind": child.side.kind}
+                about |= {"processes": child.side.processes, "threads": child.threads}
+                about |= {"workers": child.side.workers, "repetition": number}
+                rows.append(about | figures | {"peak_memory_gib": child.peak_gib})
+    return rows
