@@ -25,7 +25,7 @@ class Child:
     """The processes of one side while they are asked."""
 
     def __init__(self, side: Side, work: Work) -> None:
-        """Start them; returns when they are ready to measure."""
+        """Start them; they get ready by themselves, all sides at the same time."""
         said = json.dumps({"side": asdict(side), "work": asdict(work)})
         # torch's own choice of threads, whatever the caller's shell says.
         said_elsewhere = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -41,8 +41,12 @@ class Child:
             )
             for _ in range(side.processes)
         ]
-        ready = [json.loads(answer(each)) for each in self.processes]
-        self.threads = ready[0]["threads"]
+        self.threads = 0
+
+    def wait(self) -> None:
+        """Until they are ready to measure; what they say then is how many threads they have."""
+        for each in self.processes:
+            self.threads = json.loads(answer(each))["threads"]
 
     def __enter__(self) -> "Child":
         return self
@@ -60,7 +64,7 @@ class Child:
         total: dict[str, float] = {}
         while waiting:
             ready, _, _ = select.select([pipe(p.stdout) for p in waiting], [], [], POLL_S)
-            self.peak_gib = max(self.peak_gib, sum(pss_gib(p.pid) for p in self.processes))
+            self.peak_gib = max(self.peak_gib, held_gib([p.pid for p in self.processes]))
             for each in [p for p in waiting if p.stdout in ready]:
                 for name, value in json.loads(answer(each)).items():
                     total[name] = total.get(name, 0.0) + value
@@ -74,17 +78,22 @@ def pipe(end: IO[str] | None) -> IO[str]:
     return end
 
 
-def pss_gib(pid: int) -> float:
-    """Proportional memory of a process and all below it."""
-    root = psutil.Process(pid)
-    total = 0
-    for each in (root, *root.children(recursive=True)):
+def held_gib(pids: Sequence[int]) -> float:
+    """Memory of some processes and of all below them, each page once.
+
+    The first counts whole; the others, its workers among them, with what they share with nobody.
+    """
+    roots = [psutil.Process(pid) for pid in pids]
+    family = [p for root in roots for p in (root, *root.children(recursive=True))]
+    total_kib = 0
+    for place, each in enumerate(family):
         try:
             lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it ended meanwhile
             continue
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total / 2**20
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+        total_kib += kib["Private_Clean"] + kib["Private_Dirty"] if place else kib["Rss"]
+    return total_kib / 2**20
 
 
 def measured(work: Work, sides: Sequence[Side], repeats: int, *, warm_up: bool) -> list[Row]:
@@ -92,6 +101,8 @@ def measured(work: Work, sides: Sequence[Side], repeats: int, *, warm_up: bool) 
     rows: list[Row] = []
     with ExitStack() as stack:
         children = [stack.enter_context(Child(side, work)) for side in sides]
+        for child in children:
+            child.wait()
         for number in range(-1 if warm_up else 0, repeats):
             for child in children:
                 figures = child.measure(number)
