@@ -9,9 +9,10 @@ own, and they are measured in turns, so that whatever else the machine does meet
 first time is not counted. The reference has torch's default threads, and 0, 1 and 2 workers of
 which the best counts; ours has one thread or one a core, of which the best counts too.
 
-Memory is the most that was seen, every half second, of a process with its workers, where a page
-that some of them share counts once. Writes trial.parquet and beside it trial.png. Last line:
-one JSON object.
+"With evaluation" is training images over the seconds of training and evaluation, in which ours also
+measures the gradient noise. Memory is the most that was seen, every half second, of a process with
+its workers, where a page that some of them share counts once. Writes trial.parquet and beside it
+trial.png. Last line: one JSON object.
 """
 
 import argparse
@@ -51,7 +52,7 @@ MEASURES = {
     "input_images_per_s": "input",
     "train_images_per_s": "training",
     "eval_images_per_s": "evaluation",
-    "epoch_images_per_s": "both, of training images",
+    "epoch_images_per_s": "with evaluation",
 }
 OURS = tuple(
     Side(name=f"ours, {n} thread{'s' * (n > 1)}", kind="ours", threads=n)
@@ -107,7 +108,7 @@ def table_of(frame: pd.DataFrame, work: str, what: str) -> Table:
     reference = {name: median(frame, work, name, best(frame, work, name, PLAIN)) for name in shown}
     table = Table(title=f"{what}: images/s (x torchvision's best)", box=None)
     for heading in ("", *(MEASURES[name] for name in shown), "threads", "peak memory, GiB"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for side, group in mine.groupby("side", sort=False):
         cells = [
             f"{group[name].median():,.{0 if reference[name] > 100 else 1}f} "
