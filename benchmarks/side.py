@@ -123,12 +123,12 @@ def our_epochs(side: Side, work: Work, config: TrialConfig, data: Dataset) -> Me
     def once(number: int) -> dict[str, float]:
         result = one_epoch(trial)
         started = time.perf_counter()
-        trial.evaluate(trial.val)
+        trial.evaluate(trial.feed.val)
         eval_s = time.perf_counter() - started
-        images = len(trial.train) // config.batch_size * config.batch_size
+        images = len(data.train.labels_N) // config.batch_size * config.batch_size
         return {
             "train_images_per_s": result.images_per_s,
-            "eval_images_per_s": len(trial.val) / eval_s,
+            "eval_images_per_s": len(data.val.labels_N) / eval_s,
             "epoch_images_per_s": images / result.epoch_wall_s,
         }
 
