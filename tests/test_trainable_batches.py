@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from trainable.augment import COLUMNS, DRAWS, MAX_SHIFT_PX, augment, color, shift, stain
+from trainable.augment import COLUMNS, DRAWS, MAX_SHIFT_PX, augment, color, move, stain
 from trainable.config import AUGMENTATIONS, TrialConfig
 from trainable.data.batches import (
     DeviceSplit,
@@ -127,10 +127,12 @@ def test_each_image_has_its_own_draw() -> None:
 
 def test_shift_is_a_crop_of_the_mirrored_image() -> None:
     steps = torch.tensor([[2, -3], [0, 0], [-4, 4], [1, 1], [4, -4], [-1, 0]])
-    out = shift(PATCHES, steps)
-    padded = np.pad(PATCHES.numpy(), ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    flips = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1], [0, 1], [1, 0]], dtype=torch.bool)
+    out = move(PATCHES, flip_rows_B=flips[:, 0], flip_columns_B=flips[:, 1], steps_B2=steps)
     for i, (down, right) in enumerate(steps.tolist()):
-        expected = padded[i, 4 - down : 16 - down, 4 - right : 16 - right]
+        turned = np.flip(PATCHES[i].numpy(), [axis for axis in (0, 1) if flips[i, axis]])
+        padded = np.pad(turned, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        expected = padded[4 - down : 16 - down, 4 - right : 16 - right]
         assert np.array_equal(out[i].numpy(), expected)
 
 

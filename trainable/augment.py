@@ -9,12 +9,11 @@ shifts are at most 4 px (as in the data set's own example) and zoom is at most 1
 """
 
 import math
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 MAX_SHIFT_PX = 4
 MAX_ZOOM = 0.10
@@ -54,11 +53,17 @@ def augment(images_BHWC: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Te
     def drawn(name: str) -> Tensor:
         return draws_BK[:, COLUMNS[name]]
 
-    for name, flipped in _FLIPS.items():
-        if name in names:
-            x = torch.where(drawn(name)[:, :, None, None] < 0.5, flipped(x), x)
-    if "shift" in names:
-        x = shift(x, (drawn("shift") * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX)
+    def below_half(name: str) -> Tensor:
+        return drawn(name)[:, 0] < (0.5 if name in names else 0.0)
+
+    if {"hflip", "vflip", "rot180", "shift"} & set(names):
+        steps = (drawn("shift") * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX
+        x = move(
+            x,
+            flip_rows_B=below_half("vflip") ^ below_half("rot180"),
+            flip_columns_B=below_half("hflip") ^ below_half("rot180"),
+            steps_B2=steps if "shift" in names else torch.zeros_like(steps),
+        )
     if {"rotate", "zoom", "crop"} & set(names):
         x = resample(x, _affine({n: drawn(n) for n in ("rotate", "zoom", "crop") if n in names}))
     if "color" in names:
@@ -70,24 +75,29 @@ def augment(images_BHWC: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Te
     return x
 
 
-_FLIPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hflip": lambda x: x.flip(2),
-    "vflip": lambda x: x.flip(1),
-    "rot180": lambda x: x.flip(1, 2),
-}
-
-
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
     return bounds[0] + (bounds[1] - bounds[0]) * uniform
 
 
-def shift(images_BHWC: Tensor, steps_B2: Tensor) -> Tensor:
-    """Each image moved by whole pixels (down, right); the edge is mirrored into the gap."""
-    b, height, width, _ = images_BHWC.shape
-    rows = _mirrored(torch.arange(height, device=steps_B2.device) - steps_B2[:, :1], height)
-    columns = _mirrored(torch.arange(width, device=steps_B2.device) - steps_B2[:, 1:], width)
-    batch = torch.arange(b, device=steps_B2.device)[:, None, None]
-    return images_BHWC[batch, rows[:, :, None], columns[:, None, :]]
+def move(
+    images_BHWC: Tensor, *, flip_rows_B: Tensor, flip_columns_B: Tensor, steps_B2: Tensor
+) -> Tensor:
+    """Each image flipped where it says so, then moved by whole pixels (down, right).
+
+    The edge is mirrored into the gap. Whole rows are copied, then bytes along them: both are one
+    pass over memory, whatever is asked for.
+    """
+    b, height, width, channels = images_BHWC.shape
+    device = images_BHWC.device
+    rows = _mirrored(torch.arange(height, device=device) - steps_B2[:, :1], height)
+    columns = _mirrored(torch.arange(width, device=device) - steps_B2[:, 1:], width)
+    rows = torch.where(flip_rows_B[:, None], height - 1 - rows, rows)
+    columns = torch.where(flip_columns_B[:, None], width - 1 - columns, columns)
+    rows = rows + height * torch.arange(b, device=device)[:, None]
+    lines = images_BHWC.reshape(b * height, width * channels).index_select(0, rows.flatten())
+    places = channels * columns[:, :, None] + torch.arange(channels, device=device)
+    places = places.view(b, 1, -1).expand(b, height, -1)
+    return lines.view(b, height, -1).gather(2, places).view(images_BHWC.shape)
 
 
 def _mirrored(index: Tensor, size: int) -> Tensor:
@@ -114,8 +124,14 @@ def _affine(draws: dict[str, Tensor]) -> Tensor:
 
 def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
     """Each image through its affine map, bilinear, the edge mirrored."""
-    x = images_BHWC.permute(0, 3, 1, 2).float()
-    grid = affine_grid(theta_B23, list(x.shape), align_corners=False)
+    x = images_BHWC.permute(0, 3, 1, 2).contiguous().float()  # grid_sample is slower on others
+    _, _, height, width = x.shape
+    # The points of torch's affine_grid, which takes a matrix product for each.
+    down = (2 * torch.arange(height, device=x.device) + 1) / height - 1
+    right = (2 * torch.arange(width, device=x.device) + 1) / width - 1
+    theta = theta_B23[:, :, :, None, None]
+    points = theta[:, :, 0] * right + (theta[:, :, 1] * down[:, None] + theta[:, :, 2])
+    grid = points.permute(0, 2, 3, 1)
     moved = grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
     return moved.permute(0, 2, 3, 1)
 

@@ -16,7 +16,13 @@ from trainable.config import SCORES, TrialConfig, trial_key
 from trainable.data.batches import DeviceSplit, Place, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
-from trainable.device import device_name, peak_memory_gib, reset_peak_memory, set_precision
+from trainable.device import (
+    device_name,
+    keep_freed_memory,
+    peak_memory_gib,
+    reset_peak_memory,
+    set_precision,
+)
 from trainable.feed import Feed
 from trainable.metrics import Scores, auroc_interval, score
 from trainable.models import build_model, set_training, trained_state
@@ -56,6 +62,7 @@ class Trial:
         self.config, self.data, self.device, self.folder = config, data, device, folder
         self.key = trial_key(config, data.fingerprint)
         self.num_classes = len(data.classes)
+        keep_freed_memory(device)
         reset_peak_memory(device)
         set_precision(config.precision, device)
         self.feed = Feed(config, data, device)
