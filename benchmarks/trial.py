@@ -10,7 +10,8 @@ first time is not counted. The reference has torch's default threads, and 0, 1 a
 which the best counts; ours has one thread or one a core, of which the best counts too.
 
 "With evaluation" is training images over the seconds of training and evaluation, in which ours also
-measures the gradient noise. Memory is the most that was seen, every half second, of a process with
+measures the gradient noise; from the second evaluation on it has the features of frozen blocks
+already. Memory is the most that was seen, every half second, of a process with
 its workers, where a page that some of them share counts once. Writes trial.parquet and beside it
 trial.png. Last line: one JSON object.
 """
@@ -218,7 +219,7 @@ def main() -> None:
     default = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "pcam_small"
     parser.add_argument("--data", type=Path, help=f"PatchCamelyon in any layout; {default}")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of scores")
+    parser.add_argument("--seeds", type=int, default=5, help="of the comparison of scores")
     parser.add_argument("--out", type=Path, default=Path("trial.parquet"))
     given = parser.parse_args()
     folder = given.data or (default if default.is_dir() else None)
