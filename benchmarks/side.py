@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,10 @@ import torch
 
 from benchmarks import plain_training
 from trainable.config import TrialConfig
-from trainable.data.batches import (
-    Place,
-    normalization,
-    seed_for,
-    to_device,
-    training_batches,
-)
+from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset, open_data
-from trainable.device import set_threads
+from trainable.device import keep_freed_memory, set_threads
+from trainable.feed import Feed
 from trainable.models import build_model
 from trainable.record import EpochResult
 from trainable.trial import Trial
@@ -89,17 +85,13 @@ def images_per_s(one_pass: Callable[[], Iterable[int]]) -> float:
 def our_input(side: Side, work: Work, config: TrialConfig, data: Dataset) -> Measure:
     """Batches alone."""
     device = torch.device("cpu")
-    split = to_device(data.train, num_images=None, image_size=None, device=device)
-    mean_C, std_C = (torch.tensor(each) for each in normalization(config, data.mean, data.std))
-    place = Place(epoch=0)
+    keep_freed_memory(device)  # as each trial does
+    feed = Feed(config, data, device)
+    batches = feed.batches(Place())
+    per_epoch = len(data.train.labels_N) // config.batch_size
 
     def one_pass() -> Iterable[int]:
-        place.epoch, place.start = place.epoch + 1, 0
-        size = config.batch_size
-        batches = training_batches(
-            split, config, place, batch_size=size, mean_C=mean_C, std_C=std_C
-        )
-        return plain_training.counted(batches)
+        return plain_training.counted(islice(batches, per_epoch))
 
     return lambda number: {"input_images_per_s": images_per_s(one_pass)}
 
