@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from trainable.checkpoint import SLOTS
 from trainable.config import TrialConfig
+from trainable.data.batches import Place, seed_for
 from trainable.data.cache import Dataset, open_data
 from trainable.data.sources import DataError
+from trainable.feed import Feed
 from trainable.finetune import finetune
+from trainable.models import build_model
 from trainable.record import EpochResult, TrialResult
 from trainable.storage import Folder
 
@@ -181,7 +185,9 @@ def test_it_trains_without_ray() -> None:
     code = """
 import sys
 from trainable.config import TrialConfig
+from trainable.feed import Feed
 from trainable.finetune import finetune
+from trainable.models import build_model
 config = TrialConfig(dataset="synthetic", model="plain", pretrained="none", image_size=48,
                      train_images=256, eval_images=64, epochs=2, precision="fp32")
 for r in finetune(config):
@@ -245,6 +251,34 @@ def test_precisions_agree(precision: str, tiny_data: Dataset, tiny_config: Trial
     rounded, _ = whole(replace(tiny_config, epochs=1, precision=precision), tiny_data)
     assert rounded[0].train_loss == pytest.approx(exact[0].train_loss, rel=0.02)
     assert (rounded[0].train_loss == exact[0].train_loss) == (precision != "bf16")
+
+
+def test_a_trial_is_a_plain_loop(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+    """Torch's default format, one optimizer kernel a tensor, the loss read at every step."""
+    config = replace(tiny_config, epochs=2, dropout=0.0, warmup_epochs=0.0, decay="constant")
+    config = replace(config, base_lr=0.1, lr_scaling="constant", no_bias_decay=False)
+    expected = whole(config, tiny_data)[0]
+    feed = Feed(config, tiny_data, torch.device("cpu"))
+    torch.manual_seed(seed_for(config.seed, "weights"))
+    model = build_model(config, num_classes=2)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=config.weight_decay, foreach=False
+    )
+    batches = feed.batches(Place())
+    for result in expected:
+        model.train()
+        total = 0.0
+        for images, labels in islice(batches, 96 // 16):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images.contiguous()), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.item() * len(labels)
+        assert result.train_loss == pytest.approx(total / 96, rel=1e-4)
+        model.eval()
+        images, labels = next(feed.plain(feed.val, 32))
+        val_loss = nn.functional.cross_entropy(model(images.contiguous()), labels)
+        assert result.val_loss == pytest.approx(val_loss.item(), rel=1e-3)
 
 
 def test_fp16_on_a_cpu_is_refused(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
