@@ -39,6 +39,7 @@ def test_a_cpu_has_no_graph(tiny_config: TrialConfig, tiny_data: Dataset) -> Non
     assert trial.step.paths == []
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_graph_leaves_the_network_as_it_was_and_has_its_gradients() -> None:
     torch.manual_seed(0)
@@ -62,6 +63,7 @@ def test_a_graph_leaves_the_network_as_it_was_and_has_its_gradients() -> None:
         torch.testing.assert_close(graphed, eager, rtol=0.02, atol=0.02 * float(eager.abs().max()))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_trial_on_a_gpu_ends_alike_with_and_without_graphs(
     tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
