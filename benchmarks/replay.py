@@ -145,6 +145,8 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
     )
     suggestions = Suggestions(study, folder / study.name, data_fingerprint="replay")
 
+    storage = suggestions.optuna._storage
+
     def on_scale(config: dict[str, Any]) -> list[float]:
         """By its logarithm what is drawn by its logarithm."""
         return [
@@ -167,6 +169,11 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         index = int(np.where(free, distance_C, np.inf).argmin())
         free[index] = False
         numbers[f"t{number}"] = number
+        # The sampler learns of what was trained, not of what it had wished for.
+        trial = suggestions.optuna.trials[number]
+        for parameter, distribution in suggestions.space.items():
+            value = distribution.to_internal_repr(recording.curves[index].config[parameter])
+            storage.set_trial_param(trial._trial_id, parameter, value, distribution)
         return f"t{number}", recording.curves[index]
 
     def ended(name: str, curve: Curve, done: int, stopped: bool) -> None:

@@ -291,6 +291,7 @@ def check_crossing(trials: pd.DataFrame) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path) -> None:
     done = run(
         ROOT / "spaces" / "bag_of_tricks.py",
