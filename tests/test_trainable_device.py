@@ -39,6 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         "mem_get_info": fake.mem_get_info,
         "memory_reserved": lambda _: int(fake.reserved * GIB),
         "memory_allocated": lambda _: int(fake.allocated * GIB),
+        "max_memory_allocated": lambda _: int(fake.allocated * GIB),
         "max_memory_reserved": lambda _: int(fake.most_reserved * GIB),
         "current_device": lambda: 0,
     }
@@ -184,14 +185,13 @@ def test_memory_is_measured_over_updates_evaluation_and_the_largest_batch(
 
     monkeypatch.setattr(probe, "pick_device", lambda: Device)
     monkeypatch.setattr(probe, "Trial", lambda c, d, _, f: Watched(c, d, CPU, f))
-    to_device = probe.to_device
-    monkeypatch.setattr(probe, "to_device", lambda s, **kw: to_device(s, **kw | {"device": CPU}))
     gpu.most_reserved, gpu.free_gib = 3.0, [23.0]
     config = replace(tiny_config, batch_size=4, decay=decay, warmup_epochs=0, step_factor=0.5)
     used = probe.measure_memory(config, tiny_data, num_threads=1)
     assert used == probe.MemoryUse(need_gib=4.0, total_gib=24.0)
     # 96 training images: a batch grows to a tenth of them.
     assert seen == [9 if decay == "batch_growth" else 4] * probe.MEMORY_UPDATES
+    assert not trials[0].feed.keeps_features
     assert len(trials[0].results) == 1  # evaluated, and the noise scale measured
 
 

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from trainable import feed
+from trainable.augment import augment
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
@@ -254,3 +255,21 @@ def test_out_of_memory_in_the_prefix_halves_its_part() -> None:
     torch.testing.assert_close(run_prefix(prefix, images, at_once=12), expected)
     hook.remove()
     assert sizes == [12, 6, 3, 3, 3, 3]
+
+
+def test_images_ahead_that_do_not_fit_are_taken_a_batch_at_a_time(
+    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen_config(weights, batch_size=8)
+    expected = numbers(config, tiny_data)
+    sizes: list[int] = []
+
+    def limited(images: Tensor, *arguments: Any) -> Tensor:
+        sizes.append(len(images))
+        if len(images) > 8:
+            raise torch.OutOfMemoryError
+        return augment(images, *arguments)
+
+    monkeypatch.setattr("trainable.data.batches.augment", limited)
+    assert numbers(config, tiny_data) == expected
+    assert sorted(set(sizes)) == [8, 32]

@@ -126,3 +126,24 @@ def test_average_of_weights_is_the_recursion() -> None:
     got = step.evaluated.get_parameter("classifier.1.weight")
     assert torch.allclose(got, expected, atol=1e-6)
     assert not torch.allclose(got, weight, atol=1e-4)
+
+
+def test_a_graph_is_for_a_batch_in_one_part() -> None:
+    """Its gradients lie where its next replay writes: parts would add up wrongly."""
+    step = step_of()
+    step.microbatch_size = 8
+    taken: list[int] = []
+
+    def graph(images: torch.Tensor) -> torch.Tensor:
+        taken.append(len(images))
+        out: torch.Tensor = step.model(images)
+        return out
+
+    step.graph, step.graphed_images = graph, 8
+    images, labels = batch(16)
+    step.update(images[:8], labels[:8], 0.1)
+    assert taken == [8]
+    step.update(images, labels, 0.1)  # as a batch that has grown: two parts of eight
+    step.microbatch_size = 4
+    step.update(images[:8], labels[:8], 0.1)
+    assert taken == [8]

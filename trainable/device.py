@@ -1,6 +1,7 @@
 """The device of a trial: which one, its name, its memory and its threads."""
 
 import ctypes
+import os
 import platform
 import resource
 import time
@@ -55,9 +56,10 @@ def keep_freed_memory(device: torch.device) -> None:
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.malloc_trim(0)
+    # Older ones take no more than 32 MiB. The second setting alone would make it slower.
+    if any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.malloc_trim(0)
 
 
 def limit_memory(device: torch.device, share: float) -> None:
@@ -105,20 +107,28 @@ def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> Non
 def room_bytes(device: torch.device) -> int:
     """What data may take: half of the GPU's memory that this process may still have.
 
-    On a CPU an eighth of what the machine has available: other trials run beside this one.
+    What a trial has needed at its most so far is not free. On a CPU a quarter of the memory that
+    is available to this process's cores: other trials run on the others.
     """
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-        allocated = torch.cuda.memory_allocated(device)
-        free_bytes += torch.cuda.memory_reserved(device) - allocated
+        used = torch.cuda.max_memory_allocated(device)
+        free_bytes += torch.cuda.memory_reserved(device) - used
         limit = torch.cuda.get_per_process_memory_fraction(device.index) * total_bytes
-        return int(max(0, min(free_bytes, limit - allocated)) * DATA_PART)
+        return int(max(0, min(free_bytes, limit - used)) * DATA_PART)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         return 0
-    return kib * 1024 // 8
+    available = kib * 1024
+    try:  # a container's own limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        available = min(available, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        pass
+    share = torch.get_num_threads() / max(os.cpu_count() or 1, torch.get_num_threads())
+    return int(max(0, available) * share / 4)
 
 
 def set_precision(precision: str, device: torch.device) -> None:

@@ -49,6 +49,7 @@ class Feed:
         self.at_once = IMAGES_AT_ONCE.get(device.type, 32)
         self.prefix: Prefix | None = None
         self.autocast: Callable[[], torch.autocast] | None = None
+        self.keeps_features = True
         self._features: dict[str, DeviceSplit] = {}
 
     def on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
@@ -71,7 +72,10 @@ class Feed:
         on_gpu = self.train.images_NHWC.device.type == "cuda"
         where = "data_on_gpu" if on_gpu else "data_mapped"
         prefix = ["frozen_prefix"] if self.prefix else []
-        return [where, *prefix, *(f"{name}_features_kept" for name in sorted(self._features))]
+        kept = [
+            f"{n}_features_kept" for n, each in sorted(self._features.items()) if each.are_features
+        ]
+        return [where, *prefix, *kept]
 
     def inputs(self, images_BCHW: Tensor) -> Tensor:
         """What the network takes for normalised images: features, or the images themselves."""
@@ -120,13 +124,10 @@ class Feed:
 
     def _kept(self, name: str, split: DeviceSplit) -> DeviceSplit:
         """Features of a whole split where there is a prefix and room for them, else the split."""
-        if self.prefix is None:
+        if self.prefix is None or not self.keeps_features:
             return split
         if name not in self._features:
-            kept = self._compute(split)
-            if kept is None:
-                return split
-            self._features[name] = kept
+            self._features[name] = self._compute(split) or split
         return self._features[name]
 
     def _compute(self, split: DeviceSplit) -> DeviceSplit | None:

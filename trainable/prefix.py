@@ -90,7 +90,11 @@ def _is_trained(module: nn.Module) -> bool:
 
 def _draws(module: nn.Module) -> bool:
     """Whether a kind of dropout is on in it."""
-    return any(m.training and "drop" in type(m).__name__.lower() for m in module.modules())
+    words = ("drop", "stochasticdepth")
+    return any(
+        m.training and any(word in type(m).__name__.lower() for word in words)
+        for m in module.modules()
+    )
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from trainable import noise
 from trainable.config import TrialConfig
-from trainable.data.batches import DeviceSplit, to_device
+from trainable.data.batches import DeviceSplit
 from trainable.data.cache import Dataset
 from trainable.device import device_name, memory_held_gib, pick_device, set_threads
 from trainable.feed import IMAGES_AT_ONCE
@@ -66,9 +66,8 @@ def measure_memory(config: TrialConfig, data: Dataset, *, num_threads: int) -> M
     if largest > config.batch_size:
         config = replace(config, batch_size=largest, decay="constant")
     trial = Trial(replace(config, eval_updates=MEMORY_UPDATES), data, device, None)
-    test = data.test and to_device(
-        data.test, num_images=config.eval_images, image_size=config.image_size, device=device
-    )
+    test = data.test and trial.feed.on_device(data.test, config.eval_images)
+    trial.feed.keeps_features = False  # a trial keeps them where there is room to spare
     trial.feed.val = _part(
         trial.feed.val, IMAGES_AT_ONCE[device.type]
     )  # a view: the whole stays there

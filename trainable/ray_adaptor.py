@@ -3,6 +3,7 @@
 The only file here with Ray.
 """
 
+import gc
 import os
 import socket
 import threading
@@ -105,7 +106,8 @@ def _settle(num_cpus: int) -> None:
     set_threads(num_cpus)
     device, share = pick_device(), _num_gpus()
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # in a worker that is used again
+        gc.collect()  # in a worker that is used again: a CUDA graph goes with its cycle alone
+        torch.cuda.empty_cache()
     wait_for_memory(device, share, MEMORY_WAIT_S)
     limit_memory(device, share)
 

@@ -49,7 +49,7 @@ class Step:
         self.oom_retries = 0
         self.prefix: Prefix | None = None  # where there is one the network is given its features
         self.graph: Callable[[Tensor], Tensor] | None = None
-        self.graphed_images: int | None = None  # None until it was measured
+        self.graphed_images = -1  # the batch that the graph is for; -1 until it was measured
 
     @property
     def evaluated(self) -> nn.Module:
@@ -91,7 +91,7 @@ class Step:
         """
         set_lr(self.optimizer, lr)
         images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
-        if self.graphed_images is None:
+        if self.graphed_images < 0:
             self._measure_graph(images, targets)
         while True:
             generator = torch.get_rng_state()
@@ -123,18 +123,23 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = right_sum = torch.zeros((), device=self.device)
         size = self.microbatch_size
+        graph = self.graph if len(targets) == self.graphed_images <= size else None
         for images, some in zip(images_BCHW.split(size), targets.split(size), strict=True):
-            loss, logits_BK = self.loss(images, some)
+            loss, logits_BK = self.loss(images, some, graph)
             share = len(some) / len(targets)
             self.scaler.scale(loss * share).backward()
             loss_sum = loss_sum + loss.detach() * len(some)
             right_sum = right_sum + right_answers(logits_BK, some)
         return loss_sum, right_sum
 
-    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss of some images, and their logits."""
-        graphed = self.model.training and len(images) == self.graphed_images
-        forward = self.graph if graphed and self.graph is not None else self.model
+    def loss(
+        self, images: Tensor, targets: Tensor, graph: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean loss of some images, and their logits; through the network's graph where given.
+
+        A graph is for a batch in one part: its gradients lie where its next replay writes.
+        """
+        forward = graph or self.model
         with self.autocast():
             with bypassed(self.prefix):
                 logits_BK = forward(images)

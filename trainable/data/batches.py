@@ -51,7 +51,7 @@ class DeviceSplit:
 
 
 def _sent(images: Tensor, device: torch.device) -> Tensor:
-    """Images on their way to a GPU: the copy runs beside what the GPU is doing."""
+    """Images on their way to a GPU, for which the host does not wait."""
     return images.contiguous().pin_memory().to(device, non_blocking=True)
 
 
@@ -96,8 +96,9 @@ def to_device(
         index = stratified_subset(labels, num_images)
         images, labels = images[index], labels[index]
     tensor = _as_tensor(images)
+    room = math.inf if room_bytes is None or device.type == "cpu" else room_bytes
     return DeviceSplit(
-        images_NHWC=tensor if tensor.nbytes > (room_bytes or math.inf) else tensor.to(device),
+        images_NHWC=tensor if tensor.nbytes > room else tensor.to(device),
         labels_N=torch.from_numpy(np.array(labels)).to(device),
     )
 
@@ -206,7 +207,13 @@ def training_batches(
     for start in range(place.start, end, batch_size):
         at = (start - offset) % at_once
         if group is None or at == 0:
-            group = images(start - at, min(start - at + at_once, end))
+            try:
+                group = images(start - at, min(start - at + at_once, end))
+            except torch.OutOfMemoryError:
+                if at_once == batch_size:
+                    raise
+                at, at_once = 0, batch_size  # no more of them ahead
+                group = images(start, start + batch_size)
         place.start = start + batch_size
         yield group[at : at + batch_size], split.labels_N[places_N[start : start + batch_size]]
 

@@ -261,7 +261,7 @@ def _open(entry: Path) -> Dataset | None:
             )
             for name in about["splits"]
         }
-    except (OSError, ValueError, EOFError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, KeyError):
         return None
     if any(len(split.images_NHWC) != len(split.labels_N) for split in splits.values()):
         return None
