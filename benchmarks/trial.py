@@ -11,9 +11,9 @@ which the best counts; ours has one thread or one a core, of which the best coun
 
 "With evaluation" is training images over the seconds of training and evaluation, in which ours also
 measures the gradient noise; from the second evaluation on it has the features of frozen blocks
-already. Memory is the most that was seen, every half second, of a process with
-its workers, where a page that some of them share counts once. Writes trial.parquet and beside it
-trial.png. Last line: one JSON object.
+already. Memory is the most that was seen, every half second, of a process with its workers, where a
+page that some of them share counts once. Writes trial.parquet and beside it trial.png. Last line:
+one JSON object.
 """
 
 import argparse

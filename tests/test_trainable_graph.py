@@ -9,7 +9,7 @@ from torch import nn
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.graph import MOST_IMAGES, graph_if_faster, may_be_graphed
-from trainable.models import bare_network, set_training
+from trainable.models import bare_network, draws, set_training
 from trainable.trial import Trial
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -30,6 +30,15 @@ def test_a_graph_is_for_small_batches_without_draws(
 ) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(dropout), nn.Flatten())
     assert may_be_graphed(model, device, images=images) == may_be
+
+
+def test_stochastic_depth_draws_until_its_blocks_are_frozen() -> None:
+    model = bare_network("efficientnet_b0")
+    assert draws(model.features)  # type: ignore[arg-type]
+    assert not draws(bare_network("resnet18"))
+    model.features.requires_grad_(False)
+    set_training(model)
+    assert not draws(model.features)  # type: ignore[arg-type]
 
 
 def test_a_cpu_has_no_graph(tiny_config: TrialConfig, tiny_data: Dataset) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainable.models import draws
+
 MOST_IMAGES = 256  # above, launching takes a small part of an update
 TIMES = 10
 LEAST_GAIN = 1.05
@@ -18,12 +20,7 @@ LEAST_GAIN = 1.05
 
 def may_be_graphed(model: nn.Module, device: torch.device, *, images: int) -> bool:
     """Whether measuring is worth it: on a GPU, a small batch, and nothing drawn in the network."""
-    draws = any(
-        any(word in type(m).__name__.lower() for word in ("drop", "stochasticdepth"))
-        and (getattr(m, "p", 0) or getattr(m, "drop_prob", 0))
-        for m in model.modules()
-    )
-    return device.type == "cuda" and images <= MOST_IMAGES and not draws
+    return device.type == "cuda" and images <= MOST_IMAGES and not draws(model)
 
 
 def graph_if_faster(

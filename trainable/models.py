@@ -298,6 +298,16 @@ def set_training(model: nn.Module) -> None:
             module.eval()
 
 
+def draws(model: nn.Module) -> bool:
+    """Whether it has a kind of dropout that is on: the same images give other numbers each time."""
+    return any(
+        m.training
+        and any(word in type(m).__name__.lower() for word in ("drop", "stochasticdepth"))
+        and (getattr(m, "p", 0) or getattr(m, "drop_prob", 0))
+        for m in model.modules()
+    )
+
+
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: trained parameters, and the statistics of trained modules."""
     frozen = {

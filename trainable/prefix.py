@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainable.models import set_training
+from trainable.models import draws, set_training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def find_prefix(model: nn.Module, *, image_size: int, device: torch.device) -> P
         return lambda _, given, out: calls.append((path, given[0] if given else None, out))
 
     set_training(model)
-    may_run = {path: not _is_trained(layer) and not _draws(layer) for path, layer in layers.items()}
+    may_run = {path: not _is_trained(layer) and not draws(layer) for path, layer in layers.items()}
     model.eval()
     pixels = torch.linspace(-2, 2, 2 * 3 * image_size**2, device=device)  # draws from no generator
     images = pixels.view(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
@@ -86,15 +86,6 @@ def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
 
 def _is_trained(module: nn.Module) -> bool:
     return any(each.requires_grad for each in module.parameters())
-
-
-def _draws(module: nn.Module) -> bool:
-    """Whether a kind of dropout is on in it."""
-    words = ("drop", "stochasticdepth")
-    return any(
-        m.training and any(word in type(m).__name__.lower() for word in words)
-        for m in module.modules()
-    )
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class Step:
 
         A graph is for a batch in one part: its gradients lie where its next replay writes.
         """
-        forward = graph or self.model
+        forward = self.model if graph is None else graph
         with self.autocast():
             with bypassed(self.prefix):
                 logits_BK = forward(images)
