@@ -115,7 +115,7 @@ def test_optimizers_take_three_steps_of_their_formulas() -> None:
                 w = w - lr * d / (np.sqrt(second) + eps)
             else:
                 if name == "lamb":  # its gradients are first shortened to a length of 1
-                    whole = norm(GRADIENTS[t - 1, 0].tolist() + [float(GRADIENTS[t - 1, 1, 0])])
+                    whole = norm([*GRADIENTS[t - 1, 0].tolist(), float(GRADIENTS[t - 1, 1, 0])])
                     g = g / max(whole, 1.0)
                 d = d if name == "adam" else g
                 first = b1 * first + (1 - b1) * d
