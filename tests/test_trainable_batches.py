@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,90 @@ def test_an_image_is_augmented_alike_whatever_the_batch_size(tiny_data: Dataset)
     assert torch.allclose(whole, epoch(48), atol=1e-5)
     plain = to_floats(split.images_NHWC[training_order(96, seed=4, epoch=3)], MEAN, STD)
     assert not torch.allclose(whole, plain, atol=0.1)
+
+
+def drawn_by_hand(seed: int, purpose: str, epoch: int) -> torch.Generator:
+    """A change here changes the numbers of every study on record: raise RECIPE_VERSION with it."""
+    digest = hashlib.sha256(repr((seed, purpose, epoch)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def test_an_image_is_augmented_anew_in_each_epoch() -> None:
+    n = 64
+    ramp = torch.arange(8, dtype=torch.uint8)[None, None, :, None].expand(n, 8, 8, 3).contiguous()
+    split = DeviceSplit(images_NHWC=ramp, labels_N=torch.arange(n))  # the label is the image
+
+    def flipped(seed: int, epoch: int) -> list[int]:
+        config = TrialConfig(augment="hflip", batch_size=16, seed=seed)
+        return sorted(
+            label
+            for images, labels in batches_of(split, config, epoch)
+            for label, image in zip(labels.tolist(), images, strict=True)
+            if image[0, 0, 0] > image[0, 0, 7]
+        )
+
+    for seed, epoch in ((0, 1), (0, 2), (3, 1)):
+        draws_NK = torch.rand(n, 25, generator=drawn_by_hand(seed, "augment", epoch))
+        assert flipped(seed, epoch) == torch.where(draws_NK[:, 0] < 0.5)[0].tolist()
+    assert flipped(0, 1) != flipped(0, 2)
+    assert flipped(0, 1) != flipped(3, 1)
+
+
+def test_the_order_is_drawn_from_its_seed_its_name_and_the_epoch() -> None:
+    for seed, epoch in ((0, 1), (0, 2), (3, 1)):
+        expected = torch.randperm(50, generator=drawn_by_hand(seed, "order", epoch))
+        assert torch.equal(training_order(50, seed=seed, epoch=epoch), expected)
+
+
+@pytest.mark.parametrize(("start", "left"), [(0, 5), (5, 3), (6, 3), (8, 3), (17, 0), (20, 0)])
+def test_from_any_place_every_batch_is_full(start: int, left: int) -> None:
+    """As of a trial that another began from, whose batches were of another size."""
+    config = TrialConfig(augment="none", batch_size=4)
+    split = DeviceSplit(images_NHWC=split_of(20).images_NHWC, labels_N=torch.arange(20))
+    place = Place(epoch=2, start=start)
+    batches = training_batches(split, config, place, batch_size=4, mean_C=MEAN, std_C=STD)
+    order = training_order(20, seed=0, epoch=2).tolist()
+    number = 0
+    for number, (images, labels) in enumerate(batches, 1):
+        assert place.start == start + 4 * number
+        assert labels.tolist() == order[place.start - 4 : place.start]
+        assert images.shape == (4, 3, 8, 8)
+        shown = (images[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
+        assert shown.round().long().tolist() == labels.tolist()
+    assert number == left
+
+
+@pytest.mark.parametrize(
+    ("start", "ahead", "taken"),
+    [
+        (0, 8, [8, 8, 4]),  # five batches of four, two at once
+        (0, 7, [8, 8, 4]),  # at least so many
+        (0, 9, [12, 8]),
+        (0, 1, [4] * 5),
+        (4, 8, [8, 8, 4]),  # the second of the first group: the whole group, as before the stop
+        (8, 8, [8, 4]),
+        (6, 8, [8, 8]),  # from 2 on there are four: of the first group its second
+    ],
+)
+def test_groups_ahead_are_those_of_a_trial_that_was_not_stopped(
+    start: int, ahead: int, taken: list[int]
+) -> None:
+    config = TrialConfig(augment="none", batch_size=4)
+    split = DeviceSplit(images_NHWC=split_of(20).images_NHWC, labels_N=torch.arange(20))
+    sizes: list[int] = []
+
+    def through(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return 2 * images
+
+    about: dict[str, Any] = {"batch_size": 4, "mean_C": MEAN, "std_C": STD}
+    plain = list(training_batches(split, config, Place(1, start), **about))
+    place = Place(1, start)
+    grouped = list(training_batches(split, config, place, through=through, ahead=ahead, **about))
+    assert sizes == taken
+    for (images, labels), (features, same) in zip(plain, grouped, strict=True):
+        assert torch.equal(2 * images, features)
+        assert torch.equal(labels, same)
 
 
 def test_every_batch_is_full_and_no_image_comes_twice() -> None:

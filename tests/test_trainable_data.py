@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -20,8 +21,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import PCAM
 
-from trainable.data.cache import Dataset, default_cache_dir, open_data
-from trainable.data.sources import DataError
+from trainable.data.cache import EMBEDDED, LAYOUTS, Dataset, default_cache_dir, open_data
+from trainable.data.hdf5 import find_hdf5
+from trainable.data.sources import DataError, Source, find_folders, find_kaggle, find_parquet
+from trainable.data.standard import find_torchvision
 from trainable.data.synthetic import CENTRE_PX, draw_patches
 
 SIZES = {"train": 40, "val": 20, "test": 12}
@@ -399,8 +402,8 @@ def test_damaged_cifar_is_named(tmp_path: Path) -> None:
         open_data("cifar", tmp_path)
 
 
-def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
+def write_mnist(folder: Path) -> dict[str, np.ndarray]:
+    raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = {n: RNG.integers(0, 256, (k, 28, 28), dtype=np.uint8) for n, k in SPLITS.items()}
     for name, array in images.items():
@@ -410,6 +413,11 @@ def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
         labels = (np.arange(n) % 10).astype(np.uint8)
         head = b"\0\0\x08\x01" + n.to_bytes(4, "big")
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    return images
+
+
+def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
+    images = write_mnist(tmp_path)
     data = open_data("mnist", tmp_path)
     assert data.test is not None
     assert data.classes[0] == "0 - zero"
@@ -419,6 +427,63 @@ def test_mnist_is_read_through_torchvision(tmp_path: Path) -> None:
 
 
 SPLITS = {"train": 200, "t10k": 20}
+
+
+def write_plain_folders(folder: Path) -> list[tuple[int, bytes]]:
+    write_folders(folder)
+    return written("train", "val", "test")
+
+
+def written(*splits: str) -> list[tuple[int, bytes]]:
+    return sorted(
+        (int(y), x.tobytes()) for s in splits for x, y in zip(IMAGES[s], LABELS[s], strict=True)
+    )
+
+
+def written_mnist(folder: Path) -> list[tuple[int, bytes]]:
+    images = write_mnist(folder)
+    grey = [(i % 10, each) for part in images.values() for i, each in enumerate(part)]
+    return sorted((label, np.stack([each] * 3, -1).tobytes()) for label, each in grey)
+
+
+# What each reader of a layout reads, with the images that are written for it.
+READ_BY = {
+    find_hdf5: lambda d: (write_hdf5(d), written("train", "val", "test"))[1],
+    find_kaggle: lambda d: (write_kaggle(d), written("train"))[1],
+    find_parquet: lambda d: (write_parquet(d), written("train", "val", "test"))[1],
+    find_torchvision: written_mnist,
+    find_folders: write_plain_folders,
+}
+
+
+@pytest.mark.parametrize("look", LAYOUTS)
+def test_every_layout_has_one_reader_that_reads_all_of_it(
+    look: Callable[[Path], Source | None], tmp_path: Path
+) -> None:
+    expected = READ_BY[look](tmp_path)
+    assert next(each for each in LAYOUTS if each(tmp_path) is not None) is look
+    data = open_data("any", tmp_path)
+    found = [
+        each
+        for split in ("train", "val", "test")
+        if getattr(data, split) is not None
+        for each in images_by_label(data, split)
+    ]
+    assert sorted(found) == expected
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    assert look(nothing) is None
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_embedded_set_needs_no_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = EMBEDDED[name]()
+    for split in ("train", "val", "test"):
+        labels = source.splits[split].labels_N
+        assert set(labels.tolist()) == set(range(len(source.classes)))
 
 
 def test_digits_are_scikit_learns() -> None:

@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from trainable import device, probe
 from trainable.config import TrialConfig
+from trainable.data import batches
 from trainable.data.batches import to_device
 from trainable.data.cache import Dataset
 from trainable.device import GIB, limit_memory, memory_held_gib, room_bytes, wait_for_memory
@@ -88,7 +89,7 @@ def test_a_share_is_a_limit_and_a_whole_gpu_lifts_it(gpu: FakeGpu) -> None:
 def test_n_processes_at_their_limits_fit_the_gpu(gpu: FakeGpu) -> None:
     for n in (2, 3, 4, 10):
         limit_memory(CUDA, 1 / n)
-        assert n * (gpu.fractions[-1] * 24 + device.CONTEXT_GIB) <= 24 + 1e-9
+        assert n * (gpu.fractions[-1] * 24 + 0.5) <= 24 + 1e-9
 
 
 def test_what_was_measured_stays_below_the_limit_of_its_share(gpu: FakeGpu) -> None:
@@ -106,7 +107,37 @@ def test_held_memory_is_the_peak_and_what_torch_does_not_count(gpu: FakeGpu) -> 
     gpu.most_reserved, gpu.reserved, gpu.free_gib = 8.0, 2.0, [21.0]
     assert memory_held_gib(CUDA) == (pytest.approx(8.0 + 1.0), 24.0)
     gpu.free_gib = [22.0]  # nothing seen outside: what a context takes is counted all the same
-    assert memory_held_gib(CUDA) == (pytest.approx(8.0 + device.CONTEXT_GIB), 24.0)
+    assert memory_held_gib(CUDA) == (pytest.approx(8.0 + 0.5), 24.0)
+    gpu.free_gib, gpu.allocated = [21.6], 7.0  # less than a context, and what is in use is no more
+    assert memory_held_gib(CUDA) == (pytest.approx(8.0 + 0.5), 24.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_held_memory_is_what_was_taken_and_given_back() -> None:
+    torch.cuda.empty_cache()
+    device.reset_peak_memory(CUDA)
+    held_gib, total_gib = memory_held_gib(CUDA)
+    room = room_bytes(CUDA)
+    taken = torch.empty(GIB, dtype=torch.uint8, device=CUDA)
+    assert room - room_bytes(CUDA) == pytest.approx(GIB / 2, rel=0.1)
+    del taken
+    torch.cuda.empty_cache()
+    later_gib, _ = memory_held_gib(CUDA)
+    assert later_gib == pytest.approx(held_gib + 1, abs=0.2)  # the peak, given back or not
+    assert device.peak_memory_gib(CUDA) >= 1
+    assert held_gib >= 0.5
+    assert torch.cuda.get_device_properties(0).total_memory / GIB == pytest.approx(
+        total_gib, rel=0.05
+    )
+    limit_memory(torch.device("cuda", 0), 4 / total_gib)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(4 * GIB, dtype=torch.uint8, device=CUDA)
+        torch.empty(3 * GIB, dtype=torch.uint8, device=CUDA)
+    finally:
+        limit_memory(torch.device("cuda", 0), 1.0)
+        torch.cuda.empty_cache()
 
 
 def test_data_may_take_half_of_what_is_left_to_this_process(gpu: FakeGpu) -> None:
@@ -128,6 +159,56 @@ def test_images_without_room_on_the_gpu_stay_where_they_are(tiny_data: Dataset) 
     assert fits.images_NHWC.device == meta
     assert too_large.images_NHWC.device == CPU
     assert too_large.labels_N.device == meta
+
+
+def test_images_that_stayed_are_sent_batch_by_batch(
+    tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = torch.device("meta")
+    split = to_device(tiny_data.val, num_images=None, image_size=48, device=meta, room_bytes=0)
+    sent: list[torch.Tensor] = []
+
+    def send(images: torch.Tensor, to: torch.device) -> torch.Tensor:
+        sent.append(images)
+        return images.to(to)
+
+    monkeypatch.setattr(batches, "_sent", send)
+    constants = {"mean_C": torch.ones(3, device=meta), "std_C": torch.ones(3, device=meta)}
+    images = torch.tensor(tiny_data.val.images_NHWC[:, 24:72, 24:72])
+    config = TrialConfig(augment="none", batch_size=8)
+    for images_BCHW, labels_B in batches.training_batches(
+        split, config, batches.Place(), batch_size=8, **constants
+    ):
+        assert images_BCHW.device == labels_B.device == meta
+        assert images_BCHW.shape == (8, 3, 48, 48)
+    order = batches.training_order(32, seed=0, epoch=1)
+    assert torch.equal(torch.cat(sent), images[order])
+    sent.clear()
+    for images_BCHW, labels_B in batches.evaluation_batches(split, batch_size=12, **constants):
+        assert images_BCHW.device == labels_B.device == meta
+    assert [len(each) for each in sent] == [12, 12, 8]
+    assert torch.equal(torch.cat(sent), images)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("room", [0, 2**40])
+def test_on_a_gpu_batches_are_the_cpus_wherever_the_images_lie(
+    room: int, tiny_data: Dataset
+) -> None:
+    config = TrialConfig(augment="hflip+vflip+shift", batch_size=8)
+
+    def all_batches(to: torch.device) -> torch.Tensor:
+        split = to_device(tiny_data.val, num_images=None, image_size=48, device=to, room_bytes=room)
+        on_host = room == 0 or to == CPU
+        assert split.images_NHWC.device.type == ("cpu" if on_host else "cuda")
+        constants = {"mean_C": torch.ones(3, device=to), "std_C": torch.ones(3, device=to)}
+        place = batches.Place()
+        made = list(batches.training_batches(split, config, place, batch_size=8, **constants))
+        assert all(x.device.type == y.device.type == to.type for x, y in made)
+        return torch.cat([images.cpu() for images, _ in made])
+
+    torch.testing.assert_close(all_batches(CUDA), all_batches(CPU))
 
 
 def test_a_cpu_is_not_asked(gpu: FakeGpu) -> None:

@@ -21,6 +21,7 @@ from trainable.feed import Feed
 from trainable.finetune import finetune
 from trainable.models import build_model
 from trainable.record import EpochResult, TrialResult
+from trainable.step import Step
 from trainable.storage import Folder
 
 CLOCKS = ("epoch_wall_s", "images_per_s", "train_wall_s", "peak_memory_gib")
@@ -69,18 +70,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    variant: str, stop_after: int, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+    variant: str,
+    stop_after: int,
+    tiny_data: Dataset,
+    tiny_config: TrialConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    updates: list[float] = []
+    update = Step.update
+
+    def counted(step: Step, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+        updates.append(lr)
+        return update(step, images, labels, lr)
+
+    monkeypatch.setattr(Step, "update", counted)
     config = replace(tiny_config, **VARIANTS[variant])
     expected, expected_end = whole(config, tiny_data)
+    all_updates, updates = updates, []
     folder = Folder(str(tmp_path))
     stopped = finetune(config, data=tiny_data, checkpoint_folder=folder)
     for _ in range(stop_after):
         next(stopped)
     stopped.close()
+    assert updates == all_updates[: expected[stop_after - 1].updates]
     torch.manual_seed(12345)  # what happens in between must not matter
     torch.rand(7)
+    updates = []
     resumed, resumed_end = whole(config, tiny_data, folder)
+    # It went on: a trial that begins anew comes to the same numbers.
+    assert updates == all_updates[expected[stop_after - 1].updates :]
     assert [numbers(r) for r in resumed] == [numbers(r) for r in expected]
     assert numbers(resumed_end) == numbers(expected_end)
     assert [r.epoch for r in resumed] == [1, 2, 3, 4]
@@ -253,11 +272,21 @@ def test_precisions_agree(precision: str, tiny_data: Dataset, tiny_config: Trial
     assert (rounded[0].train_loss == exact[0].train_loss) == (precision != "bf16")
 
 
-def test_a_trial_is_a_plain_loop(tiny_data: Dataset, tiny_config: TrialConfig) -> None:
+@pytest.mark.parametrize("stop_after", [0, 2])
+def test_a_trial_is_a_plain_loop_stopped_or_not(
+    stop_after: int, tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
     """Torch's default format, one optimizer kernel a tensor, the loss read at every step."""
-    config = replace(tiny_config, epochs=2, dropout=0.0, warmup_epochs=0.0, decay="constant")
+    config = replace(tiny_config, epochs=3, dropout=0.0, warmup_epochs=0.0, decay="constant")
     config = replace(config, base_lr=0.1, lr_scaling="constant", no_bias_decay=False)
-    expected = whole(config, tiny_data)[0]
+    folder = Folder(str(tmp_path))
+    if stop_after:
+        stopped = finetune(config, data=tiny_data, checkpoint_folder=folder)
+        for _ in range(stop_after):
+            next(stopped)
+        stopped.close()
+    expected, end = whole(config, tiny_data, folder)
+    assert [each.epoch for each in expected] == [1, 2, 3]
     feed = Feed(config, tiny_data, torch.device("cpu"))
     torch.manual_seed(seed_for(config.seed, "weights"))
     model = build_model(config, num_classes=2)
@@ -267,18 +296,31 @@ def test_a_trial_is_a_plain_loop(tiny_data: Dataset, tiny_config: TrialConfig) -
     batches = feed.batches(Place())
     for result in expected:
         model.train()
-        total = 0.0
+        losses, norms, right = [], [], 0
         for images, labels in islice(batches, 96 // 16):
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images.contiguous()), labels)
+            logits = model(images.contiguous())
+            loss = nn.functional.cross_entropy(logits, labels)
             loss.backward()  # type: ignore[no-untyped-call]
+            norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in model.parameters())))  # type: ignore[union-attr]
             optimizer.step()
-            total += loss.item() * len(labels)
-        assert result.train_loss == pytest.approx(total / 96, rel=1e-4)
+            losses.append(loss.item())
+            right += int((logits.argmax(1) == labels).sum())
+        assert result.train_loss == pytest.approx(sum(losses) / 6, rel=1e-4)
+        assert result.grad_norm == pytest.approx(sum(norms) / 6, rel=1e-3)
+        assert result.train_accuracy == pytest.approx(right / 96)
+        assert (result.updates, result.examples_seen) == (6 * result.epoch, 96 * result.epoch)
+        assert (result.epochs_seen, result.lr, result.batch_size_now) == (result.epoch, 0.1, 16)
         model.eval()
         images, labels = next(feed.plain(feed.val, 32))
-        val_loss = nn.functional.cross_entropy(model(images.contiguous()), labels)
+        logits = model(images.contiguous())
+        val_loss = nn.functional.cross_entropy(logits, labels)
         assert result.val_loss == pytest.approx(val_loss.item(), rel=1e-3)
+        assert result.val_accuracy == pytest.approx(
+            (logits.argmax(1) == labels).double().mean().item()
+        )
+    assert (end.updates_completed, end.examples_seen, end.epochs_completed) == (18, 288, 3)
+    assert (end.status, end.reason, end.peak_lr) == ("completed", "", 0.1)
 
 
 def test_fp16_on_a_cpu_is_refused(tiny_data: Dataset, tiny_config: TrialConfig) -> None:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from trainable import lr_range
-from trainable.config import TrialConfig
+from trainable.config import OPTIMIZERS, TrialConfig
 from trainable.data.cache import Dataset, open_data
 from trainable.finetune import finetune
 from trainable.lr_range import (
@@ -199,3 +199,16 @@ def test_the_edge_is_bracketed_from_wherever_the_search_starts(start: float, edg
 def test_without_an_edge_the_bound_is_what_is_found() -> None:
     assert largest_stable(lambda lr: True, start=0.3) == (HIGHEST_LR, None)
     assert largest_stable(lambda lr: False, start=0.3) == (None, LOWEST_LR)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_training_of_a_range_starts_anew(
+    optimizer: str, tiny_config: TrialConfig, tiny_data: Dataset
+) -> None:
+    """Each optimizer forgets its moments and its count of updates: the same losses again."""
+    config = replace(tiny_config, optimizer=optimizer, image_size=16, dropout=0.0)
+    trial = Trial(config, tiny_data, CPU, None)
+    initial = deepcopy((trial.model.state_dict(), trial.step.state_dict()))
+    first, again = (list(losses(trial, initial, [0.03] * 4)) for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 4

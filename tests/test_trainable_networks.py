@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainable.config import ACTIVATIONS, TrialConfig
 from trainable.data.cache import open_data
 from trainable.finetune import finetune
-from trainable.models import build_model, check_model, last_gammas
+from trainable.models import build_model, check_model, freeze_all_but, last_gammas
 from trainable.normalization import GhostBatchNorm2d, apply_norm, precise_statistics
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
@@ -148,10 +148,13 @@ def test_norms_replace_every_batchnorm(norm: str, kind: str, name: str) -> None:
     same = torch.allclose(network.eval()(images), original(images), atol=1e-4)
     assert same == (norm != "group")
     if norm == "frozen":
-        assert (
-            torch.allclose(network.train()(images), original(images), atol=1e-4)
-            or "efficient" in name
-        )
+        network.train()
+        for module in network.modules():  # EfficientNet has some, which draws in training
+            if "drop" in type(module).__name__.lower():
+                module.eval()
+        state = {n: each.clone() for n, each in network.state_dict().items()}
+        assert torch.allclose(network(images), original(images), atol=1e-4)
+        assert all(torch.equal(each, state[n]) for n, each in network.state_dict().items())
 
 
 def test_a_network_without_batchnorm_has_none_to_replace() -> None:
@@ -170,3 +173,137 @@ def test_precise_statistics_are_torchs_update_bn() -> None:
     for name, value in ours.state_dict().items():
         assert torch.allclose(value, theirs.state_dict()[name], atol=1e-5), name
     assert all(m.momentum == 0.1 for m in ours.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+class Normed(nn.Module):
+    """A frozen and a trained BatchNorm, with a dropout before the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.second = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3)
+        self.plain = nn.BatchNorm2d(3, affine=False)
+        for layer in (self.first, self.second, self.plain):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.fill_(0.5)
+            layer.running_var.fill_(4.0)
+        self.first.requires_grad_(False)
+        self.second.momentum = 0.3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What both make of it."""
+        out: torch.Tensor = self.plain(self.second(self.drop(self.first(x))))
+        return out
+
+
+def test_precise_statistics_leave_what_is_frozen_and_draw_nothing() -> None:
+    model = Normed().train()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    batches = [torch.randn(8, 3, 4, 4, generator=GENERATOR) * (i + 1) for i in range(3)]
+    precise_statistics(model, batches)
+    # By hand: the first layer as it was, (x - 0.5) / 2; then the plain mean over the batches.
+    seen = [(x - 0.5) / (4 + 1e-5) ** 0.5 for x in batches]
+    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    variance = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
+    torch.testing.assert_close(model.second.running_mean, mean)
+    torch.testing.assert_close(model.second.running_var, variance)
+    for name, each in model.state_dict().items():
+        if name not in ("second.running_mean", "second.running_var", "second.num_batches_tracked"):
+            assert torch.equal(each, before[name]), name
+    assert (model.second.momentum, model.first.momentum) == (0.3, 0.1)
+
+
+def test_precise_statistics_of_a_network_with_frozen_blocks() -> None:
+    model = build_model(replace(SCRATCH, model="resnet18"), num_classes=2)
+    freeze_all_but(model, 1)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    precise_statistics(model, [torch.randn(8, 3, 32, 32, generator=GENERATOR)])
+    changed = {n for n, each in model.state_dict().items() if not torch.equal(each, before[n])}
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert changed == {
+        name
+        for name in before
+        if name.startswith("layer4") and name.rpartition(".")[2] in statistics
+    }
+
+
+def test_without_trained_batchnorm_no_image_is_looked_at() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3)).requires_grad_(False)
+    model.train()
+    seen = iter([torch.zeros(1, 3, 2, 2)])
+    precise_statistics(model, seen)
+    assert len(list(seen)) == 1
+    assert model.training
+
+
+@pytest.mark.parametrize(("images", "parts"), [(32, 4), (9, 2), (8, 1), (20, 3)])
+def test_ghost_parts_are_the_next_number_of_equal_ones(images: int, parts: int) -> None:
+    ghost = GhostBatchNorm2d(3, momentum=0.2)
+    ghost.ghost_size = 8
+    x = torch.randn(images, 3, 4, 4, generator=GENERATOR)
+    x += torch.arange(float(images))[:, None, None, None]
+    means, expected = torch.zeros(3), []
+    for part in x.chunk(parts):
+        mean, variance = part.mean((0, 2, 3)), part.var((0, 2, 3), unbiased=False)
+        expected.append((part - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt())
+        means = means + 0.2 / parts * (mean - means)
+    torch.testing.assert_close(ghost(x), torch.cat(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ghost.running_mean, means)
+    assert ghost.num_batches_tracked == 1
+
+
+def test_ghost_statistics_taken_anew_are_means_over_the_parts() -> None:
+    ghost = GhostBatchNorm2d(3)
+    ghost.ghost_size = 8
+    assert ghost.running_mean is not None
+    ghost.running_mean.fill_(9.0)
+    x = torch.randn(32, 3, 4, 4, generator=GENERATOR)
+    precise_statistics(nn.Sequential(ghost), [x])
+    torch.testing.assert_close(ghost.running_mean, x.mean((0, 2, 3)))
+    variance = torch.stack([part.var((0, 2, 3)) for part in x.split(8)]).mean(0)
+    torch.testing.assert_close(ghost.running_var, variance)
+
+
+@pytest.mark.parametrize("norm", ["ghost", "group", "frozen"])
+def test_what_replaces_batchnorm_has_its_weights_eps_and_groups(norm: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(48, eps=0.5, momentum=0.3), nn.BatchNorm2d(8))
+    layer = model[0]
+    assert isinstance(layer, nn.BatchNorm2d)
+    for each in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+        assert each is not None
+        each.copy_(torch.rand(48, generator=GENERATOR) + 0.5)
+    x = torch.randn(6, 48, 4, 4, generator=GENERATOR)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    mean, variance = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert variance is not None
+    trained: torch.Tensor
+    if norm == "ghost":
+        parts = [
+            nn.functional.batch_norm(p, None, None, weight, bias, True, 0, 0.5) for p in x.split(3)
+        ]
+        trained = torch.cat(parts)
+    elif norm == "group":  # 32 groups, or the most that divide both
+        trained = nn.functional.group_norm(x, 16, weight, bias, 0.5)
+    else:
+        trained = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0, 0.5)
+    config = replace(
+        SCRATCH, model="resnet18", norm=norm, pretrained="file", ghost_batch_size=3, batch_size=6
+    )
+    apply_norm(model, config)
+    model.train()
+    torch.testing.assert_close(model[0](x), trained, rtol=1e-4, atol=1e-4)
+    if norm == "group":
+        assert [layer.num_groups for layer in model.children()] == [16, 8]
+    if norm == "ghost":
+        assert (model[0].momentum, model[0].ghost_size) == (0.3, 3)
+    if norm == "frozen":
+        assert not any(True for _ in model.parameters())
+
+
+def test_norm_batch_and_none_change_nothing() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    layer = model[0]
+    apply_norm(model, SCRATCH)
+    apply_norm(model, replace(SCRATCH, norm="none"))
+    assert model[0] is layer

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from trainable import feed
@@ -14,7 +15,7 @@ from trainable.augment import augment
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.models import bare_network, freeze_all_but, replace_head, set_training
+from trainable.models import bare_network, draws, freeze_all_but, replace_head, set_training
 from trainable.prefix import bypassed, find_prefix, run_prefix
 from trainable.storage import Folder
 from trainable.trial import Trial
@@ -128,6 +129,116 @@ def test_a_frozen_part_that_something_goes_around_is_not_skipped() -> None:
     prefix = find_prefix(model, image_size=8, device=CPU)
     assert prefix is not None
     assert prefix.paths == ("stem",)
+
+
+class Dropping(nn.Module):
+    """Four layers, the first three frozen, with a dropout of some kind among them."""
+
+    def __init__(self, dropout: nn.Module, *, inside: bool) -> None:
+        super().__init__()
+        first, second, third, last = (nn.Conv2d(w, 4, 3, padding=1) for w in (3, 4, 4, 4))
+        for frozen in (first, second, third):
+            frozen.requires_grad_(False)
+        if inside:  # in a block that is frozen as a whole
+            block = nn.Sequential(second, dropout, third)
+            self.features = nn.Sequential(first, block, last)
+        else:  # between blocks
+            self.features = nn.Sequential(first, second, dropout, third, last)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        out: Tensor = self.head(self.features(x).mean((2, 3)))
+        return out
+
+
+KINDS = {
+    "Dropout": lambda p: nn.Dropout(p),
+    "Dropout2d": lambda p: nn.Dropout2d(p),
+    "AlphaDropout": lambda p: nn.AlphaDropout(p),
+    "StochasticDepth": lambda p: torchvision.ops.StochasticDepth(p, "row"),
+    "DropBlock2d": lambda p: torchvision.ops.DropBlock2d(p, 3),
+    "DropPath": lambda p: DropPath(p),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_prefix_ends_before_what_draws_anew_each_time(kind: str, share: float) -> None:
+    model = Dropping(KINDS[kind](share), inside=False)
+    prefix = find_prefix(model, image_size=8, device=CPU)
+    assert prefix is not None
+    before = ("features.0", "features.1")
+    assert prefix.paths == (before if share else (*before, "features.2", "features.3"))
+    set_training(model)
+    features = torch.randn(8, 4, 8, 8)
+    alike = torch.equal(*(model.features[2](features) for _ in range(2)))
+    assert alike == (share == 0.0)  # what training does at this place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_would_draw_in_a_frozen_block_is_off_and_of_the_prefix(kind: str) -> None:
+    model = Dropping(KINDS[kind](0.5), inside=True)
+    prefix = find_prefix(model, image_size=8, device=CPU)
+    assert prefix is not None
+    assert prefix.paths == ("features.0", "features.1")
+    set_training(model)
+    images = torch.randn(8, 3, 8, 8)
+    expected = model(images)
+    assert torch.equal(expected, model(images))
+    with bypassed(prefix):
+        torch.testing.assert_close(model(run_prefix(prefix, images, at_once=8)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_draws_is_what_gives_other_numbers_each_time(
+    kind: str, share: float, training: bool
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(KINDS[kind](share))).train(training)
+    images = torch.randn(8, 3, 8, 8)
+    assert draws(model) != torch.equal(model(images), model(images))
+
+
+def test_dropout_of_the_head_is_drawn_for_each_batch(weights: Path, tiny_data: Dataset) -> None:
+    """The dropout of the head stays where it was, behind features that are kept."""
+    trial = Trial(frozen_config(weights, dropout=0.5, augment="none"), tiny_data, CPU, None)
+    assert trial.step.prefix is not None
+    trial.train_on()
+    set_training(trial.model)
+    inputs, _ = next(trial.feed.batches(trial.place))
+    with bypassed(trial.step.prefix):
+        assert not torch.equal(trial.model(inputs), trial.model(inputs))
+
+
+def test_features_in_many_parts_are_those_of_one() -> None:
+    model = Dropping(nn.Identity(), inside=True)
+    prefix = find_prefix(model, image_size=8, device=CPU)
+    assert prefix is not None
+    images = torch.randn(10, 3, 8, 8)
+    sizes: list[int] = []
+    prefix.modules[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    whole = run_prefix(prefix, images, at_once=10)
+    for at_once, parts in ((4, [4, 3, 3]), (5, [5, 5]), (9, [5, 5]), (100, [10])):
+        sizes.clear()
+        torch.testing.assert_close(run_prefix(prefix, images, at_once=at_once), whole)
+        assert sizes == parts
+    assert not whole.requires_grad
+    expected = model.features[1](model.features[0](images))
+    torch.testing.assert_close(whole, expected)
+
+
+def test_when_one_image_does_not_fit_in_the_prefix_it_is_an_error() -> None:
+    prefix = find_prefix(Dropping(nn.Identity(), inside=True), image_size=8, device=CPU)
+    assert prefix is not None
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    prefix.modules[0].register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_prefix(prefix, torch.randn(3, 3, 8, 8), at_once=8)
 
 
 @pytest.mark.parametrize(

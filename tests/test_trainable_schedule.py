@@ -110,6 +110,28 @@ def test_step_is_torchs_multistep() -> None:
     assert lrs_of(config, 4 * 256) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("warmup_epochs", [6, 24])
+def test_steps_are_counted_over_the_whole_budget_warmup_or_not(warmup_epochs: int) -> None:
+    # He et al. 2019, 2.1: the drops of 120 epochs are at 30, 60 and 90, whatever came before.
+    config = TrialConfig(
+        base_lr=1.0, batch_size=256, decay="step", warmup_epochs=warmup_epochs, epochs=120
+    )
+    rates = lrs_of(config, 4 * 256)[3::4]  # the last update of each epoch
+    for before, after in ((30, 31), (60, 61), (90, 91)):
+        assert rates[after - 1] == pytest.approx(0.1 * rates[before - 1])
+    assert rates[warmup_epochs - 1] == rates[29] == 1.0
+    assert rates[119] == pytest.approx(1e-3)
+
+
+def test_there_are_as_many_steps_as_asked_for_and_no_more() -> None:
+    config = TrialConfig(
+        base_lr=1.0, batch_size=256, decay="step", num_steps=2, step_factor=0.5, epochs=9
+    )
+    assert lrs_of(config, 256) == pytest.approx([1.0] * 3 + [0.5] * 3 + [0.25] * 3)
+    table = timetable(config, train_images=256)
+    assert lr_at(config, table, table.total) == pytest.approx(0.25)  # at its end it drops no more
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_polynomial_is_torchs(power: float) -> None:
     config = TrialConfig(base_lr=0.3, batch_size=256, decay="polynomial", power=power, epochs=5)
@@ -182,3 +204,48 @@ def test_the_batch_grows_where_the_lr_would_drop() -> None:
     # Smith et al.: lr / batch follows the step schedule, exactly.
     dropped = [0.5 ** ((epoch - 1) // 2) for epoch in range(1, 9)]
     assert [factor * 16 / size for size, factor in stages] == pytest.approx(dropped)
+
+
+def test_a_batch_that_grows_has_all_of_its_epochs() -> None:
+    # 1000 images: 62 batches of 16, 31 of 32, 15 of 64, 10 of 100 (a tenth; 128 does not fit).
+    changes = {"batch_size": 16, "num_steps": 3, "step_factor": 0.5, "epochs": 4}
+    config = TrialConfig(decay="batch_growth", **changes)  # type: ignore[arg-type]
+    total = 62 * 16 + 31 * 32 + 15 * 64 + 10 * 100
+    assert timetable(config, train_images=1000).total == total
+    assert growth(config, 4, train_images=1000) == (100, pytest.approx(100 / 128))
+    large = TrialConfig(decay="batch_growth", **{**changes, "batch_size": 200})  # type: ignore[arg-type]
+    assert growth(large, 4, train_images=1000) == (200, 1 / 8)  # never less than it began with
+
+
+def test_other_decays_do_not_grow_the_batch() -> None:
+    for decay in ("cosine", "step", "polynomial", "constant"):
+        config = TrialConfig(batch_size=16, decay=decay, epochs=4)
+        assert growth(config, 4, train_images=1000) == (16, 1.0)
+
+
+def test_warmup_is_whole_updates() -> None:
+    # 1000 images make 15 updates of 64 an epoch: 1.5 epochs are 22, 0.29 of 45 updates are 13.
+    about = {"batch_size": 64, "epochs": 3}
+    table = timetable(TrialConfig(warmup_epochs=1.5, **about), train_images=1000)  # type: ignore[arg-type]
+    assert table.warmup == 22 * 64
+    assert table.total == 45 * 64
+    assert table.train_images == 1000
+    share = timetable(TrialConfig(warmup_share=0.29, **about), train_images=1000)  # type: ignore[arg-type]
+    assert share.warmup == 13 * 64
+
+
+def test_warmup_in_seconds_begins_at_a_thousandth_of_the_peak() -> None:
+    config = TrialConfig(
+        batch_size=256, base_lr=1.0, warmup_share=0.2, seconds=50, decay="constant"
+    )
+    table = timetable(config, train_images=1000)
+    assert [lr_at(config, table, s) for s in (0.0, 5.0, 9.995, 10.0, 60.0)] == pytest.approx(
+        [0.001, 0.501, 1.0, 1.0, 1.0]
+    )
+
+
+@pytest.mark.parametrize("decay", ["cosine", "polynomial"])
+def test_past_its_budget_a_trial_learns_no_more(decay: str) -> None:
+    config = TrialConfig(batch_size=256, base_lr=1.0, seconds=50, decay=decay)
+    table = timetable(config, train_images=1000)
+    assert lr_at(config, table, 50.0) == lr_at(config, table, 55.0) == 0.0

@@ -1,6 +1,7 @@
 """One update: microbatches, out of memory, clipping, averaged weights."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +54,31 @@ def test_microbatches_change_nothing_without_batchnorm(microbatch_size: int) -> 
     assert_close(mixed, weights_after(split))
 
 
+@pytest.mark.parametrize(("images", "microbatch_size"), [(10, 3), (7, 4), (16, 5), (5, 8), (4, 4)])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_unequal_parts_weigh_as_much_as_their_images(
+    images: int, microbatch_size: int, clip: float
+) -> None:
+    step = step_of(momentum=0.0, clip_grad_norm=clip)
+    step.microbatch_size = microbatch_size
+    by_hand = deepcopy(step.model)
+    images_BCHW = torch.randn(images, 3, 16, 16, generator=GENERATOR)
+    labels_B = (torch.arange(images) ** 2 // 3) % 2
+    logits_BK = by_hand(images_BCHW)
+    loss_B = nn.functional.cross_entropy(logits_BK, labels_B, reduction="none")
+    gradients = torch.autograd.grad(loss_B.mean(), list(by_hand.parameters()))
+    norm = math.sqrt(sum(float(each.square().sum()) for each in gradients))
+    shortened = clip / norm if clip else 1.0
+    assert shortened <= 1.0
+    got = step.update(images_BCHW, labels_B, 0.3).tolist()
+    right = int((logits_BK.argmax(1) == labels_B).sum())
+    assert got == pytest.approx([loss_B.sum().item(), right, norm], rel=1e-5)
+    pairs = zip(step.model.parameters(), by_hand.parameters(), gradients, strict=True)
+    for after, before, gradient in pairs:
+        expected = before - 0.3 * shortened * gradient
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-6)
+
+
 def limit_memory(model: nn.Module, images: int) -> None:
     """Stands in for CUDA memory: more images at once do not fit."""
 
@@ -69,6 +95,38 @@ def test_out_of_memory_halves_the_microbatch_and_keeps_the_batch() -> None:
     limit_memory(short.model, 5)
     assert_close(whole, weights_after(short))
     assert (short.microbatch_size, short.oom_retries) == (4, 2)
+
+
+def test_after_out_of_memory_the_same_is_drawn_again() -> None:
+    """And what the parts before it left is forgotten: memory runs out after dropout has drawn."""
+    images, labels = batch(16)
+
+    def updated(*, runs_out: bool) -> list[torch.Tensor]:
+        step = step_of(dropout=0.5, microbatch_size=4 if runs_out else 2)
+        parts: list[int] = []
+
+        def refuse(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            parts.append(len(given[0]))
+            if len(parts) == 3 and runs_out:
+                raise torch.OutOfMemoryError
+
+        step.model.get_submodule("classifier.1").register_forward_pre_hook(refuse)
+        torch.manual_seed(1)
+        sums = step.update(images, labels, 0.3)
+        assert parts == ([4, 4, 4] if runs_out else []) + [2] * 8
+        return [sums, *step.model.state_dict().values(), torch.rand(3)]
+
+    for plain, short in zip(updated(runs_out=False), updated(runs_out=True), strict=True):
+        assert torch.equal(plain, short)
+
+
+def test_memory_is_halved_of_what_was_tried() -> None:
+    # A batch of 5 in parts of up to 16 was tried whole: 3 are next, then 2, then 1.
+    step = step_of()
+    limit_memory(step.model, 1)
+    images, labels = batch(5)
+    step.update(images, labels, 0.1)
+    assert (step.microbatch_size, step.oom_retries) == (1, 3)
 
 
 def test_when_one_image_does_not_fit_it_is_an_error() -> None:

@@ -110,7 +110,7 @@ def losses(
     """
     microbatch_size = trial.step.microbatch_size
     trial.model.load_state_dict(initial[0])
-    trial.step.load_state_dict(initial[1])
+    trial.step.load_state_dict(copy.deepcopy(initial[1]))  # Adagrad's sums are taken as they are
     trial.step.microbatch_size = microbatch_size  # what fits in memory was learnt, and stays
     trial.place = Place()
     torch.manual_seed(seed_for(trial.config.seed, "dropout", 1))

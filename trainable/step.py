@@ -75,8 +75,9 @@ class Step:
         """Go on from what `state_dict` gave, with this config's own settings."""
         settings = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        kept = ("params", "step")  # LAMB counts its updates in its groups
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update({name: value for name, value in own.items() if name != "params"})
+            group.update({name: value for name, value in own.items() if name not in kept})
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

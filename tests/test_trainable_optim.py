@@ -1,0 +1,180 @@
+"""Every declared optimizer against torch's or timm's built by hand, and against its formula."""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.optim.lamb import Lamb
+from timm.optim.lars import Lars
+from torch import nn, optim
+
+from trainable.config import OPTIMIZERS, TrialConfig
+from trainable.optim import build_optimizer, parameter_groups, set_lr
+
+# No value is a default, of ours or of the libraries: one that is lost on the way shows.
+CONFIG = TrialConfig(
+    model="plain",
+    pretrained="none",
+    momentum=0.7,
+    beta1=0.6,
+    beta2=0.8,
+    eps=0.05,
+    weight_decay=0.03,
+)
+GRADIENTS = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)) * 0.3
+LRS = (0.1, 0.2, 0.05)
+
+Groups = list[dict[str, Any]]
+BY_HAND: dict[str, Callable[[Groups, bool], optim.Optimizer]] = {
+    "sgd": lambda g, n: optim.SGD(g, lr=1, momentum=0.7, nesterov=n, foreach=False, fused=False),
+    "adam": lambda g, _: optim.Adam(g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False),
+    "adamw": lambda g, _: optim.AdamW(g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False),
+    "rmsprop": lambda g, _: optim.RMSprop(g, lr=1, momentum=0.7, eps=0.05, foreach=False),
+    "adagrad": lambda g, _: optim.Adagrad(g, lr=1, eps=0.05, foreach=False),
+    "lars": lambda g, n: Lars(g, lr=1, momentum=0.7, nesterov=n, foreach=False),
+    "lamb": lambda g, _: Lamb(g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False),
+}
+
+
+def layer() -> nn.Linear:
+    made = nn.Linear(4, 1)
+    made.weight.data = torch.tensor([[3.0, -4.0, 1.0, 2.0]])
+    made.bias.data = torch.tensor([1.5])
+    return made
+
+
+def give_gradient(model: nn.Linear, update: int) -> None:
+    model.weight.grad = GRADIENTS[update, :1].clone()
+    model.bias.grad = GRADIENTS[update, 1, :1].clone()
+
+
+def trained(config: TrialConfig) -> list[torch.Tensor]:
+    """Weight and bias after each of three updates."""
+    model = layer()
+    optimizer = build_optimizer(config, model, lr=LRS[0])
+    after = []
+    for update, lr in enumerate(LRS):
+        set_lr(optimizer, lr)
+        give_gradient(model, update)
+        optimizer.step()
+        after.append(torch.cat([model.weight.detach()[0], model.bias.detach()]))
+    return after
+
+
+@pytest.mark.parametrize(
+    ("name", "nesterov"),
+    [(name, False) for name in OPTIMIZERS] + [("sgd", True), ("lars", True)],
+)
+def test_every_optimizer_takes_the_steps_of_its_library(name: str, nesterov: bool) -> None:
+    model = layer()
+    by_hand = BY_HAND[name](
+        [
+            {"params": [model.weight], "weight_decay": 0.03},
+            {"params": [model.bias], "weight_decay": 0.0},
+        ],
+        nesterov,
+    )
+    got = trained(replace(CONFIG, optimizer=name, nesterov=nesterov))
+    for update, lr in enumerate(LRS):
+        for group in by_hand.param_groups:
+            group["lr"] = lr
+        give_gradient(model, update)
+        by_hand.step()
+        expected = torch.cat([model.weight.detach()[0], model.bias.detach()])
+        torch.testing.assert_close(got[update], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizers_take_three_steps_of_their_formulas() -> None:
+    """By hand, on a weight that decays: the second step is the first that shows a memory."""
+    m, b1, b2, eps, wd = 0.7, 0.6, 0.8, 0.05, 0.03
+    gradients = GRADIENTS[:, 0].double().numpy()
+    start = np.array([3.0, -4.0, 1.0, 2.0])
+    norm = np.linalg.norm
+
+    def run(name: str) -> np.ndarray:
+        w, first, second = start.copy(), np.zeros(4), np.zeros(4)
+        for t, (g, lr) in enumerate(zip(gradients, LRS, strict=True), 1):
+            d = g + wd * w
+            if name.startswith("sgd"):
+                first = m * first + d
+                w = w - lr * (d + m * first if "nesterov" in name else first)
+            elif name.startswith("lars"):  # You et al. 2017: trust 0.001 |w| / (|g| + wd |w|)
+                d = d * 0.001 * norm(w) / (norm(g) + wd * norm(w))
+                first = m * first + d
+                w = w - lr * (d + m * first if "nesterov" in name else first)
+            elif name == "rmsprop":
+                second = 0.99 * second + 0.01 * d**2
+                first = m * first + d / (np.sqrt(second) + eps)
+                w = w - lr * first
+            elif name == "adagrad":
+                second = second + d**2
+                w = w - lr * d / (np.sqrt(second) + eps)
+            else:
+                if name == "lamb":  # its gradients are first shortened to a length of 1
+                    whole = norm([*GRADIENTS[t - 1, 0].tolist(), float(GRADIENTS[t - 1, 1, 0])])
+                    g = g / max(whole, 1.0)
+                d = d if name == "adam" else g
+                first = b1 * first + (1 - b1) * d
+                second = b2 * second + (1 - b2) * d**2
+                step = first / (1 - b1**t) / (np.sqrt(second / (1 - b2**t)) + eps)
+                if name == "adamw":
+                    w = w * (1 - lr * wd)
+                if name == "lamb":  # You et al. 2020: the step's length is the weight's
+                    step = step + wd * w
+                    step = step * norm(w) / norm(step)
+                w = w - lr * step
+        return w
+
+    for name in (*OPTIMIZERS, "sgd nesterov", "lars nesterov"):
+        kind, _, nesterov = name.partition(" ")
+        got = trained(replace(CONFIG, optimizer=kind, nesterov=bool(nesterov)))[-1][:4]
+        np.testing.assert_allclose(got.numpy(), run(name), atol=2e-5, err_msg=name)
+
+
+OTHERS = {"momentum": 0.5, "beta1": 0.3, "beta2": 0.5, "eps": 0.5, "weight_decay": 0.3}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_field_changes_the_optimizers_that_it_names(field: str, name: str) -> None:
+    meaning = next(each.metadata["meaning"] for each in fields(TrialConfig) if each.name == field)
+    named = [each for each in OPTIMIZERS if re.search(rf"\b{each}\b", meaning)] or OPTIMIZERS
+    config = replace(CONFIG, optimizer=name)
+    changed = trained(replace(config, **{field: OTHERS[field]}))[-1]
+    assert torch.equal(changed, trained(config)[-1]) == (name not in named)
+
+
+def test_malladis_constants_reach_adam() -> None:
+    # k = 2: 1 - beta doubles, eps falls by sqrt(2).
+    changes = {"lr_scaling": "malladi", "batch_size": 512, "beta1": 0.7, "beta2": 0.9}
+    for name in ("adam", "adamw"):
+        optimizer = build_optimizer(replace(CONFIG, optimizer=name, **changes), layer(), lr=0.1)
+        assert optimizer.defaults["betas"] == pytest.approx((0.4, 0.8))
+        assert optimizer.defaults["eps"] == pytest.approx(0.05 / 2**0.5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_an_update_is_one_kernel_where_torch_has_it(name: str) -> None:
+    assert build_optimizer(replace(CONFIG, optimizer=name), layer(), lr=0.1).defaults["fused"]
+
+
+def test_groups_hold_what_is_trained_by_decay_and_lr() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    groups = parameter_groups(
+        model, weight_decay=0.1, no_bias_decay=True, head=model[2], head_lr_factor=3.0
+    )
+    got = {id(p): (g["weight_decay"], g["lr_factor"]) for g in groups for p in g["params"]}
+    assert got == {
+        id(model[1].weight): (0.0, 1.0),
+        id(model[1].bias): (0.0, 1.0),
+        id(model[2].weight): (0.1, 3.0),
+        id(model[2].bias): (0.0, 3.0),
+    }
+    everything = parameter_groups(model, weight_decay=0.1, no_bias_decay=False)
+    assert [(g["weight_decay"], g["lr_factor"]) for g in everything] == [(0.1, 1.0)]
+    assert len(everything[0]["params"]) == 4

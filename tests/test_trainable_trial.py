@@ -1,0 +1,336 @@
+"""A trial between evaluations: what each update is given, when it is evaluated, how it ends."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from trainable import noise, trial
+from trainable.config import SCORES, TrialConfig
+from trainable.data.cache import Dataset, Split
+from trainable.data.sources import DataError
+from trainable.noise import NoiseSums
+from trainable.record import EpochResult
+from trainable.storage import Folder
+from trainable.teacher import KEPT, kept_network
+from trainable.trial import Trial
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tiny_config: TrialConfig) -> TrialConfig:
+    return replace(tiny_config, image_size=16, augment="none", dropout=0.0, warmup_epochs=0.0)
+
+
+def trained(config: TrialConfig, data: Dataset, folder: Folder | None = None) -> Trial:
+    made = Trial(config, data, CPU, folder)
+    while not made.is_over:
+        _, reason = made.train_on()
+        assert not reason
+    return made
+
+
+def result_of(**fields: Any) -> EpochResult:
+    values: dict[str, Any] = dict.fromkeys(EpochResult.__dataclass_fields__, 0.0)
+    return EpochResult(**{**values, **fields})
+
+
+def test_where_the_batch_may_grow_no_more_the_lr_falls(
+    config: TrialConfig, tiny_data: Dataset
+) -> None:
+    # A tenth of 96 images is 9. The schedule asks for batches of 4, 8, 16 and 32: the last two are
+    # 9, and the lr is 9/16 and 9/32 of its peak (Smith et al. 2018).
+    config = replace(
+        config, decay="batch_growth", step_factor=0.5, batch_size=4, lr_scaling="constant"
+    )
+    made = Trial(config, tiny_data, CPU, None)
+    used = []
+    while not made.is_over:
+        made.train_on()
+        used.append(made.step.optimizer.param_groups[0]["lr"])
+    expected = [0.5, 0.5, 0.5 * 9 / 16, 0.5 * 9 / 32]
+    assert used == pytest.approx(expected)
+    assert [each.lr for each in made.results] == pytest.approx(expected)
+    assert [each.batch_size_now for each in made.results] == [4, 8, 9, 9]
+    assert [each.microbatch_size for each in made.results] == [4, 4, 4, 4]
+    updates = [24, 24 + 12, 24 + 12 + 10, 24 + 12 + 10 + 10]
+    assert [each.updates for each in made.results] == updates
+    assert made.finish("").accumulation_steps == 1
+
+
+def test_each_update_has_the_lr_of_its_place(config: TrialConfig, tiny_data: Dataset) -> None:
+    # Two epochs of six updates, warmup over three, then a straight line to zero over nine.
+    config = replace(
+        config, epochs=2, warmup_epochs=0.5, decay="polynomial", lr_scaling="constant", base_lr=0.9
+    )
+    made = Trial(config, tiny_data, CPU, None)
+    lrs: list[float] = []
+    update = made.step.update
+    made.step.update = lambda x, y, lr: (lrs.append(lr), update(x, y, lr))[1]  # type: ignore
+    while not made.is_over:
+        made.train_on()
+    assert lrs == pytest.approx([0.3, 0.6, 0.9] + [0.9 * (1 - i / 9) for i in range(9)])
+
+
+@pytest.mark.parametrize("select_by", SCORES)
+def test_the_best_is_the_first_of_the_best_and_no_number_is_never(
+    select_by: str, config: TrialConfig, tiny_data: Dataset
+) -> None:
+    made = Trial(replace(config, select_by=select_by), tiny_data, CPU, None)
+    assert made.best() is None
+    made.results = [result_of(epoch=1, **{select_by: math.nan})]
+    assert made.best() is None
+    values = [math.nan, 0.4, 0.6, 0.4, 0.6, 0.5]
+    made.results = [result_of(epoch=i, **{select_by: v}) for i, v in enumerate(values, 1)]
+    best = made.best()
+    assert best is not None
+    assert best.epoch == (2 if select_by == "val_loss" else 3)
+
+
+def test_patience_counts_evaluations_since_the_best(
+    config: TrialConfig, tiny_data: Dataset
+) -> None:
+    made = Trial(replace(config, early_stop_patience=2, epochs=9), tiny_data, CPU, None)
+    over = []
+    for epoch, auroc in enumerate([0.5, 0.6, 0.6, 0.7, 0.1, 0.2], 1):
+        made.results.append(result_of(epoch=epoch, val_auroc=auroc))
+        over.append(made.is_over)
+    assert over == [False] * 5 + [True]
+    end = made.finish("")
+    assert (end.status, end.best_epoch, end.val_auroc) == ("completed", 4, 0.7)
+    assert end.reason == "no better val_auroc in 2 epochs"
+
+
+def test_a_share_of_a_budget_is_the_beginning_of_the_whole(
+    config: TrialConfig, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    whole = trained(config, tiny_data)
+    folder = Folder(str(tmp_path / "half"))
+    half = trained(replace(config, until_share=0.5), tiny_data, folder)
+    assert [r.val_loss for r in half.results] == [r.val_loss for r in whole.results[:2]]
+    end = half.finish("", keep=True)
+    assert (end.status, end.reason) == ("stopped", "at 50% of the budget, as it was asked to")
+    assert (end.best_epoch, end.epochs_completed) == (2, 2)  # its last, whatever was best
+    assert math.isnan(end.test_auroc)  # of the whole alone
+    assert not (tmp_path / "half" / KEPT).exists()
+    # And who begins from it ends as the whole does.
+    rest = replace(config, begins_from=half.key)
+    heir = Trial(rest, tiny_data, CPU, Folder(str(tmp_path / "rest")), folder)
+    assert (heir.results, heir.train_s, heir.wall_s) == ([], 0.0, 0.0)
+    assert (heir.updates, heir.examples_seen) == (12, 192)
+    assert all(torch.equal(each, heir.model.state_dict()[n]) for n, each in heir.best_model.items())
+    while not heir.is_over:
+        heir.train_on()
+    assert [r.updates for r in heir.results] == [18, 24]
+    assert [r.val_loss for r in heir.results] == [r.val_loss for r in whole.results[2:]]
+    assert heir.finish("").status == "completed"
+
+
+def test_who_begins_from_another_keeps_its_own_settings(
+    config: TrialConfig, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    folder = Folder(str(tmp_path))
+    half = trained(replace(config, until_share=0.5, microbatch_size=8), tiny_data, folder)
+    own = replace(config, begins_from=half.key, momentum=0.3, weight_decay=0.2, microbatch_size=4)
+    heir = Trial(own, tiny_data, CPU, None, folder)
+    groups = heir.step.optimizer.param_groups
+    assert {group["momentum"] for group in groups} == {0.3}
+    assert {group["weight_decay"] for group in groups} == {0.2, 0.0}
+    assert heir.step.microbatch_size == 4
+    weight = heir.model.get_parameter("classifier.1.weight")
+    taken = half.step.optimizer.state[half.model.get_parameter("classifier.1.weight")]
+    assert torch.equal(
+        heir.step.optimizer.state[weight]["momentum_buffer"], taken["momentum_buffer"]
+    )
+    with pytest.raises(ValueError, match="the last state of trial nobody, which this one begins"):
+        Trial(replace(own, begins_from="nobody"), tiny_data, CPU, None, folder)
+    with pytest.raises(ValueError, match="is not in any folder that was given"):
+        Trial(own, tiny_data, CPU, None)
+
+
+def test_the_weights_of_the_best_evaluation_are_tested_and_kept(
+    config: TrialConfig, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    made = Trial(config, tiny_data, CPU, Folder(str(tmp_path)))
+    made.train_on()
+    best = {name: each.clone() for name, each in made.model.state_dict().items()}
+    made.results[0] = replace(made.results[0], val_auroc=2.0)  # no later one is better
+    while not made.is_over:
+        made.train_on()
+    assert any(not torch.equal(each, best[n]) for n, each in made.model.state_dict().items())
+    end = made.finish("", keep=True)
+    assert end.best_epoch == 1
+    network, _ = kept_network(tmp_path / KEPT)
+    assert all(torch.equal(each, best[n]) for n, each in network.state_dict().items())
+    # The test's score by hand: its images, normalised with the data's own mean and deviation.
+    assert tiny_data.test is not None
+    images = torch.tensor(tiny_data.test.images_NHWC[:, 40:56, 40:56]).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(x)[:, None, None] for x in (tiny_data.mean, tiny_data.std))
+    with torch.no_grad():
+        p = network.eval()((images - mean) / std).softmax(1)[:, 1].double().numpy()
+    assert end.test_auroc == pytest.approx(roc_auc_score(tiny_data.test.labels_N, p))
+    assert end.test_auroc_low < end.test_auroc < end.test_auroc_high
+
+
+def test_a_trial_says_how_it_went(config: TrialConfig, tiny_data: Dataset) -> None:
+    made = trained(replace(config, microbatch_size=4), tiny_data)
+    made.results = [
+        replace(each, images_per_s=speed)
+        for each, speed in zip(made.results, (5.0, 1.0, 2.0, 9.0), strict=True)
+    ]
+    made.noise = NoiseSums(6.0, 2.0)
+    end = made.finish("")
+    best = made.best()
+    assert best is not None
+    assert end.images_per_s == 3.5  # the median
+    assert (end.microbatch_size, end.accumulation_steps, end.oom_retries) == (4, 4, 0)
+    assert (end.peak_lr, end.train_wall_s) == (0.5 * 16 / 256, made.wall_s)
+    assert (end.val_loss, end.val_accuracy) == (best.val_loss, best.val_accuracy)
+    assert end.val_balanced_accuracy == best.val_balanced_accuracy
+    assert end.noise_scale == 3.0
+    assert made.train_s <= made.wall_s
+    empty = Trial(config, tiny_data, CPU, None).finish("the loss is NaN")
+    assert (empty.status, empty.reason) == ("diverged", "the loss is NaN")
+    assert (empty.updates_completed, empty.examples_seen, empty.best_epoch) == (0, 0, 0)
+    assert math.isnan(empty.val_auroc)
+    assert math.isnan(empty.images_per_s)
+
+
+@pytest.mark.parametrize(("every", "noticed"), [(1, 1), (4, 4), (100, 6)])
+def test_a_loss_that_is_no_number_is_noticed_soon(
+    every: int,
+    noticed: int,
+    config: TrialConfig,
+    tiny_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "FINITE_CHECK_UPDATES", every)
+    made = Trial(config, tiny_data, CPU, None)
+    monkeypatch.setattr(made.step, "update", lambda *_: torch.tensor([math.nan, 0.0, 0.0]))
+    reason = f"training loss not finite by update {noticed} (epoch 1)"
+    assert made.train_on() == (None, reason)
+    assert made.results == []
+
+
+def test_a_validation_loss_that_is_no_number_ends_a_trial(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Trial(config, tiny_data, CPU, None)
+    monkeypatch.setattr(
+        made.feed, "evaluation", lambda _: iter([torch.full((32, 3, 16, 16), math.nan)])
+    )
+    assert made.train_on() == (None, "validation loss not finite after epoch 1")
+
+
+def test_data_that_is_too_small_is_refused(config: TrialConfig, tiny_data: Dataset) -> None:
+    one_class = Split(images_NHWC=tiny_data.val.images_NHWC, labels_N=np.zeros(32, dtype=np.int64))
+    with pytest.raises(DataError, match=r"the validation images \(32\) lack a class"):
+        Trial(config, replace(tiny_data, val=one_class), CPU, None)
+    with pytest.raises(DataError, match="batch_size 97 is larger than the 96 training images"):
+        Trial(replace(config, batch_size=97), tiny_data, CPU, None)
+    Trial(replace(config, batch_size=96), tiny_data, CPU, None)
+
+
+def test_precise_statistics_are_those_of_so_many_training_images(
+    config: TrialConfig, tiny_data: Dataset
+) -> None:
+    # 40 images are two batches of 16, as an update has them, and 8 that would weigh too much.
+    made = Trial(replace(config, precise_bn_images=40), tiny_data, CPU, None)
+    means: list[Tensor] = []
+    stem = made.model.get_submodule("features.stem.1")
+    assert isinstance(stem, nn.BatchNorm2d)
+    stem.register_forward_pre_hook(
+        lambda layer, given: means.append(given[0].mean((0, 2, 3))) if layer.training else None
+    )
+    made.evaluate(made.feed.val)
+    assert len(means) == 2
+    assert stem.running_mean is not None
+    torch.testing.assert_close(stem.running_mean, torch.stack(means).mean(0))
+    taken = made.feed.some("precise", 0, 40)
+    assert len(taken) == 40
+    sizes = [len(each) for each in made._plain_images(40)]
+    assert sizes == [16, 16]
+    assert [len(each) for each in made._plain_images(12)] == [12]
+
+
+def test_noise_is_measured_on_whole_parts_or_not_at_all(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def measured(model: nn.Module, trained: object, images: Tensor, *_: object) -> NoiseSums:
+        seen.append(len(images))
+        return NoiseSums(2.0, 1.0)
+
+    monkeypatch.setattr(noise, "measure", measured)
+    for images, batch_size in ((96, 16), (16, 16), (15, 8), (8, 8)):
+        made = Trial(
+            replace(config, train_images=images, batch_size=batch_size), tiny_data, CPU, None
+        )
+        made.train_on()
+        made.train_on()
+        assert made.noise == (NoiseSums(4.0, 2.0) if images >= 16 else NoiseSums())
+    assert seen == [64, 64, 16, 16]
+
+
+def test_the_clock_of_a_trial_in_seconds_leaves_evaluation_out(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each update takes a second of a clock of its own, an evaluation ten."""
+    clock = [100.0]
+    made = Trial(
+        replace(config, epochs=None, seconds=8.0, decay="polynomial", lr_scaling="constant"),
+        tiny_data,
+        CPU,
+        None,
+    )
+    lrs: list[float] = []
+
+    def update(inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
+        lrs.append(lr)
+        clock[0] += 1.0
+        return torch.tensor([16.0, 8.0, 1.0])
+
+    evaluate = made.evaluate
+
+    def slow(split: Any) -> Any:
+        clock[0] += 10.0
+        return evaluate(split)
+
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(made.step, "update", update)
+    monkeypatch.setattr(made, "evaluate", slow)
+    while not made.is_over:
+        made.train_on()
+    assert lrs == pytest.approx([0.5 * (1 - i / 8) for i in range(8)])
+    assert [each.updates for each in made.results] == [6, 8]
+    assert (made.train_s, made.wall_s) == (8.0, 28.0)
+    assert [each.epoch_wall_s for each in made.results] == [16.0, 12.0]
+    assert [each.images_per_s for each in made.results] == [16.0, 16.0]
+    assert [each.train_loss for each in made.results] == [1.0, 1.0]
+    assert [each.train_accuracy for each in made.results] == [0.5, 0.5]
+    assert [each.grad_norm for each in made.results] == [1.0, 1.0]
+
+
+def test_dropout_is_drawn_anew_in_each_epoch_and_from_the_seed(
+    config: TrialConfig, tiny_data: Dataset
+) -> None:
+    # The same images, weights that do not move: only dropout makes the losses differ.
+    config = replace(
+        config, dropout=0.5, base_lr=1e-30, batch_size=96, norm="none", decay="constant"
+    )
+    first, again, other = (
+        [each.train_loss for each in trained(replace(config, seed=s), tiny_data).results]
+        for s in (0, 0, 1)
+    )
+    assert first == again
+    assert len(set(first)) == 4
+    assert not set(first) & set(other)
