@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
-from search.domains import is_log, step_of
+from search.domains import ends_of, is_log, step_of
 from search.explore import Optuna
 from search.plan import PlannedTrial
 from search.study import Study
@@ -40,10 +40,11 @@ def distribution_of(domain: Any) -> BaseDistribution:
     """A Ray Tune domain as Optuna's."""
     if isinstance(domain, Categorical):
         return CategoricalDistribution(list(domain.categories))
+    low, high = ends_of(domain)
     if isinstance(domain, Integer):
         step = int(step_of(domain) or 1)
-        return IntDistribution(domain.lower, domain.upper - 1, log=is_log(domain), step=step)
-    return FloatDistribution(domain.lower, domain.upper, log=is_log(domain), step=step_of(domain))
+        return IntDistribution(low, high, log=is_log(domain), step=step)
+    return FloatDistribution(low, high, log=is_log(domain), step=step_of(domain))
 
 
 def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
@@ -200,5 +201,5 @@ def _plain(value: Any) -> Any:
 def _lies_in(domain: Any, value: Any) -> bool:
     if isinstance(domain, Categorical):
         return value in domain.categories
-    top = domain.upper - 1 if isinstance(domain, Integer) else domain.upper
-    return bool(domain.lower <= value <= top)
+    low, high = ends_of(domain)
+    return bool(low <= value <= high)
