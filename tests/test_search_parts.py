@@ -1,10 +1,8 @@
 """The tables' files: damage, packing, and what a writer that was killed leaves."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +66,11 @@ def test_a_broken_file_is_named_and_the_rest_is_read(
     assert len(list((tmp_path / "s" / "damaged" / "trials").iterdir())) == 1  # nothing is deleted
 
 
-def test_a_trial_whose_epochs_are_lost_runs_again(opened: Results, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_a_trial_whose_epochs_are_lost_runs_again(
+    status: str, opened: Results, tmp_path: Path
+) -> None:
+    fill(opened, ["k2"], status=status)
     flip(tmp_path / "s" / "epochs" / "k2.parquet")
     assert results.make_sound(opened) == ["epochs/k2.parquet", "trials/k2.parquet"]
     assert list(results.trials(opened)["trial_key"]) == ["k1", "k3"]
@@ -107,54 +109,6 @@ def test_doubles_and_gaps_are_faults(opened: Results) -> None:
     assert "epochs: 2 rows are there twice" in said
     assert "epochs of trial k1 are not 1, 2, 3" in said
     assert "trial k1 has fewer epochs" in said
-
-
-PACKER = """
-import sys
-from search import parts, results
-opened = results.open_results(sys.argv[1], "s")
-print("ready", flush=True)
-while True:
-    for name, schema in results.TABLES.items():
-        parts.pack(opened / name, schema)
-        parts.pack(opened / name, schema, apart=["k1", "k2"])
-"""
-
-
-def watch(folder: Path, *, seconds: float) -> None:
-    """Read a folder over and over: a row is never there twice, and none is missing."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            frame = pd.read_parquet(folder)
-        except FileNotFoundError:  # a file was listed just before the folders were swapped
-            continue
-        assert len(frame) == 9, frame
-
-
-def test_packing_can_be_killed_at_any_moment(opened: Results, tmp_path: Path) -> None:
-    before = {name: pd.read_parquet(tmp_path / "s" / name) for name in ("trials", "epochs")}
-    for i in range(8):
-        packer = subprocess.Popen(
-            [sys.executable, "-c", PACKER, str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert packer.stdout is not None
-            assert packer.stdout.readline() == "ready\n"
-            watch(tmp_path / "s" / "epochs", seconds=0.05 + 0.043 * i)
-        finally:
-            packer.send_signal(signal.SIGKILL)
-            packer.communicate()
-        for name, frame in before.items():
-            read = pd.read_parquet(tmp_path / "s" / name).sort_values(["trial_key"])
-            assert len(read) == len(frame)
-        results.make_sound(opened)
-        hidden = [p.name for p in (tmp_path / "s").iterdir() if p.name.startswith(".")]
-        assert [name for name in hidden if name != ".writable"] == []
-        assert results.faults(opened) == []
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
