@@ -428,6 +428,13 @@ def test_hyperband_spreads_trials_over_brackets_that_begin_ever_later(
     assert 0 < len(expected) < len(before) < 40
 
 
+def test_a_last_bracket_is_not_lost_to_rounding() -> None:
+    assert math.log(243) / math.log(3) < 5  # 4.999999999999999
+    scheduler = EarlyStopping(HyperBand(reduction_factor=3), grace=10, total=2430)
+    scheduler.on_trial_add(None, Played("a"))
+    assert len(scheduler.inner[0]._brackets) == 6  # first rungs at 10, 30, 90, 270, 810 and 2430
+
+
 def test_bohb_is_tpe_with_hyperband(tmp_path: Path) -> None:
     declared = study(explore=Optuna(num_configs=4, sampler="tpe"), stop=HyperBand())
     assert scheduler_of(declared, [BASE], train_images=320) is not None

@@ -74,6 +74,17 @@ def test_a_bit_is_noticed_wherever_it_lies(opened: Results) -> None:
         assert damaged or (unsealed and table.num_rows == 2), at
 
 
+def test_pages_are_packed_and_have_checksums_too(opened: Results) -> None:
+    """So that other readers, who know nothing of the digest, can notice damage."""
+    column = pq.read_metadata(file_of(opened)).row_group(0).column(EPOCHS.names.index("val_auroc"))
+    assert column.compression == "ZSTD"
+    content = bytearray(file_of(opened).read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    file_of(opened).write_bytes(bytes(content))
+    with pytest.raises(OSError, match=r"(?i)crc|checksum"):
+        pq.ParquetFile(file_of(opened), page_checksum_verification=True).read()
+
+
 def test_a_file_that_others_wrote_has_no_digest_and_is_read(opened: Results) -> None:
     frame = pd.DataFrame([{"trial_key": "theirs", "epoch": 1, "val_auroc": 0.25}])
     frame.to_parquet(file_of(opened).with_name("theirs.parquet"))

@@ -189,6 +189,36 @@ def test_a_trials_own_file_goes_before_a_packed_one(opened: Results, tmp_path: P
     )
 
 
+def test_a_reader_lists_anew_where_a_table_is_packed_under_it(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pack comes between the listing and the reading, again and again; it gives up at last."""
+    listed = parts.storage.names
+    packs = 0
+
+    def names(folder: Any, suffix: str) -> list[str]:
+        nonlocal packs
+        found = listed(folder, suffix)
+        if packs < limit:
+            packs += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(parts.storage, "names", listed)
+                parts.pack(folder, EPOCHS)
+        return found
+
+    for limit in (1, parts.RELISTS):
+        packs = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(parts.storage, "names", names)
+            table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+        assert damaged == {}
+        assert (len(table), packs) == (9, limit)
+    limit, packs = parts.RELISTS + 1, 0
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError):
+        patch.setattr(parts.storage, "names", names)
+        parts.read_parts(opened / "epochs", EPOCHS)
+
+
 def test_a_pack_is_in_order_and_counts_the_files_that_it_saves(
     opened: Results, tmp_path: Path
 ) -> None:

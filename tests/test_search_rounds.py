@@ -258,6 +258,12 @@ def test_a_leader_keeps_the_step_of_its_ablation() -> None:
 # --- the plan's own tables ------------------------------------------------------------------------
 
 
+def test_within_a_seed_large_batches_come_first() -> None:
+    planned = plan.plan_trials(study(seeds=2), data_fingerprint="d")
+    order = [(t.config.seed, t.config.batch_size) for t in planned]
+    assert order == [(0, 64)] * 3 + [(0, 16)] * 3 + [(1, 64)] * 3 + [(1, 16)] * 3
+
+
 def test_two_steps_of_one_configuration_are_both_planned() -> None:
     steps = {"a": {}, "b": {"decay": "step"}, "a again": {"decay": BASE.decay}}
     planned = plan.plan_trials(study(vary={}, explore=Ablation(steps=steps)), data_fingerprint="d")
