@@ -214,8 +214,8 @@ def test_a_reader_lists_anew_where_a_table_is_packed_under_it(
         assert damaged == {}
         assert (len(table), packs) == (9, limit)
     limit, packs = parts.RELISTS + 1, 0
-    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError):
-        patch.setattr(parts.storage, "names", names)
+    monkeypatch.setattr(parts.storage, "names", names)
+    with pytest.raises(FileNotFoundError):
         parts.read_parts(opened / "epochs", EPOCHS)
 
 
