@@ -95,11 +95,14 @@ class Suggestions:
         for point in self.explore.points:
             self.optuna.enqueue_trial(dict(point))
         if self.explore.warm_start:
-            for params, score in past_scores(Path(self.explore.warm_start), self.study):
+            objectives = self.explore.objectives
+            for params, values in past_scores(
+                Path(self.explore.warm_start), self.study, objectives=objectives
+            ):
                 known = optuna.trial.create_trial(
                     params=params,
                     distributions=self.space,
-                    values=[score] if not self.explore.objectives else None,
+                    values=values,
                     user_attrs={"warm_start": self.explore.warm_start},
                 )
                 self.optuna.add_trial(known)
@@ -172,8 +175,12 @@ class Suggestions:
         ]
 
 
-def past_scores(results: Path, study: Study) -> list[tuple[dict[str, Any], float]]:
+def past_scores(
+    results: Path, study: Study, *, objectives: Sequence[str] = ()
+) -> list[tuple[dict[str, Any], list[float]]]:
     """Completed configurations of another study that lie in this one's space, with mean scores.
+
+    After each score the means of the objectives.
 
     Raises:
         ValueError: there are no tables, or nothing of them fits.
@@ -188,7 +195,8 @@ def past_scores(results: Path, study: Study) -> list[tuple[dict[str, Any], float
     for values, group in rows.groupby(names):
         params = dict(zip(names, map(_plain, values), strict=True))
         if all(_lies_in(study.vary[name], value) for name, value in params.items()):
-            known.append((params, sign * float(group[study.metric].mean())))
+            others = [float(group[name].mean()) for name in objectives]
+            known.append((params, [sign * float(group[study.metric].mean()), *others]))
     if not known:
         raise ValueError(f"warm_start: no completed trial in {results} lies in this study's space")
     return known

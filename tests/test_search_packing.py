@@ -176,6 +176,8 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(
 
 def test_a_trials_own_file_goes_before_a_packed_one(opened: Results, tmp_path: Path) -> None:
     results.compact(opened)
+    fill(opened, ["q1"], epochs=4)
+    assert len(results.epochs(opened)) == 3 + 3 + 4  # in two files
     fill(opened, ["q1", "k1"], epochs=5, status="stopped")
     ended = results.trials(opened).set_index("trial_key")["status"].to_dict()
     assert ended == {"k1": "stopped", "k2": "completed", "q1": "stopped"}

@@ -277,6 +277,7 @@ def test_rows_of_other_plans_are_left_out_and_numbered_anew() -> None:
     kept = plan.of_plan(planned, table)
     assert list(kept["trial_key"]) == [planned[1].key, planned[0].key]
     assert list(kept.index) == [0, 1]
+    assert list(kept.columns) == ["trial_key", "attempt"]
     counts = plan.attempts(table)
     assert counts == {"x": 1, planned[1].key: 2, planned[0].key: 3}
     assert all(type(n) is int or isinstance(n, np.integer) for n in counts.values())
