@@ -22,7 +22,7 @@ from search.explore import Optuna
 from search.plan import PlannedTrial
 from search.results import STATUSES, TRIALS
 from search.study import Study
-from search.suggestions import JOURNAL, Suggestions, distribution_of
+from search.suggestions import JOURNAL, Suggestions, distribution_of, sampler_of
 from trainable.config import SCORES, TrialConfig
 from trainable.record import WORST
 
@@ -88,6 +88,17 @@ def test_every_sampler_suggests_and_is_told(sampler: str, tmp_path: Path) -> Non
     assert [t.state for t in ours.told()] == [TrialState.COMPLETE] * NUM_CONFIGS
     for config, trial in zip(configs, ours.told(), strict=True):
         assert trial.values[0] == pytest.approx(0.9 - abs(config.base_lr - 0.1))
+
+
+@pytest.mark.parametrize("sampler", explore.SAMPLERS)
+def test_every_sampler_draws_by_the_studys_seed(sampler: str) -> None:
+    def drawn(seed: int, *, asked: int = 0) -> list[float]:
+        given = Optuna(num_configs=9, sampler=sampler, sampling_seed=seed)
+        ours = optuna.create_study(sampler=sampler_of(given, asked=asked))
+        return [ours.ask().suggest_float("x", 0.0, 1.0) for _ in range(2)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    assert drawn(3, asked=2) not in (drawn(3), drawn(3)[::-1])  # a later command draws others
 
 
 def test_cmaes_draws_by_its_covariance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,3 +244,72 @@ def test_a_damaged_table_is_not_packed(opened: Results, tmp_path: Path) -> None:
     with pytest.raises(results.ResultsError, match=r"k2\.parquet cannot be read: verify first"):
         results.compact(opened)
     assert results.num_files(opened) == 3 + 1  # the trials are packed, the epochs as they were
+
+
+# --- in an object store, where folders cannot be swapped ------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Results:
+    found = results.open_results(f"file://{tmp_path}", "s")  # a URI is no local folder to us
+    fill(found, KEYS)
+    return found
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[0] for path in folder.iterdir())
+
+
+def test_in_a_store_the_new_files_come_before_the_old_ones_go(
+    stored: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s" / "epochs"
+    plain = {name: getattr(parts.storage, name) for name in ("write", "delete_file")}
+    steps = []
+
+    def look(step: str) -> None:
+        steps.append(step)
+        assert set(rows_of(folder)) == set(WHOLE)  # a plain reader may see a row in two files
+        table, damaged = parts.read_parts(stored / "epochs", EPOCHS)
+        assert (len(table), damaged) == (9, {})  # ours sees it once
+
+    for name in plain:
+
+        def step(*given: Any, name: str = name) -> None:
+            plain[name](*given)
+            look(name)
+
+        monkeypatch.setattr(parts.storage, name, step)
+    assert parts.pack(stored / "epochs", EPOCHS, apart=["k2"]) == 1
+    assert steps == ["write"] * 2 + ["delete_file"] * 2
+    assert files_of(folder) == ["k2.parquet", "packed"]
+    assert parts.pack(stored / "epochs", EPOCHS) == 1
+    assert files_of(folder) == ["packed"]
+    assert rows_of(folder) == WHOLE
+
+
+def test_in_a_store_a_pack_that_was_killed_is_done_again(stored: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "epochs"
+    for apart in ([], ["k2"]):  # all were packed already, or all but one
+        fill(stored, KEYS)
+        shutil.copytree(folder, tmp_path / "own", dirs_exist_ok=True)
+        parts.pack(stored / "epochs", EPOCHS, apart=apart)
+        (tmp_path / "own" / "k1.parquet").rename(folder / "k1.parquet")
+        assert len(pq.read_table(folder)) == 12
+        assert results.make_sound(stored) == []
+        assert rows_of(folder) == WHOLE
+        assert files_of(folder) == ["packed"]
+        shutil.rmtree(tmp_path / "own")
+
+
+def test_in_a_store_nothing_is_packed_that_is_there_once(stored: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "epochs"
+    assert results.make_sound(stored) == []
+    assert files_of(folder) == [f"{key}.parquet" for key in KEYS]
+    parts.pack(stored / "epochs", EPOCHS, apart=["k2"])
+    before = sorted(path.name for path in folder.iterdir())
+    assert results.make_sound(stored) == []
+    assert sorted(path.name for path in folder.iterdir()) == before
+    (folder / ".k1.parquet-0123").write_bytes(b"")
+    parts.recover(stored / "epochs")  # a store has no halves of files to clear up
+    assert (folder / ".k1.parquet-0123").exists()
