@@ -1,5 +1,6 @@
 """Ray Tune's domains, as a study reads them: values to go through, bounds to probe, draws."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,10 +53,8 @@ def probes(domain: Any) -> list[object]:
     """Values that must all be possible: every one of a choice, both ends of a range."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
-    if isinstance(domain, Integer):
-        return [domain.lower, domain.upper - 1]
-    if isinstance(domain, Float):
-        return [domain.lower, domain.upper]
+    if isinstance(domain, Integer | Float):
+        return list(ends_of(domain))
     values: list[object] = domain["grid_search"]
     return values
 
@@ -80,13 +79,24 @@ def perturbed(domain: Any, value: Any, rng: np.random.RandomState, *, resample: 
     changed = value * (1.2 if up else 0.8)
     if step := step_of(domain):
         changed = round(changed / step) * step
+    low, high = ends_of(domain)
     if isinstance(domain, Integer):
-        return int(min(max(round(changed), domain.lower), domain.upper - 1))
-    return float(min(max(changed, domain.lower), domain.upper))
+        return int(min(max(round(changed), low), high))
+    return float(min(max(changed, low), high))
 
 
 def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def ends_of(domain: Any) -> tuple[Any, Any]:
+    """The least and the greatest value of a range: Ray leaves out an upper end without steps."""
+    if not isinstance(domain, Integer):
+        return domain.lower, domain.upper
+    step = step_of(domain) or 1
+    if step == 1:
+        return domain.lower, domain.upper - 1
+    return math.ceil(domain.lower / step) * step, math.floor(domain.upper / step) * step
 
 
 def is_log(domain: Any) -> bool:

@@ -63,9 +63,11 @@ def _check_digest(content: bytes) -> None:
     others wrote have no digest, and pass.
     """
     place = content.rfind(DIGEST.encode())
-    found = SHA256.search(content, place) if place >= 0 else None
-    if found is None:
+    if place < 0:
         return
+    found = SHA256.search(content, place)
+    if found is None:
+        raise ValueError("its SHA-256 cannot be read: it was changed or cut")
     whole, digest = memoryview(content), hashlib.sha256()
     for some in (whole[: found.start()], UNSEALED.encode(), whole[found.end() :]):
         digest.update(some)

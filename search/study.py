@@ -11,7 +11,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search.sample import Domain
 
-from search.domains import as_searched, as_values, draw, probes
+from search.domains import as_searched, as_values, draw, is_log, probes, step_of
 from search.explore import (
     Ablation,
     Explorer,
@@ -133,6 +133,9 @@ class Study:
                 raise ValueError("Optuna takes its space from `vary` or from `space`: give one")
             if explore.objectives and (self.stop or self.seeds > 1):
                 raise ValueError("several objectives go with one seed and without a stopper")
+            for name, domain in self.vary.items():
+                if is_log(domain) and step_of(domain):
+                    raise ValueError(f"{name}: Optuna takes a range in steps or in its logarithm")
         if isinstance(explore, Random | Optuna):
             for point in explore.points:
                 if explore.__class__ is Random and set(point) != set(self.vary):

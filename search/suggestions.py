@@ -23,7 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
-from search.domains import is_log, step_of
+from search.domains import ends_of, is_log, step_of
 from search.explore import Optuna
 from search.plan import PlannedTrial
 from search.study import Study
@@ -40,10 +40,11 @@ def distribution_of(domain: Any) -> BaseDistribution:
     """A Ray Tune domain as Optuna's."""
     if isinstance(domain, Categorical):
         return CategoricalDistribution(list(domain.categories))
+    low, high = ends_of(domain)
     if isinstance(domain, Integer):
         step = int(step_of(domain) or 1)
-        return IntDistribution(domain.lower, domain.upper - 1, log=is_log(domain), step=step)
-    return FloatDistribution(domain.lower, domain.upper, log=is_log(domain), step=step_of(domain))
+        return IntDistribution(low, high, log=is_log(domain), step=step)
+    return FloatDistribution(low, high, log=is_log(domain), step=step_of(domain))
 
 
 def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
@@ -94,11 +95,14 @@ class Suggestions:
         for point in self.explore.points:
             self.optuna.enqueue_trial(dict(point))
         if self.explore.warm_start:
-            for params, score in past_scores(Path(self.explore.warm_start), self.study):
+            objectives = self.explore.objectives
+            for params, values in past_scores(
+                Path(self.explore.warm_start), self.study, objectives=objectives
+            ):
                 known = optuna.trial.create_trial(
                     params=params,
                     distributions=self.space,
-                    values=[score] if not self.explore.objectives else None,
+                    values=values,
                     user_attrs={"warm_start": self.explore.warm_start},
                 )
                 self.optuna.add_trial(known)
@@ -171,8 +175,12 @@ class Suggestions:
         ]
 
 
-def past_scores(results: Path, study: Study) -> list[tuple[dict[str, Any], float]]:
+def past_scores(
+    results: Path, study: Study, *, objectives: Sequence[str] = ()
+) -> list[tuple[dict[str, Any], list[float]]]:
     """Completed configurations of another study that lie in this one's space, with mean scores.
+
+    After each score the means of the objectives.
 
     Raises:
         ValueError: there are no tables, or nothing of them fits.
@@ -187,7 +195,8 @@ def past_scores(results: Path, study: Study) -> list[tuple[dict[str, Any], float
     for values, group in rows.groupby(names):
         params = dict(zip(names, map(_plain, values), strict=True))
         if all(_lies_in(study.vary[name], value) for name, value in params.items()):
-            known.append((params, sign * float(group[study.metric].mean())))
+            others = [float(group[name].mean()) for name in objectives]
+            known.append((params, [sign * float(group[study.metric].mean()), *others]))
     if not known:
         raise ValueError(f"warm_start: no completed trial in {results} lies in this study's space")
     return known
@@ -200,5 +209,5 @@ def _plain(value: Any) -> Any:
 def _lies_in(domain: Any, value: Any) -> bool:
     if isinstance(domain, Categorical):
         return value in domain.categories
-    top = domain.upper - 1 if isinstance(domain, Integer) else domain.upper
-    return bool(domain.lower <= value <= top)
+    low, high = ends_of(domain)
+    return bool(low <= value <= high)

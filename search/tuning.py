@@ -204,10 +204,12 @@ class _Record(tune.Callback):
         """A trial's evaluations in the tables when the command began, by epoch."""
         if key not in self.held.groups:
             return []
-        rows: list[dict[str, Any]] = (
-            self.held.get_group(key).sort_values("epoch").to_dict("records")
-        )
-        return rows
+        rows = self.held.get_group(key).sort_values("epoch").to_dict("records")
+        # A whole number that a row lacks is NaN to pandas, which its column would not take back.
+        return [
+            {n: v for n, v in row.items() if v == v or tables.EPOCHS.field(n).type == "double"}
+            for row in rows
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps a copy of callbacks for a restore, which is not our way to resume."""

@@ -34,7 +34,7 @@ from PIL import Image
 from test_search_results import row
 
 from search import parts, results
-from trainable import checkpoint, storage
+from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.data import hdf5, sources
 from trainable.data.sources import DataError
@@ -374,4 +374,3 @@ def test_a_reader_that_crashes_or_hangs_is_seen(monkeypatch: pytest.MonkeyPatch)
     finally:
         child.end()
     assert outcomes == ["answer", "crash", "hang", "foreign", "answer"]
-    assert storage.is_name("x")

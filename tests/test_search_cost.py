@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -38,6 +39,7 @@ from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.probe import Measured
+from trainable.step import Step
 from trainable.trial import Trial
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
@@ -242,18 +244,46 @@ def test_a_draw_that_cannot_be_is_named() -> None:
         _drawn(study, num_later=20)
 
 
-def test_what_is_timed_is_what_a_trial_takes(tiny_config: TrialConfig, tiny_data: Dataset) -> None:
-    from trainable.probe import probe
+def test_what_is_timed_is_what_a_trial_takes(
+    tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only work moves: an image trained is a second, one evaluated a quarter."""
+    from trainable import probe, trial
 
-    config = replace(tiny_config, width=24, epochs=6)
-    timed = probe(config, tiny_data, num_threads=1)
-    taken_s = sum(result.epoch_wall_s for result in finetune(config, data=tiny_data))
+    now_s = 0.0
+
+    def work(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    clock = SimpleNamespace(perf_counter=lambda: now_s)
+    monkeypatch.setattr(probe, "time", clock)
+    monkeypatch.setattr(trial, "time", clock)
+    update, evaluate, measure = Step.update, Trial.evaluate, Trial._measure_noise
+
+    def timed_update(self: Step, inputs: Any, labels: Any, lr: float) -> Any:
+        work(len(labels))
+        return update(self, inputs, labels, lr)
+
+    def timed_evaluate(self: Trial, split: Any) -> Any:
+        work(len(split) / 4)
+        return evaluate(self, split)
+
+    def timed_noise(self: Trial, number: int) -> None:
+        work(64)  # of 96 training images, the least that noise is measured on
+        measure(self, number)
+
+    monkeypatch.setattr(Step, "update", timed_update)
+    monkeypatch.setattr(Trial, "evaluate", timed_evaluate)
+    monkeypatch.setattr(Trial, "_measure_noise", timed_noise)
+    config = replace(tiny_config, width=4, epochs=3)
+    timed = probe.probe(config, tiny_data, num_threads=1)
     training_s, _ = trial_cost_s(config, timed)
-    assert timed.train_images == len(tiny_data.train.labels_N)
-    assert timed.test_s > 0
-    # Other processes may slow either down; an evaluation left out, or a batch counted as an
-    # image, is off by more.
-    assert 0.2 < training_s / taken_s < 5
+    assert training_s == pytest.approx(3 * (96 + 32 / 4 + 64))
+    assert timed.test_s == pytest.approx(32 / 4)
+    assert timed.train_images == 96
+    taken_s = sum(result.epoch_wall_s for result in finetune(config, data=tiny_data))
+    assert taken_s == pytest.approx(training_s)
 
 
 def test_a_part_of_a_large_split_stands_for_it(

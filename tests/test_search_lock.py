@@ -114,3 +114,208 @@ def test_of_many_at_once_one_holds_it(tmp_path: Path) -> None:
     said = [holder.communicate(timeout=60) for holder in holders]
     assert sum("held" in out for out, _ in said) == 1
     assert sum("LockedError" in err for _, err in said) == 4
+
+
+# --- the same, step by step: no process is started ------------------------------------------------
+
+
+def write_lock(folder: Path, **holder: object) -> dict[str, object]:
+    said = {"host": "elsewhere", "pid": 7, "started": "x", "token": "theirs", "beat": 0, **holder}
+    (folder / "lock.json").write_text(json.dumps(said))
+    return said
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_lock_says_who_holds_it_and_is_gone_with_its_holder(tmp_path: Path) -> None:
+    with held(Folder(str(tmp_path))):
+        said = json.loads((tmp_path / "lock.json").read_text())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        assert said["host"] == socket.gethostname()
+        assert said["pid"] == os.getpid()
+        assert said["started"] == f"{boot}-{ticks}"
+        assert said["beat"] == 0
+        assert len(said["token"]) == 32
+        assert "lock" in {thread.name for thread in threading.enumerate()}
+        with pytest.raises(LockedError), held(Folder(str(tmp_path))):
+            pass
+        assert json.loads((tmp_path / "lock.json").read_text()) == said
+        (tmp_path / "tables").touch()
+    assert left_in(tmp_path) == ["tables"]
+    assert "lock" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_error_under_the_lock_lets_it_go(tmp_path: Path) -> None:
+    (tmp_path / "tables").touch()
+    with pytest.raises(ZeroDivisionError), held(Folder(str(tmp_path))):
+        raise ZeroDivisionError
+    assert left_in(tmp_path) == ["tables"]
+
+
+def test_a_lock_that_another_took_over_is_not_deleted(tmp_path: Path) -> None:
+    with held(Folder(str(tmp_path))):
+        theirs = write_lock(tmp_path)
+    assert json.loads((tmp_path / "lock.json").read_text()) == theirs
+    (tmp_path / "lock.json").unlink()
+    with held(Folder(str(tmp_path))):
+        (tmp_path / "lock.json").write_bytes(b"[]")
+    assert (tmp_path / "lock.json").read_bytes() == b"[]"
+
+
+def test_a_live_ones_lock_that_was_taken_away_is_put_back(tmp_path: Path) -> None:
+    """Between the look at a dead holder's file and its removal another may have taken over."""
+    dead = {"token": "dead"}
+    live = write_lock(tmp_path, token="live")
+    lock._clear_away(Folder(str(tmp_path)), dead)
+    assert left_in(tmp_path) == ["lock.json"]
+    assert json.loads((tmp_path / "lock.json").read_text()) == live
+    lock._clear_away(Folder(str(tmp_path)), live)
+    assert left_in(tmp_path) == []
+    lock._clear_away(Folder(str(tmp_path)), live)  # a third one did it
+
+
+def test_two_that_find_a_dead_holder_do_not_take_it_over_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is quicker: it takes over while this one still looks at the dead one's file."""
+    write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), token="dead")
+    is_alive, ours = lock._is_alive, []
+
+    def looks(folder: Folder, holder: dict[str, object]) -> bool:
+        alive = is_alive(folder, holder)
+        if not ours:
+            ours.append(alive)
+            own = lock._start_of(os.getpid())
+            write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=own)
+        return alive
+
+    monkeypatch.setattr(lock, "_is_alive", looks)
+    with pytest.raises(LockedError, match=f"process {os.getpid()} on"), held(Folder(str(tmp_path))):
+        pass
+    assert ours == [False]
+    assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
+    assert left_in(tmp_path) == ["lock.json"]
+
+
+def test_a_lock_that_is_let_go_while_one_looks_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lock(tmp_path)
+    read = lock.storage.read
+
+    def gone(folder: Folder, name: str) -> bytes:
+        (tmp_path / name).unlink(missing_ok=True)
+        return read(folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.storage, "read", gone)
+        lock._take(Folder(str(tmp_path)), {"token": "mine"})
+    assert json.loads((tmp_path / "lock.json").read_text()) == {"token": "mine"}
+
+
+class Clock:
+    """Time that passes in sleeps alone."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.slept: list[float] = []
+        self.on_sleep = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+        self.on_sleep()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lock, "time", made)
+    return made
+
+
+def test_a_holder_elsewhere_is_given_twenty_seconds(tmp_path: Path, clock: Clock) -> None:
+    holder = write_lock(tmp_path)
+    assert not lock._is_alive(Folder(str(tmp_path)), holder)
+    assert sum(clock.slept) == 20.0 == lock.STALE_BEATS * lock.BEAT_S
+    assert max(clock.slept) == 1.0  # often, so that a beat is soon seen
+
+
+def test_a_holder_elsewhere_that_beats_late_is_alive(tmp_path: Path, clock: Clock) -> None:
+    holder = write_lock(tmp_path)
+
+    def beats() -> None:
+        if clock.now_s == 119.0:
+            write_lock(tmp_path, beat=1)
+
+    clock.on_sleep = beats
+    assert lock._is_alive(Folder(str(tmp_path)), holder)
+    assert clock.now_s == 119.0
+
+
+def test_a_holder_elsewhere_that_lets_go_is_waited_for_no_longer(
+    tmp_path: Path, clock: Clock
+) -> None:
+    holder = write_lock(tmp_path)
+    clock.on_sleep = (tmp_path / "lock.json").unlink
+    assert not lock._is_alive(Folder(str(tmp_path)), holder)
+    assert clock.slept == [1.0]
+
+
+@pytest.mark.parametrize("pid", [None, "7", 2**22 + 1])
+def test_a_holder_here_without_a_process_is_dead_at_once(
+    pid: object, tmp_path: Path, clock: Clock
+) -> None:
+    for started in ("x", "", None):
+        holder = {"host": socket.gethostname(), "pid": pid, "started": started}
+        assert not lock._is_alive(Folder(str(tmp_path)), holder)
+    assert clock.slept == []
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for_has_no_start() -> None:
+    child = subprocess.Popen(["true"])
+    try:
+        state = Path(f"/proc/{child.pid}/stat")
+        while state.read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        assert lock._start_of(child.pid) == ""
+    finally:
+        child.wait()
+    assert lock._start_of(child.pid) == ""
+
+
+def test_where_a_system_says_no_starts_a_live_process_is_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_such_file(*_: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", no_such_file)
+    assert lock._start_of(os.getpid()) == "?"
+    assert lock._start_of(2**22 + 1) == ""
+
+
+def test_a_lock_beats_and_a_full_disk_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+    beats: list[int] = []
+    enough = threading.Event()
+
+    def write(folder: Folder, name: str, content: bytes) -> None:
+        beats.append(json.loads(content)["beat"])
+        if len(beats) == 3:
+            enough.set()
+        raise OSError("no room")
+
+    monkeypatch.setattr(lock.storage, "write", write)
+    with held(Folder(str(tmp_path))):
+        assert enough.wait(20)
+    assert beats[:3] == [1, 2, 3]
+    assert not (tmp_path / "lock.json").exists()

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from search import plan, results
 from search.results import EPOCHS, TRIALS, Results, ResultsError
 from search.study import Study
-from trainable.config import TrialConfig
+from trainable.config import TrialConfig, trial_key
 
 # Design 4.2: users and scripts rely on these names.
 TRIAL_COLUMNS = set(
@@ -127,6 +127,10 @@ def test_what_is_missing_runs_and_what_failed_on_request() -> None:
 
 
 def test_other_data_is_another_trial() -> None:
-    first, second = (plan.plan_trials(planned_study(), data_fingerprint=d) for d in "ab")
+    first, second = (plan.plan_trials(planned_study(seeds=2), data_fingerprint=d) for d in "ab")
     assert not {t.key for t in first} & {t.key for t in second}
-    assert replace(first[0].config) == second[0].config
+    sent = [(t.config.seed, t.config.batch_size, t.config.base_lr) for t in first]
+    # Seed by seed, large batches first.
+    assert sent == [(s, b, lr) for s in (0, 1) for b in (32, 16) for lr in (0.1, 0.2)]
+    assert [t.config for t in second] == [t.config for t in first]
+    assert [t.key for t in second] == [trial_key(t.config, "b") for t in first]

@@ -11,6 +11,7 @@ from search.load import SpaceFileError, apply_settings, load_study
 from search.study import Study, as_preview, configurations
 from trainable.config import TrialConfig
 
+ROOT = Path(__file__).parent.parent
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none")
 VARY = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 1])}
 
@@ -185,7 +186,12 @@ def test_bad_space_files_are_named_with_the_line(
     assert "\n" not in str(caught.value)
 
 
-SPACES = sorted(p for p in Path("spaces").glob("*.py") if p.name != "__init__.py")
+SPACES = sorted(p for p in (ROOT / "spaces").glob("*.py") if p.name != "__init__.py")
+
+
+def test_there_are_spaces_to_load() -> None:
+    """Without any, the tests below would pass by having no case."""
+    assert {path.name for path in SPACES} >= {"pcam_grid.py", "pcam_optuna.py"}
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda p: p.name)
@@ -204,5 +210,7 @@ def test_loading_a_space_loads_neither_torch_nor_optuna(path: Path) -> None:
         "import sys; from pathlib import Path; from search.load import load_study; "
         f"load_study(Path({str(path)!r})); print({{'torch', 'optuna'}} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

@@ -1,0 +1,346 @@
+"""Every choice that is declared can be made: samplers, objectives, explorers, stoppers, retries.
+
+Each test goes through the declaration itself, so that a choice that is added later is tried too.
+"""
+
+import typing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from ray import tune
+
+from search import explore, plan, population
+from search.algorithms import OptunaSearcher, scheduler_of
+from search.domains import draw, perturbed, probes
+from search.explore import Optuna
+from search.plan import PlannedTrial
+from search.results import STATUSES, TRIALS
+from search.study import Study
+from search.suggestions import JOURNAL, Suggestions, distribution_of, sampler_of
+from trainable.config import SCORES, TrialConfig
+from trainable.record import WORST
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
+# CMA-ES takes two numbers at least, and leaves choices to random draws.
+NUMBERS = {
+    "batch_size": tune.randint(8, 65),
+    "base_lr": tune.loguniform(1e-3, 1.0),
+    "momentum": tune.uniform(0.5, 0.99),
+    "augment": tune.choice(["none", "hflip"]),
+}
+NEED = {"nsga2": {"objectives": ["train_wall_s"]}}  # what a sampler is for
+NUM_CONFIGS = 12  # TPE and GP draw the first ten at random
+
+
+class Search:
+    """A study's searcher as Ray drives it, one trial after the other."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.suggestions = Suggestions(study, folder / JOURNAL, data_fingerprint="d")
+        self.sent: list[PlannedTrial] = []
+        self.searcher = OptunaSearcher(self.suggestions, self._send, {})
+
+    def _send(self, planned: PlannedTrial) -> dict[str, Any]:
+        self.sent.append(planned)
+        return {"key": planned.key}
+
+    def suggest(self, trial_id: str) -> TrialConfig | None:
+        if self.searcher.suggest(trial_id) == "FINISHED":
+            return None
+        return self.sent[-1].config
+
+    def end(self, trial_id: str, **row: Any) -> None:
+        flat = {f"trial_row/{name}": value for name, value in row.items()}
+        self.searcher.on_trial_complete(trial_id, flat)
+
+    def told(self) -> list[optuna.trial.FrozenTrial]:
+        return self.suggestions.optuna.get_trials()
+
+
+def declared(sampler: str = "random", **changes: Any) -> Study:
+    asked = Optuna(num_configs=NUM_CONFIGS, sampler=sampler, **NEED.get(sampler, {}))
+    return Study(**({"name": "s", "base": BASE, "vary": NUMBERS, "explore": asked} | changes))
+
+
+@pytest.mark.parametrize("sampler", explore.SAMPLERS)
+def test_every_sampler_suggests_and_is_told(sampler: str, tmp_path: Path) -> None:
+    ours = Search(declared(sampler), tmp_path)
+    name = sampler.replace("nsga2", "nsgaii")
+    assert type(ours.suggestions.optuna.sampler).__name__.lower() == f"{name}sampler"
+    configs = []
+    for i in range(NUM_CONFIGS):
+        config = ours.suggest(f"t{i}")
+        assert config is not None
+        assert 8 <= config.batch_size <= 64
+        assert 1e-3 <= config.base_lr <= 1.0
+        assert 0.5 <= config.momentum <= 0.99
+        configs.append(config)
+        ended = {"status": "completed", "train_wall_s": float(i)}
+        ours.end(f"t{i}", val_auroc=0.9 - abs(config.base_lr - 0.1), **ended)
+    assert ours.suggest("more") is None
+    assert len(set(configs)) == NUM_CONFIGS
+    assert [t.state for t in ours.told()] == [TrialState.COMPLETE] * NUM_CONFIGS
+    for config, trial in zip(configs, ours.told(), strict=True):
+        assert trial.values[0] == pytest.approx(0.9 - abs(config.base_lr - 0.1))
+
+
+@pytest.mark.parametrize("sampler", explore.SAMPLERS)
+def test_every_sampler_draws_by_the_studys_seed(sampler: str) -> None:
+    def drawn(seed: int, *, asked: int = 0) -> list[float]:
+        given = Optuna(num_configs=9, sampler=sampler, sampling_seed=seed)
+        ours = optuna.create_study(sampler=sampler_of(given, asked=asked))
+        return [ours.ask().suggest_float("x", 0.0, 1.0) for _ in range(2)]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+    assert drawn(3, asked=2) not in (drawn(3), drawn(3)[::-1])  # a later command draws others
+
+
+def test_cmaes_draws_by_its_covariance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cmaes
+
+    drawn = []
+    ask = cmaes.CMA.ask
+    monkeypatch.setattr(cmaes.CMA, "ask", lambda self: drawn.append(1) or ask(self))
+    ours = Search(declared("cmaes"), tmp_path)
+    for i in range(4):
+        ours.suggest(f"t{i}")
+        ours.end(f"t{i}", status="completed", val_auroc=0.5)
+    assert len(drawn) == 3  # of the first alone there is nothing to learn
+
+
+@pytest.mark.parametrize("objective", explore.OBJECTIVES)
+def test_every_objective_is_told_and_less_of_it_is_better(objective: str, tmp_path: Path) -> None:
+    asked = Optuna(num_configs=3, sampler="nsga2", objectives=[objective])
+    ours = Search(declared(explore=asked), tmp_path)
+    assert objective in TRIALS.names
+    for i, (score, cost) in enumerate([(0.9, 10.0), (0.8, 1.0), (0.7, 5.0)]):
+        ours.suggest(f"t{i}")
+        ours.end(f"t{i}", status="completed", val_auroc=score, **{objective: cost})
+    best = {tuple(trial.values) for trial in ours.suggestions.optuna.best_trials}
+    assert best == {(0.9, 10.0), (0.8, 1.0)}
+
+
+# --- explorers ------------------------------------------------------------------------------------
+
+GRID = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 0.2, 0.4])}
+DRAWN = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
+# How each is declared, and how many trials it plans with two seeds before any has ended.
+EXPLORERS: dict[type, tuple[dict[str, Any], dict[str, Any], int]] = {
+    explore.Grid: ({}, GRID, 2 * 6),
+    explore.Ablation: ({"steps": {"a": {}, "b": {"decay": "step"}}}, GRID, 2 * 2 * 6),
+    explore.Variants: ({"each": {"few": {"epochs": 2}, "many": {"epochs": 4}}}, GRID, 2 * 2 * 6),
+    explore.Random: ({"num_configs": 5}, DRAWN, 2 * 5),
+    explore.Optuna: ({"num_configs": 5}, DRAWN, 0),
+    explore.Pbt: ({"size": 4, "generations": 3}, DRAWN, 2 * 4),
+}
+
+
+@pytest.mark.parametrize("kind", typing.get_args(explore.Explorer))
+def test_every_explorer_plans_its_trials(kind: type, tmp_path: Path) -> None:
+    given, vary, num_planned = EXPLORERS[kind]
+    study = Study(name="s", base=BASE, vary=vary, explore=kind(**given), seeds=2)
+    planned = plan.plan_trials(study, data_fingerprint="d")
+    assert len({trial.key for trial in planned}) == len(planned) == num_planned
+    assert sorted({trial.config.seed for trial in planned}) == ([0, 1] if planned else [])
+    if kind is explore.Optuna:
+        suggestions = Suggestions(study, tmp_path / JOURNAL, data_fingerprint="d")
+        while suggestions.ask():
+            pass
+        assert len(suggestions.planned()) == 2 * given["num_configs"]
+    if kind is explore.Pbt:
+        rows = [
+            {"trial_key": t.key, "status": "stopped", "val_auroc": i / 10}
+            for i, t in enumerate(planned)
+        ]
+        table = pd.DataFrame(rows)
+        later = population.next_generation(study, planned, table, data_fingerprint="d")
+        assert len(later) == num_planned
+
+
+def test_only_optuna_has_suggestions_and_only_pbt_generations(tmp_path: Path) -> None:
+    study = Study(name="s", base=BASE, vary=GRID)
+    with pytest.raises(TypeError, match="only an Optuna study has suggestions"):
+        Suggestions(study, tmp_path / JOURNAL, data_fingerprint="d")
+    with pytest.raises(TypeError, match="only a Pbt study has generations"):
+        population.next_generation(study, [], pd.DataFrame(), data_fingerprint="d")
+
+
+# --- stoppers -------------------------------------------------------------------------------------
+
+
+class Played:
+    """A trial as a scheduler sees it."""
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+        self.config = {"trial": {"config": {"batch_size": 16}}}
+
+
+@pytest.mark.parametrize("kind", typing.get_args(explore.Stopper))
+def test_every_stopper_ends_the_worse_and_lets_the_better_go_on(kind: type) -> None:
+    study = Study(name="s", base=BASE, vary=GRID, stop=kind())
+    scheduler = scheduler_of(study, [BASE], train_images=896)
+    assert scheduler is not None
+    total = 9 * 896  # whole batches
+    assert (scheduler.grace, scheduler.total) == (total // 9, total)
+    controller = SimpleNamespace(get_live_trials=list)
+    stopped: set[str] = set()
+    scores = {f"t{i:02}": 0.9 - i / 100 for i in range(30)}
+    for seen in range(896, total + 1, 896):
+        for name, score in scores.items():
+            trial = Played(name)
+            if seen == 896:
+                scheduler.on_trial_add(controller, trial)
+            result = {"score": score, "examples_seen": seen, "training_iteration": seen // 896}
+            if name in stopped:
+                continue
+            if scheduler.on_trial_result(controller, trial, result) == "STOP":
+                stopped.add(name)
+                scheduler.on_trial_complete(controller, trial, result)
+    assert "t00" not in stopped  # at the end of its budget too
+    assert {"t27", "t28", "t29"} <= stopped
+    word = kind.__name__.lower()
+    assert set(scheduler.reasons) == stopped
+    assert all(reason.startswith(f"{word} at ") for reason in scheduler.reasons.values())
+    assert scheduler.debug_string() == f"{kind.__name__}: {len(stopped)} stopped"
+
+
+@pytest.mark.parametrize("kind", [explore.Asha, explore.HyperBand])
+def test_a_trial_at_the_end_of_its_budget_ends_by_itself(kind: type) -> None:
+    study = Study(name="s", base=BASE, vary=GRID, stop=kind())
+    scheduler = scheduler_of(study, [BASE], train_images=896)
+    assert scheduler is not None
+    trial = Played("alone")
+    scheduler.on_trial_add(None, trial)
+    for seen in (896, 3 * 896, 9 * 896, 9 * 896 + 1):
+        result = {"score": 0.5, "examples_seen": seen}
+        assert scheduler.on_trial_result(None, trial, result) == "CONTINUE"
+
+
+# --- what is tried again --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retry", [None, *plan.RETRIES])
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_retry_takes_the_endings_that_it_names(status: str, retry: str | None) -> None:
+    (trial, *_) = plan.plan_trials(Study(name="s", base=BASE, vary=GRID), data_fingerprint="d")
+    table = pd.DataFrame([{"trial_key": trial.key, "status": status}])
+    again = status == "interrupted" or retry == status
+    again |= retry == "all" and status in ("failed", "diverged")
+    assert plan.missing([trial], table, retry=retry) == ([trial] if again else [])
+
+
+@pytest.mark.parametrize("metric", SCORES)
+def test_every_metric_of_a_diverged_trial_is_told_as_the_worst(metric: str, tmp_path: Path) -> None:
+    ours = Search(declared(metric=metric), tmp_path)
+    for i, row in enumerate([{"status": "diverged"}, {"status": "completed", metric: 0.25}]):
+        ours.suggest(f"t{i}")
+        ours.end(f"t{i}", **row)
+    diverged, completed = (trial.value for trial in ours.told())
+    assert diverged == WORST[metric]
+    assert completed == (-0.25 if metric == "val_loss" else 0.25)
+    assert diverged < completed
+
+
+# --- domains --------------------------------------------------------------------------------------
+
+RANGES: dict[str, Any] = {
+    "randint": tune.randint(3, 7),
+    "lograndint": tune.lograndint(3, 7),
+    "qrandint": tune.qrandint(2, 8, 2),
+    "unaligned qrandint": tune.qrandint(3, 11, 4),
+    "qrandint in ones": tune.qrandint(3, 7, 1),
+    "uniform": tune.uniform(0.25, 0.75),
+    "quniform": tune.quniform(0.25, 0.75, 0.25),
+    "loguniform": tune.loguniform(0.01, 1.0),
+    "choice": tune.choice([1, 5, 9]),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_optuna_and_pbt_stay_where_ray_draws(name: str) -> None:
+    """Ray's own draws are the measure: a randint's upper end is not among them."""
+    domain = RANGES[name]
+    rng = np.random.RandomState(0)
+    rays = [domain.sample(random_state=rng) for _ in range(400)]
+    ours = distribution_of(domain)
+    asked = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    optunas = [asked.ask({"x": ours}).params["x"] for _ in range(400)]
+    draws = [draw({"x": domain}, rng)["x"] for _ in range(400)]
+    changed = rays[:1]
+    for _ in range(400):
+        changed.append(perturbed(domain, changed[-1], rng, resample=0.2))
+    whole = "randint" in name or name in ("choice", "quniform")
+    if whole:
+        assert set(optunas) == set(rays) == set(draws)
+        assert {round(value, 9) for value in changed} <= set(rays)
+        assert {min(probes(domain)), max(probes(domain))} == {min(rays), max(rays)}
+    else:
+        low, high = domain.lower, domain.upper
+        assert all(low <= value <= high for value in [*optunas, *draws, *changed])
+        assert probes(domain) == [low, high]
+        spread = np.log if name == "loguniform" else np.asarray
+        for values in (optunas, draws):  # half of the draws lie in the lower half
+            middle = (spread(low) + spread(high)) / 2
+            assert np.mean(spread(values) < middle) == pytest.approx(0.5, abs=0.1)
+    kinds = {type(value) for value in [*optunas, *draws, *changed[1:]]}
+    assert kinds <= {int, float}
+
+
+@pytest.mark.parametrize("domain", [tune.qloguniform(0.1, 1.0, 0.1), tune.qlograndint(2, 8, 2)])
+def test_steps_in_a_logarithm_are_refused_before_optuna_does(domain: Any) -> None:
+    field = "base_lr" if domain.upper == 1.0 else "batch_size"
+    with pytest.raises(ValueError, match="Optuna takes a range in steps or in its logarithm"):
+        declared(vary={field: domain})
+    drawn = declared(vary={field: domain}, explore=explore.Random(num_configs=2))
+    assert len(plan.plan_trials(drawn, data_fingerprint="d")) == 2
+
+
+def test_a_warm_start_takes_a_range_to_its_ends(tmp_path: Path) -> None:
+    """And where less is better, the least is the best."""
+    rows = [
+        {"batch_size": size, "status": "completed", "val_loss": size / 10} for size in range(2, 9)
+    ]
+    rows += [{"batch_size": 5, "status": "completed", "val_loss": 0.7}]  # another seed of it
+    rows += [{"batch_size": 5, "status": "diverged", "val_loss": 9.0}]
+    (tmp_path / "past" / "trials").mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(tmp_path / "past" / "trials" / "all.parquet")
+    asked = Optuna(num_configs=2, warm_start=str(tmp_path / "past"))
+    vary = {"batch_size": tune.randint(3, 7)}
+    ours = Search(declared(vary=vary, explore=asked, metric="val_loss"), tmp_path)
+    told = {trial.params["batch_size"]: trial.value for trial in ours.told()}
+    assert told == pytest.approx({3: -0.3, 4: -0.4, 5: -(0.5 + 0.7) / 2, 6: -0.6})
+    assert ours.suggestions.optuna.best_trial.params == {"batch_size": 3}
+    assert all(t.user_attrs["warm_start"] == asked.warm_start for t in ours.told())
+    assert ours.suggestions.asked() == []
+
+
+def test_a_failed_trial_is_told_as_failed_and_not_as_the_worst(tmp_path: Path) -> None:
+    ours = Search(declared(), tmp_path)
+    ours.suggest("row")
+    ours.end("row", status="failed", val_auroc=0.9)
+    ours.suggest("error")
+    ours.searcher.on_trial_complete("error", {"score": 0.9}, error=True)
+    ours.suggest("nothing")
+    ours.searcher.on_trial_complete("nothing", None)
+    assert [t.state for t in ours.told()] == [TrialState.FAIL] * 3
+    assert [t.values for t in ours.told()] == [None] * 3
+
+
+def test_one_failed_seed_leaves_nothing_to_learn_and_a_diverged_one_counts(tmp_path: Path) -> None:
+    ours = Search(declared(seeds=2), tmp_path)
+    for i, status in enumerate(["failed", "diverged", "stopped"]):
+        for j, ending in enumerate(["completed", status]):
+            ours.suggest(f"{i}{j}")
+            ours.end(f"{i}{j}", status=ending, val_auroc=0.8, examples_seen=640)
+    failed, diverged, stopped = ours.told()
+    assert (failed.state, failed.values) == (TrialState.FAIL, None)
+    assert (diverged.state, diverged.value) == (TrialState.COMPLETE, pytest.approx(0.4))
+    assert stopped.state == TrialState.PRUNED
+    assert stopped.intermediate_values == {640: 0.8}

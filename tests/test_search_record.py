@@ -1,0 +1,280 @@
+"""What the driver commits of what trials report: played by hand, without Ray."""
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from ray import tune
+from rich.console import Console
+
+from search import plan, results, tuning
+from search.plan import PlannedTrial
+from search.progress import Progress
+from search.results import Results
+from search.study import Study
+from search.tuning import Setting, _Record
+from search.watch import HOST_MEMORY
+from trainable import storage
+from trainable.config import TrialConfig
+from trainable.storage import NoSpaceError
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=3)
+STUDY = Study(name="s", base=BASE, vary={"base_lr": tune.grid_search([0.1, 0.2])})
+
+
+class Scheduler:
+    """Why it stopped whom."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+
+class Played:
+    """A command's record, and one of its trials as Ray Tune hands it to callbacks."""
+
+    def __init__(self, opened: Results, **attempts: int) -> None:
+        (self.planned, self.other) = plan.plan_trials(STUDY, data_fingerprint="d")
+        self.key = self.planned.key
+        setting = Setting(
+            study=STUDY,
+            results=opened,
+            data_folder=None,
+            data_fingerprint="d",
+            train_images=96,
+            attempts={self.key: attempts.get("attempts", 0)},
+            code_version="c0ffee",
+        )
+        self.scheduler = Scheduler()
+        self.progress = Progress(Console(quiet=True), ["base_lr"], "val_auroc", {}, 2, 0)
+        scheduler: Any = self.scheduler
+        self.record = _Record(setting, self.progress, scheduler)
+        self.record.expect(self.planned)
+        self.trial = self._trial(self.planned)
+
+    def _trial(self, planned: PlannedTrial) -> Any:
+        metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1})
+        metadata.num_failures = 1
+        config = {"trial": {"key": planned.key, "config": {"batch_size": 32}}}
+        return SimpleNamespace(
+            trial_id="t0", config=config, run_metadata=metadata, error_file=None, max_failures=3
+        )
+
+    def epoch(self, number: int, **changes: Any) -> None:
+        row = {
+            "epoch": number,
+            "updates": 3 * number,
+            "examples_seen": 96 * number,
+            "val_auroc": 0.5 + number / 10,
+            "val_loss": 1.0 / number,
+            "epoch_wall_s": 2.0,
+            "images_per_s": 48.0,
+        }
+        self.record.on_trial_result(1, [], self.trial, {"epoch_row": row | changes})
+
+    def end(self, **row: Any) -> None:
+        self.record.on_trial_result(1, [], self.trial, {"trial_row": {"reason": "", **row}})
+        self.record.on_trial_complete(1, [], self.trial)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Results:
+    return results.open_results(str(tmp_path), "s")
+
+
+def only_row(opened: Results) -> "pd.Series[Any]":
+    table = results.trials(opened)
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def epochs_of(opened: Results) -> list[int]:
+    found: list[int] = results.epochs(opened)["epoch"].to_list()
+    return found
+
+
+def state_of(opened: Results, key: str) -> storage.Folder:
+    folder = opened / "checkpoints" / key
+    storage.write(folder, "even.pt", b"state")
+    return folder
+
+
+def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
+    played = Played(opened, attempts=4)
+    folder = state_of(opened, played.key)
+    played.epoch(1)
+    played.epoch(2)
+    assert epochs_of(opened) == [1, 2]  # each is there the moment it came
+    played.scheduler.reasons["t0"] = "asha at 192 images"
+    played.record.on_trial_complete(1, [], played.trial)
+    row = only_row(opened)
+    assert (row["status"], row["reason"]) == ("stopped", "asha at 192 images")
+    assert (row["epochs_completed"], row["updates_completed"], row["examples_seen"]) == (2, 6, 192)
+    assert (row["val_auroc"], row["val_loss"]) == (0.7, 0.5)
+    assert (row["train_wall_s"], row["images_per_s"]) == (4.0, 48.0)
+    assert (row["study"], row["trial_key"], row["seed"]) == ("s", played.key, 0)
+    assert (row["attempt"], row["base_lr"]) == (5, played.planned.config.base_lr)
+    assert (row["data_fingerprint"], row["code_version"]) == ("d", "c0ffee")
+    assert epochs_of(opened) == [1, 2]
+    assert set(results.epochs(opened)["attempt"]) == {5}
+    assert results.faults(opened) == []
+    assert storage.names(folder, ".pt") == []  # nothing goes on from it
+    assert played.record.expected == set()
+    assert played.progress.ended == 1
+    assert played.trial.run_metadata.metric_analysis == {}
+    assert played.trial.run_metadata.metric_n_steps == {}
+    assert results.make_sound(opened) == []
+
+
+def test_epochs_beyond_a_divergence_are_those_of_another_attempt_and_go(opened: Results) -> None:
+    first = Played(opened)
+    for number in (1, 2, 3):
+        first.epoch(number)
+    first.record.commit_interrupted()
+    again = Played(opened, attempts=1)
+    again.epoch(1, val_auroc=0.25)
+    assert epochs_of(opened) == [1, 2, 3]  # it may yet come to them
+    again.end(status="diverged", reason="the loss is NaN", epochs_completed=1)
+    assert epochs_of(opened) == [1]
+    assert results.epochs(opened)["val_auroc"].to_list() == [0.25]
+    assert only_row(opened)["status"] == "diverged"
+    # One that ends where the earlier attempt did keeps all that it has.
+    whole = Played(opened, attempts=2)
+    for number in (1, 2):
+        whole.epoch(number)
+    whole.end(status="completed", epochs_completed=2)
+    assert epochs_of(opened) == [1, 2]
+
+
+def test_a_later_command_goes_on_from_the_rows_that_are_there(opened: Results) -> None:
+    first = Played(opened)
+    for number in (1, 2):
+        first.epoch(number)
+    first.record.commit_interrupted()
+    row = only_row(opened)
+    assert (row["status"], row["epochs_completed"], row["train_wall_s"]) == ("interrupted", 2, 4.0)
+    later = Played(opened, attempts=1)
+    assert [each["epoch"] for each in later.record.rows_held(later.key)] == [1, 2]
+    assert later.record.rows_held("unknown") == []
+    later.epoch(3)
+    assert epochs_of(opened) == [1, 2, 3]
+    assert results.epochs(opened)["attempt"].to_list() == [1, 1, 2]
+
+
+def test_rows_from_before_a_column_came_are_gone_on_from(opened: Results) -> None:
+    """A whole number that is not there is no NaN, which no column of whole numbers takes."""
+    first = Played(opened)
+    first.epoch(1, microbatch_size=32, noise_scale=float("nan"))
+    first.epoch(2)
+    later = Played(opened)
+    later.epoch(3, microbatch_size=16)
+    assert results.epochs(opened)["microbatch_size"].to_list() == pytest.approx(
+        [32, float("nan"), 16], nan_ok=True
+    )
+    assert "noise_scale" in later.record.rows_held(later.key)[0]
+
+
+def test_a_trial_that_its_scheduler_stopped_before_any_epoch_is_still_to_run(
+    opened: Results,
+) -> None:
+    played = Played(opened)
+    played.scheduler.reasons["t0"] = "asha at 0 images"
+    played.record.on_trial_complete(1, [], played.trial)
+    assert results.trials(opened).empty
+    assert played.record.expected == {played.key}
+
+
+@pytest.mark.parametrize(
+    ("status", "until_share", "kept"),
+    [
+        ("completed", 1.0, []),
+        ("diverged", 1.0, []),
+        ("stopped", 1.0, []),
+        ("failed", 1.0, ["even.pt"]),
+        ("stopped", 0.5, ["even.pt"]),  # a generation: the next one begins from it
+    ],
+)
+def test_a_state_is_kept_where_a_trial_may_go_on(
+    status: str, until_share: float, kept: list[str], opened: Results
+) -> None:
+    played = Played(opened)
+    config = replace(played.planned.config, until_share=until_share)
+    played.record.expect(PlannedTrial(played.key, config))
+    folder = state_of(opened, played.key)
+    played.end(status=status)
+    assert storage.names(folder, ".pt") == kept
+
+
+def test_a_traceback_is_a_file_that_the_reason_names(opened: Results, tmp_path: Path) -> None:
+    played = Played(opened)
+    played.end(status="failed", reason="KeyError: x", traceback="Traceback\nKeyError: x")
+    where = tmp_path / "s" / "errors" / f"{played.key}.txt"
+    assert where.read_text() == "Traceback\nKeyError: x"
+    assert only_row(opened)["reason"] == f"KeyError: x (traceback: {where})"
+
+
+def test_a_lost_worker_makes_another_attempt(
+    opened: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(tuning.time, "sleep", waits.append)
+    played = Played(opened)
+    played.record.on_trial_recover(1, [], played.trial)
+    assert (waits, played.trial.max_failures) == ([1.0], 3)
+    said = tmp_path / "error.txt"
+    said.write_text(f"Failure # 1\nold\nFailure # 2\nRayActorError\n{HOST_MEMORY}\n\n")
+    played.trial.error_file = said
+    played.trial.run_metadata.num_failures = 2
+    played.record.on_trial_recover(1, [], played.trial)
+    assert (waits, played.trial.max_failures) == ([1.0, 2.0], 2)  # one more chance, and then no
+    played.epoch(1)
+    assert results.epochs(opened)["attempt"].to_list() == [3]
+    played.record.on_trial_error(1, [], played.trial)
+    row = only_row(opened)
+    assert row["status"] == "failed"
+    assert row["reason"].startswith(f"{HOST_MEMORY}, 2 times (traceback: ")
+    assert "old" not in (tmp_path / "s" / "errors" / f"{played.key}.txt").read_text()
+
+
+def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_path: Path) -> None:
+    played = Played(opened)
+    played.record.on_trial_error(1, [], played.trial)
+    assert only_row(opened)["reason"].startswith("its worker ended 1 times: nothing more is known")
+    played.trial.error_file = tmp_path / "error.txt"
+    played.trial.error_file.write_text("Failure # 1\nTraceback\nRayActorError: it died\n\n")
+    played.record.on_trial_error(1, [], played.trial)
+    assert only_row(opened)["reason"].startswith("its worker ended 1 times: RayActorError: it died")
+    played.record.lost_because["t0"] = "it reported nothing for too long"
+    played.record.on_trial_error(1, [], played.trial)
+    assert "1 times: it reported nothing for too long (tr" in only_row(opened)["reason"]
+
+
+def test_a_full_disk_ends_the_study_and_no_trial(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(opened)
+    played.epoch(1)
+    with pytest.raises(NoSpaceError, match="no space left in /here") as caught:
+        played.end(status="interrupted", reason="no space left in /here")
+    assert caught.value.errno == errno.ENOSPC
+    assert results.trials(opened).empty
+
+    def full(*_: object) -> None:
+        raise NoSpaceError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(results, "commit_trial", full)
+    played.record.commit_interrupted()  # says nothing more
+    wrapped = RuntimeError("as Ray wraps it")
+    wrapped.__cause__ = RuntimeError("twice")
+    wrapped.__cause__.__context__ = error = NoSpaceError(errno.ENOSPC, "full")
+    assert tuning._no_space_in(wrapped) is error
+    assert tuning._no_space_in(ValueError()) is None
+
+
+def test_the_end_of_a_traceback_is_one_line() -> None:
+    assert tuning.one_line("Traceback\n  at x\nKeyError: 'y'  \n\n") == "KeyError: 'y'"
+    assert tuning.one_line("\n ") == "\n "
+    assert tuning.one_line("a" * 300) == "a" * 200
