@@ -168,16 +168,17 @@ def test_equal_costs_compare_the_running_best_within_what_all_spent(mode: str) -
 
 
 def test_what_is_spent_is_the_median_trials_of_the_batch_size_that_spent_least() -> None:
-    """Two of three seeds went on for three epochs; one broke off after its first."""
+    """Two of four seeds went on for three epochs; one broke off after its first, one went on."""
     scores = {
         **{(10, 0.1, s): [0.1, 0.2, 0.3] for s in range(2)},
         (10, 0.1, 2): [0.6],
+        (10, 0.1, 3): [0.1, 0.2, 0.4, 0.5, 0.5],
         **{(20, 0.1, s): [0.1, 0.2, 0.3, 0.4, 0.5] for s in range(3)},
     }
     found = at_equal(*made(scores), metric="val_auroc", mode="max")["examples_seen"]
     assert found["spent"].tolist() == [300, 300]
-    assert found["mean"].tolist() == pytest.approx([(0.3 + 0.3 + 0.6) / 3, 0.3])
-    assert found["n"].tolist() == [3, 3]
+    assert found["mean"].tolist() == pytest.approx([(0.3 + 0.3 + 0.6 + 0.4) / 4, 0.3])
+    assert found["n"].tolist() == [4, 3]
 
 
 def test_an_evaluation_of_one_image_more_still_counts() -> None:

@@ -160,6 +160,7 @@ def test_noise_is_that_of_the_better_half_rounded_up(mode: str, sign: float) -> 
         ((0, 0, 0), 0.4, NAN),  # a lower bound
         ((0, 1, 2), 0.2, 0.4),  # of four a half, and no less
         ((0, 2, 0), 0.1, 0.2),  # above it nothing counts
+        ((0, 3, 4), 0.1, 0.2),
         ((2, 0, 0), NAN, 0.1),
         ((1, 1, 1), 0.4, NAN),
         ((0, 0, 4), 0.2, 0.4),
@@ -298,10 +299,10 @@ def test_forms_are_ranked_by_akaikes_criterion() -> None:
         if at < len(scales) - 1:  # else the more, the better, and no end is the right one
             assert found.loc[form, "b_noise"] == pytest.approx(scales[at, 0], rel=0.02)
             assert form == "saturating"
-    assert found["aic"].to_dict() == pytest.approx(wanted, rel=1e-4)
+    assert found["aic"].to_dict() == pytest.approx(wanted, abs=0.02)
     best = min(wanted.values())
     assert found["delta"].to_dict() == pytest.approx(
-        {form: value - best for form, value in wanted.items()}, abs=1e-3
+        {form: value - best for form, value in wanted.items()}, abs=0.02
     )
     assert found["aic"].is_monotonic_increasing
     assert found["parameters"].to_dict() == {
