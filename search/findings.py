@@ -217,7 +217,7 @@ def ablation_sentences(findings: Findings) -> list[str]:
         changes = known["change"].dropna()
         if len(changes):
             most = changes.abs().idxmax()
-            n, std = int(known.loc[most, "n"]), known.loc[most, "change_std"]
+            n, std = int(known.loc[most, "pairs"]), known.loc[most, "change_std"]
             text += f"; {most} changed it most, by {changes[most]:+.4f}"
             known_std = math.isfinite(std)
             text += (

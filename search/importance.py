@@ -167,7 +167,8 @@ def parallel_coordinates(
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(_value(value))
+    known = _value(value)
+    return f"{known:.4g}" if isinstance(known, float) else str(known)
 
 
 def _heights(column: "pd.Series[Any]") -> tuple["pd.Series[float]", str, str]:

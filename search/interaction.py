@@ -124,7 +124,8 @@ def _freedman_lane(
         total = (many**2).sum(axis=0)
         rss_additive = total - ((additive.T @ many) ** 2).sum(axis=0)
         rss_cells = total - ((cells.T @ many) ** 2).sum(axis=0)
-        out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
+        with np.errstate(divide="ignore", invalid="ignore"):  # an order may make the seeds equal
+            out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
         return out
 
     # What the additive model fits adds to neither sum, so the residuals stand for the scores.

@@ -22,8 +22,11 @@ STATUS_OF = {
     "diverged": "diverged",
     **dict.fromkeys(("running", "waiting", "pending", "paused", "interrupted"), "under way"),
 }
-# Columns of a table for `analyse`: a metric of one of these names is called otherwise.
-TAKEN = ("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key")
+# Columns of a table for `analyse` or of a leaderboard: a metric of such a name is called otherwise.
+TAKEN = (
+    *("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key"),
+    *("mean", "std", "n", "low", "high"),
+)
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
 LARGEST_WHOLE = 2**53  # that a float can count to
 FEW = 12  # values of a text column that may be a choice, and not a name

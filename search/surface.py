@@ -304,7 +304,7 @@ def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.D
     """One row a step: mean, std and n over seeds, and what changed from the step before.
 
     `change` and `change_std` are the mean and deviation of the differences between the two steps
-    of one seed: the seeds are paired, so the noise that they share drops out.
+    of one seed: the seeds are paired, so the noise that they share drops out. `pairs` counts them.
     """
     used = trials[trials["status"].isin(USABLE)]
     scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
@@ -316,6 +316,7 @@ def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.D
             "n": scores.count(),
             "change": changes.mean(),
             "change_std": changes.std(),
+            "pairs": changes.count(),
             "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
         }
     ).reindex(steps)

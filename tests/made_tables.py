@@ -1,0 +1,45 @@
+"""Small tables of trials for tests, and what follows from them by hand."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from search.analysis import Analysis, analyse
+
+Cells = Mapping[tuple[int, float], Sequence[float | str]]
+SHARES = (
+    "f the variance between cells batch size has {batch_size}, {lr_name} {lr} and their "
+    "interaction {both}"
+)
+
+
+def table(cells: Cells, *, lr: str = "base_lr", **more: object) -> pd.DataFrame:
+    """A row a seed: its score, or the status of what has none."""
+    rows = [
+        (b, rate, seed, each if isinstance(each, str) else "completed", each)
+        for (b, rate), scores in cells.items()
+        for seed, each in enumerate(scores)
+    ]
+    frame = pd.DataFrame(rows, columns=["batch_size", lr, "seed", "status", "val_auroc"])
+    frame["val_auroc"] = pd.to_numeric(frame["val_auroc"], errors="coerce").astype(float)
+    return frame.assign(**more)
+
+
+def analysed(cells: Cells, *, mode: str = "max", lr: str = "base_lr", **more: object) -> Analysis:
+    return analyse(table(cells, lr=lr, **more), metric="val_auroc", mode=mode, lr=lr)
+
+
+def shares_of(scores: Sequence[Sequence[float]], lr_name: str = "base_lr") -> str:
+    """Of a whole table of cell means, a row a batch size: sums of squares by hand."""
+    means = np.array(scores)
+    rows, columns = means.shape
+    squares = {
+        "batch_size": columns * ((means.mean(axis=1) - means.mean()) ** 2).sum(),
+        "lr": rows * ((means.mean(axis=0) - means.mean()) ** 2).sum(),
+    }
+    total = ((means - means.mean()) ** 2).sum()
+    squares["both"] = total - sum(squares.values())
+    return SHARES.format(
+        lr_name=lr_name, **{name: f"{each / total:.0%}" for name, each in squares.items()}
+    )

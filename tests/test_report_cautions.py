@@ -1,0 +1,178 @@
+"""What a report says to beware of, word for word, of tables whose truth is known."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from made_tables import Cells, table
+from made_tables import analysed as of
+
+from search.analysis import Analysis, analyse
+from search.conclude import cautions
+
+# Each sentence once, so that another wording is one edit.
+PLAYBOOK = (
+    "A batch size that scores best here is best at this budget, with this schedule and "
+    "regularisation: each batch size wants its own, and at equal epochs a small one makes more "
+    "updates. Choose the batch size by time and memory, then tune the rest for it (Godbole et al., "
+    "Deep Learning Tuning Playbook)."
+)
+STOPPED = (
+    "{n} stopped trials are censored and left out: their cells rest on the trials that were let "
+    "run, which flatters them."
+)
+DIVERGED = "{n} trials diverged: counted in their cells, not averaged."
+FAILED = "{n} trials failed and are left out."
+BINNED = (
+    "The learning rates are scattered, so they are put in bins of a third of a decade, and batch "
+    "sizes at powers of two: the spread within a cell holds all else that differed."
+)
+TOO_FEW = (
+    "{trials} scattered trials are too few for a surface: {alone} of its {cells} cells hold one. "
+    "Try more configurations, or a grid."
+)
+UNREPEATED = "No replicates: one {seed} a cell, so no interval and no test of noise."
+UNBRACKETED = (
+    "unbracketed: at batch {sizes} the best lr is the smallest or largest tried; a better one may "
+    "lie outside."
+)
+VERSIONS = (
+    "{n} versions of the code trained these trials: the column code_version tells them apart."
+)
+SYNTHETIC = "dataset=synthetic: these are drawn patches, not histology."
+NO_EVALUATIONS = (
+    "Critical batch size: it takes evaluations along each training, and there are none."
+)
+INSIDE: Cells = {(16, 0.1): [0.5, 0.52], (16, 0.2): [0.6, 0.62], (16, 0.4): [0.5, 0.52]}
+
+
+def test_a_whole_surface_of_one_batch_size_has_the_playbooks_caution_alone() -> None:
+    assert cautions(of(INSIDE)) == [PLAYBOOK]
+
+
+def test_of_nothing_there_is_nothing_else_to_beware_of() -> None:
+    assert cautions(of({})) == [PLAYBOOK]
+
+
+def test_what_did_not_end_well_is_counted() -> None:
+    lost: Cells = {
+        (16, 0.1): [0.5, 0.52, "stopped", "stopped", "stopped"],
+        (16, 0.2): [0.6, 0.62, "failed"],
+        (16, 0.4): [0.5, 0.52, "diverged", "diverged", "interrupted"],
+    }
+    assert cautions(of(lost)) == [
+        PLAYBOOK,
+        STOPPED.format(n=3),
+        DIVERGED.format(n=2),
+        FAILED.format(n=1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([0.6], [UNREPEATED.format(seed="seed")]),
+        ([0.6, 0.62], []),
+        (["diverged", "diverged"], [DIVERGED.format(n=2)]),
+    ],
+    ids=["one", "two", "no score"],
+)
+def test_replicates_are_missing_where_no_cell_has_two_scores(
+    scores: list[float | str], said: list[str]
+) -> None:
+    """One cell of two is enough to know the noise; of no score at all nothing is missing."""
+    others: list[float | str] = ["diverged"] if isinstance(scores[0], str) else [0.5]
+    count = sum(each == "diverged" for each in [*others, *others, *scores])
+    said = [DIVERGED.format(n=count)] if count else said
+    assert cautions(of({(16, 0.1): others, (16, 0.2): scores, (16, 0.4): others})) == [
+        PLAYBOOK,
+        *said,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("best", "sizes"),
+    [({16: 0.1}, "16"), ({16: 0.1, 32: 0.4}, "16 and 32"), ({8: 0.1, 16: 0.4, 32: 0.1, 64: 0.2},
+     "8, 16 and 32")],
+)  # fmt: skip
+def test_a_best_at_the_end_of_what_was_tried_is_unbracketed(
+    best: dict[int, float], sizes: str
+) -> None:
+    cells = {
+        (b, lr): [0.6 + (lr == best[b]) / 10, 0.62 + (lr == best[b]) / 10]
+        for b in best
+        for lr in (0.1, 0.2, 0.4)
+    }
+    said = [PLAYBOOK, UNBRACKETED.format(sizes=sizes)]
+    more = [NO_EVALUATIONS] if len(best) > 1 else []  # two have a target in common
+    assert cautions(of(cells)) == [*said, *more]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"dataset": "pcam", "code_version": "a"}, []),
+        ({"dataset": "synthetic"}, [SYNTHETIC]),
+        ({"dataset": ["pcam"] * 5 + ["synthetic"]}, [SYNTHETIC]),
+        ({"code_version": list("aabbcc")}, [VERSIONS.format(n=3)]),
+        ({"code_version": list("ab") * 3, "dataset": "synthetic"}, [VERSIONS.format(n=2),
+         SYNTHETIC]),
+    ],
+)  # fmt: skip
+def test_other_code_and_drawn_images_are_cautioned_about(
+    more: dict[str, Any], said: list[str]
+) -> None:
+    assert cautions(of(INSIDE, **more)) == [PLAYBOOK, *said]
+
+
+def scattered(lrs: dict[int, list[float]]) -> Analysis:
+    """The score rises and falls again over each batch size's bins."""
+    cells = {
+        (b, lr): [0.9 - 0.01 * (math.log10(lr) + 2) ** 2] for b, each in lrs.items() for lr in each
+    }
+    return of(cells)
+
+
+def test_scattered_trials_are_in_bins_and_may_be_too_few() -> None:
+    """Of six bins four hold one trial; where a second one joins two of them, half of them do."""
+    lrs = {
+        16: [0.001234, 0.001789, 0.01345, 0.2345],
+        32: [0.001111, 0.001999, 0.01222, 0.1888],
+    }
+    few = scattered(lrs)
+    assert set(few.cells["n"]) == {1}
+    assert cautions(few) == [
+        PLAYBOOK,
+        BINNED,
+        TOO_FEW.format(trials=8, alone=8, cells=8),
+        UNREPEATED.format(seed="trial"),
+        NO_EVALUATIONS,
+    ]
+    lrs[16] += [0.001288, 0.01299, 0.2222]
+    several = scattered(lrs)
+    assert sorted(several.cells["n"]) == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert cautions(several) == [
+        PLAYBOOK,
+        BINNED,
+        TOO_FEW.format(trials=11, alone=5, cells=8),
+        NO_EVALUATIONS,
+    ]
+    lrs[32] += [0.01333]
+    assert cautions(scattered(lrs)) == [PLAYBOOK, BINNED, NO_EVALUATIONS]  # half are not most
+
+
+def test_the_critical_batch_size_is_cautioned_about_where_there_is_a_target() -> None:
+    found = of({(b, lr): s for (_, lr), s in INSIDE.items() for b in (16, 32)})
+    assert cautions(found) == [PLAYBOOK, NO_EVALUATIONS]
+    assert cautions(replace(found, target=math.nan)) == [PLAYBOOK]
+    assert cautions(replace(found, front=replace(found.front, why="of this"))) == [
+        PLAYBOOK,
+        "Critical batch size: of this.",
+    ]
+    assert cautions(replace(found, front=replace(found.front, why=""))) == [PLAYBOOK]
+
+
+def test_a_table_without_the_columns_of_a_study_has_no_caution_of_them() -> None:
+    rows = table(INSIDE).drop(columns="seed")
+    assert cautions(analyse(rows, metric="val_auroc", mode="max")) == [PLAYBOOK]

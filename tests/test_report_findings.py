@@ -1,0 +1,306 @@
+"""The sentences of a whole study or table, word for word, and what it may not be made of."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_tables import Cells, table
+from made_tables import analysed as of
+
+from search import page
+from search.conclude import cautions, conclusions
+from search.findings import (
+    Findings,
+    cautions_of,
+    conclusions_of,
+    mode_of,
+    numbers,
+    of_study,
+    of_table,
+)
+from search.results import Results, ResultsError
+from search.surface import ablation
+from trainable.config import SCORES
+from trainable.storage import Folder
+
+MakeStudy = Callable[..., Results]
+# Each sentence once, so that another wording is one edit.
+NO_STUDY_JSON = "study.json is not there: how these results were made is not known."
+BAD_STUDY_JSON = "study.json cannot be read ({why}): how these were made is not known."
+NOTHING_THERE = (
+    "{folder} is not a study's results: it has no study.json and no trials/; give a folder such as "
+    "results/pcam_grid"
+)
+DAMAGED = "{name} cannot be read and is left out ("
+AGAIN = "): run the study again."
+UNKNOWN_METRIC = "--metric {metric} is not in the tables: take one of "
+INTERRUPTED = "{n} trials were interrupted and are left out: the study goes on with them."
+POPULATION = (
+    "A population's trials change batch size and lr as they train, so none is a cell of the "
+    "surface: the best configurations below name what the members ended with."
+)
+FROM_TO = "From {first} to {last}{at} {metric} went from {before} to {after}{most}."
+MOST_PAIRED = "; {step} changed it most, by {change} (deviation {std} over {n} paired seeds)"
+MOST_ALONE = "; {step} changed it most, by {change} (one seed)"
+NO_STEPS = "Fewer than two steps have scores{at}: nothing to compare."
+BEST_TRIAL = (
+    "The best configuration is {had}: {metric} {score}. No trial stands for one cell of the "
+    "surface, so how batch size and learning rate act together cannot be said."
+)
+COUNTS = "{counts}; metric {metric} ({mode} is best){of}."
+OF = "; charts and conclusions are of the best surface, {of}"
+LOUD = (
+    "dataset=synthetic: trained on drawn patches, not on images. What is found here says nothing "
+    "of real data."
+)
+CELLS: Cells = {
+    (b, lr): [0.5, 0.52 + b / 1000, 0.55 + lr] for b in (16, 32) for lr in (0.1, 0.2, 0.4)
+}
+
+
+def findings(trials: pd.DataFrame, **more: Any) -> Findings:
+    nothing = pd.DataFrame()
+    known: dict[str, Any] = {
+        "name": "made",
+        "metric": "val_auroc",
+        "mode": "max",
+        "about": {},
+        "trials": trials,
+        "epochs": None,
+        "analyses": [of(CELLS)],
+        "steps": {},
+        "fields": [],
+        "leaders": nothing,
+        "importance": nothing,
+        "cautions": [],
+    }
+    return Findings(**known | more)
+
+
+def stepped(scores: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """The table of an ablation whose seeds have these scores, NaN where one has none."""
+    rows = [
+        (step, seed, score, "completed")
+        for step, each in scores.items()
+        for seed, score in enumerate(each)
+        if math.isfinite(score)
+    ]
+    trials = pd.DataFrame(rows, columns=["step", "seed", "val_auroc", "status"])
+    trials["test_auroc"] = trials["val_auroc"]
+    return ablation(trials, steps=list(scores), metric="val_auroc")
+
+
+def test_of_several_steps_the_ends_and_the_greatest_change_are_told() -> None:
+    """By hand: b is 0.1 and 0.14 above a, of two seeds that both have; c is 0.2 below b."""
+    steps = stepped({"a": [0.5, 0.6], "b": [0.6, 0.74, 0.9], "c": [0.4, 0.54, 0.7]})
+    said = conclusions_of(findings(table(CELLS), steps={"lr=1": steps}))
+    assert said == [
+        FROM_TO.format(
+            first="a", last="c", at=" at lr=1", metric="val_auroc", before=0.55, after=0.5467,
+            most=MOST_PAIRED.format(step="c", change="-0.2000", std=show_zero(steps), n=3),
+        ),
+        *conclusions(of(CELLS)),
+    ]  # fmt: skip
+
+
+def show_zero(steps: pd.DataFrame) -> str:
+    """Of three equal changes the deviation is nothing but the error of floats."""
+    assert steps.loc["c", "change_std"] == pytest.approx(0, abs=1e-12)
+    return f"{steps.loc['c', 'change_std']:.4g}"
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (
+            {"a": [0.5, 0.6], "b": [0.6, 0.74, 0.9]},
+            # Two seeds have a pair, and the third has none.
+            ("a", "b", "0.55", f"{(0.6 + 0.74 + 0.9) / 3:.4g}",
+             MOST_PAIRED.format(step="b", change="+0.1200",
+                                std=f"{0.04 / math.sqrt(2):.4g}", n=2)),
+        ),
+        ({"a": [0.5], "b": [0.4]},
+         ("a", "b", "0.5", "0.4", MOST_ALONE.format(step="b", change="-0.1000"))),
+        ({"a": [0.5, math.nan], "b": [math.nan, 0.4]}, ("a", "b", "0.5", "0.4", "")),
+        ({"a": [0.5], "b": [math.nan], "c": [0.7]}, ("a", "c", "0.5", "0.7", "")),
+        ({"a": [0.5], "b": [0.8], "c": [0.7]},
+         ("a", "c", "0.5", "0.7", MOST_ALONE.format(step="b", change="+0.3000"))),
+        ({"a": [0.5], "b": [math.nan]}, None),
+        ({"a": [math.nan], "b": [math.nan]}, None),
+    ],
+)  # fmt: skip
+def test_steps_are_compared_over_the_seeds_that_both_have(
+    scores: Mapping[str, Sequence[float]], said: tuple[str, str, str, str, str] | None
+) -> None:
+    empty = of({})
+    made = findings(table({}), steps={"": stepped(scores)}, analyses=[empty])
+    if said is None:
+        assert conclusions_of(made) == [NO_STEPS.format(at="")]
+    else:
+        first, last, before, after, most = said
+        assert conclusions_of(made) == [
+            FROM_TO.format(
+                first=first, last=last, at="", metric="val_auroc", before=before, after=after,
+                most=most,
+            )
+        ]  # fmt: skip
+    # Of an ablation that crosses nothing the report's own cautions and the playbook's are all.
+    assert cautions_of(replace(made, cautions=["mine"])) == ["mine", cautions(empty)[0]]
+
+
+def test_a_step_that_has_no_table_of_its_own_says_where() -> None:
+    steps = {"lr=1": stepped({"a": [0.5], "b": [math.nan]})}
+    made = findings(table({}), steps=steps, analyses=[of({})])
+    assert conclusions_of(made) == [NO_STEPS.format(at=" at lr=1")]
+
+
+def test_where_no_trial_is_a_cell_the_best_configuration_is_named() -> None:
+    leaders = pd.DataFrame(
+        [[32, 0.12345, None, 0.87654, 0.9], [16, 0.1, None, 0.8, 0.9]],
+        columns=["batch_size", "base_lr", "train_blocks", "mean", "test_auroc"],
+    )
+    lost = of({(16, 0.1): ["stopped"]})
+    made = findings(table({(16, 0.1): ["stopped"]}), leaders=leaders, analyses=[lost])
+    assert conclusions_of(made) == [
+        BEST_TRIAL.format(
+            had="batch_size 32, base_lr 0.1235, train_blocks -", metric="val_auroc", score=0.8765
+        )
+    ]
+    assert conclusions_of(replace(made, leaders=pd.DataFrame())) == conclusions(lost)
+    assert conclusions_of(replace(made, analyses=[of(CELLS)])) == conclusions(of(CELLS))
+
+
+def test_the_reports_own_cautions_come_first() -> None:
+    made = findings(table(CELLS), cautions=["mine", "yours"])
+    assert cautions_of(made) == ["mine", "yours", *cautions(of(CELLS))]
+    assert numbers(made)["cautions"] == cautions_of(made)
+    assert numbers(made)["conclusions"] == conclusions_of(made)
+
+
+@pytest.mark.parametrize("metric", SCORES)
+def test_a_test_score_is_best_where_its_validation_twin_is(metric: str) -> None:
+    assert mode_of(metric) == SCORES[metric]
+    assert mode_of(metric.replace("val_", "test_")) == SCORES[metric]
+
+
+def test_a_metric_that_is_none_of_ours_is_answered_with_those_that_are() -> None:
+    with pytest.raises(ResultsError) as error:
+        mode_of("val_nope")
+    said = str(error.value)
+    assert said.startswith(UNKNOWN_METRIC.format(metric="val_nope"))
+    names = said.removeprefix(UNKNOWN_METRIC.format(metric="val_nope")).replace(" and ", ", ")
+    both = {*SCORES, *(name.replace("val_", "test_") for name in SCORES)}
+    assert len(names.split(", ")) == len(both)
+    assert set(names.split(", ")) == both
+
+
+def test_a_study_without_its_declaration_or_a_whole_file_says_so(make_study: MakeStudy) -> None:
+    results = make_study(seeds=1, batch_sizes=[16], lrs=[0.1, 0.2])
+    folder = Path(results.folder.uri)
+    about = json.loads((folder / "study.json").read_text())
+    assert of_study(results).cautions == []
+    (folder / "study.json").write_text("{")
+    with pytest.raises(ValueError, match=r".") as why:
+        json.loads("{")
+    (folder / "epochs" / "torn.parquet").write_bytes(b"no parquet")
+    bad, torn = of_study(results).cautions
+    assert bad == BAD_STUDY_JSON.format(why=why.value)
+    assert torn.startswith(DAMAGED.format(name="epochs/torn.parquet"))
+    assert torn.endswith(AGAIN)
+    (folder / "epochs" / "torn.parquet").unlink()
+    (folder / "study.json").unlink()
+    found = of_study(results)
+    assert found.cautions == [NO_STUDY_JSON]
+    assert (found.name, found.metric, found.mode) == ("made", "val_auroc", "max")
+    (folder / "study.json").write_text(
+        json.dumps(about | {"name": "its own", "metric": "val_loss"})
+    )
+    found = of_study(results)
+    assert (found.name, found.metric, found.mode) == ("its own", "val_loss", "min")
+    assert of_study(results, metric="test_auroc").metric == "test_auroc"
+
+
+def test_a_folder_of_nothing_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError) as error:
+        of_study(Results("x", Folder(str(tmp_path))))
+    assert str(error.value) == NOTHING_THERE.format(folder=tmp_path)
+    (tmp_path / "study.json").write_text('{"name": "y"}')
+    assert of_study(Results("x", Folder(str(tmp_path)))).name == "y"
+
+
+@pytest.mark.parametrize(
+    ("explore", "said"), [("Pbt(size=4)", [POPULATION]), ("Grid(widen=0)", [])]
+)
+def test_trials_that_are_no_cells_are_cautioned_about(
+    make_study: MakeStudy, explore: str, said: list[str]
+) -> None:
+    settings: dict[str, Any] = {"seeds": 1, "batch_sizes": [16], "lrs": [0.1, 0.2]}
+    made = make_study(**settings, about={"explore": explore})
+    assert of_study(made).cautions == said
+    made = make_study(**settings, about={"explore": explore}, status="interrupted")
+    assert of_study(made).cautions == [INTERRUPTED.format(n=2), *said]
+
+
+def test_a_table_of_ones_own_has_its_findings(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    rows = [(16 * 2**i, 0.1 * 2**j, 0.5 + (i + j) / 10) for i in range(2) for j in range(3)]
+    own = pd.DataFrame([*rows, rows[0]], columns=["bs", "rate", "q"])
+    own.assign(state="done").to_csv(file, index=False)
+    for mode, best in (("max", [0.8, 0.7]), ("min", [0.5, 0.6])):
+        found = of_table(file, batch_size="bs", lr="rate", metric="q", mode=mode)
+        assert (found.name, found.metric, found.mode) == ("own.csv", "q", mode)
+        assert found.about == {
+            "table": "own.csv",
+            "columns": {"batch_size": "bs", "lr": "rate"},
+        }
+        assert [each.lr_name for each in found.analyses] == ["lr"]
+        assert [each.mode for each in found.analyses] == [mode]
+        assert found.leaders["mean"].tolist()[:2] == pytest.approx(best)
+        assert found.leaders.columns.tolist()[:2] == ["batch_size", "lr"]
+        assert found.importance.empty
+        assert found.fields == []
+        assert not found.synthetic
+
+
+@pytest.mark.parametrize(
+    ("statuses", "counts"),
+    [
+        (["completed"] * 3 + ["failed"], "3 completed, 1 failed"),
+        (["diverged"], "1 diverged"),
+        ([], "no trial yet"),
+    ],
+)
+def test_the_pages_first_line_counts_trials(
+    statuses: list[str], counts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "bundle", lambda: "")
+    trials = pd.DataFrame({"status": statuses, "batch_size": 16, "dataset": "pcam"})
+    made = findings(trials)
+    shown = page.render(made, {}, {})
+    assert f">{COUNTS.format(counts=counts, metric='val_auroc', mode='max', of='')}<" in shown
+    assert LOUD not in shown
+    variant = replace(of(CELLS), of={"optimizer": "adam", "momentum": 0.123456, "epochs": 5})
+    said = OF.format(of="optimizer=adam, momentum=0.1235, epochs=5")
+    made = replace(made, analyses=[variant], metric="val_loss", mode="min")
+    shown = page.render(replace(made, trials=trials.assign(dataset="synthetic")), {}, {})
+    assert f">{COUNTS.format(counts=counts, metric='val_loss', mode='min', of=said)}<" in shown
+    assert (f'<p class="loud">{LOUD}</p>' in shown) == bool(statuses)
+
+
+def test_what_is_not_finite_is_null_in_the_numbers() -> None:
+    made = findings(table(CELLS), steps={"s": stepped({"a": [0.5], "b": [0.7]})})
+    said = numbers(made)
+    assert said["study"] == "made"
+    assert said["ablation"]["s"][0]["change"] is None
+    assert said["ablation"]["s"][1]["change"] == pytest.approx(0.2)
+    assert said["status_counts"] == {"completed": 18}
+    assert len(said["groups"]) == 1
+    assert said["exponent"]["value"] is None
+    assert np.isfinite(said["noise_std"])
+    json.dumps(said, allow_nan=False)

@@ -1,0 +1,207 @@
+"""The report's conclusions on the interaction and on costs, word for word."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from made_tables import Cells, shares_of, table
+from made_tables import analysed as of
+
+from search.analysis import Analysis, analyse
+from search.conclude import conclusions
+
+NAN = math.nan
+# Each sentence once, so that another wording is one edit; that of the shares is with the tables.
+UNTESTED = "O{shares}; {why}."
+TOGETHER = "Batch size and {lr_name} act together ({p}, permutation): o{shares}."
+UNCONFIRMED = (
+    " A test that lets the noise differ between cells does not confirm it (p = {p}): train with "
+    "more seeds."
+)
+APART = (
+    "No interaction of batch size and {lr_name} shows above the noise ({p}, permutation): o{shares}"
+    "."
+)
+CROSSING = (
+    "Larger batches do {falls_are} at base_lr {falls} and {rises_are} at {rises}: the order of the "
+    "batch sizes turns with the learning rate."
+)
+STABLE = "Training was stable up to a peak lr of {each}."
+TARGET = (
+    "To reach val_auroc {target}, each at its own best lr, batch {first} took {first_updates} "
+    "updates ({first_images} images) and batch {last} took {last_updates} ({last_images} images)"
+    "{more}."
+)
+CRITICAL = (
+    "; the critical batch size, beyond which a larger batch saves few updates, is about {critical} "
+    "[{low}, {high}]"
+)
+NOISE_SCALE = (
+    "The measured gradient noise scale is {span} images (median trial of each batch size)."
+)
+
+
+def test_additive_cells_show_no_interaction_above_the_noise() -> None:
+    means = [[0.5, 0.6, 0.65], [0.7, 0.8, 0.85]]
+    cells = {
+        (b, lr): [means[i][j] - 0.03, means[i][j] + 0.01, means[i][j] + 0.02]
+        for i, b in enumerate((16, 32))
+        for j, lr in enumerate((0.1, 0.2, 0.4))
+    }
+    assert conclusions(of(cells))[2] == APART.format(
+        lr_name="base_lr", p="p = 1", shares=shares_of(means)
+    )
+
+
+def test_crossed_cells_act_together_and_the_order_turns() -> None:
+    """Ranks of batch size and mean by hand: a swap of two neighbours of five makes 1 - 12/120."""
+    means = [[0.90, 0.60], [0.85, 0.65], [0.86, 0.71], [0.75, 0.75], [0.70, 0.80]]
+    sizes, lrs = (16, 32, 64, 128, 256), (0.1, 0.4)
+    for mode, falls_are, rises_are in (("max", "worse", "better"), ("min", "better", "worse")):
+        cells = {
+            (b, lr): [means[i][j] - 0.002, means[i][j], means[i][j] + 0.002]
+            for i, b in enumerate(sizes)
+            for j, lr in enumerate(lrs)
+        }
+        _, _, together, crossing = conclusions(of(cells, mode=mode))
+        assert together == TOGETHER.format(
+            lr_name="base_lr", p="p <= 0.001", shares=shares_of(means)
+        )
+        assert crossing == CROSSING.format(
+            falls="0.1 (rho -0.90)",
+            rises="0.4 (rho +1.00)",
+            falls_are=falls_are,
+            rises_are=rises_are,
+        )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ({0.1: -0.8, 0.2: 0.8}, ("0.1 (rho -0.80)", "0.2 (rho +0.80)")),
+        (
+            {0.4: -1.0, 0.1: -0.9, 0.8: 0.9, 0.2: 0.0, 0.3: NAN},
+            ("0.1 (rho -0.90) and 0.4 (rho -1.00)", "0.8 (rho +0.90)"),
+        ),
+        ({0.1: -0.79, 0.2: 1.0}, None),
+        ({0.1: -1.0, 0.2: 0.79}, None),
+        ({0.1: NAN, 0.2: NAN}, None),
+    ],
+)
+def test_an_order_turns_where_it_is_strong_both_ways(
+    ranks: dict[float, float], said: tuple[str, str] | None
+) -> None:
+    found = replace(of({(16, 0.1): [0.5], (32, 0.1): [0.6]}), spearman=ranks)
+    wanted = []
+    if said:
+        falls, rises = said
+        wanted = [CROSSING.format(falls=falls, rises=rises, falls_are="worse", rises_are="better")]
+    assert conclusions(found)[3:] == wanted
+
+
+@pytest.mark.parametrize(
+    ("p", "p_robust", "said", "more"),
+    [
+        (0.001, 0.01, "p <= 0.001", ""),
+        (0.0011, NAN, "p = 0.0011", ""),
+        (0.05, 0.05, "p = 0.05", ""),
+        (0.0123456, 0.0512, "p = 0.0123", UNCONFIRMED.format(p="0.051")),
+        (0.0501, 0.9, "p = 0.0501", None),
+    ],
+)
+def test_two_tests_of_the_interaction_may_disagree(
+    p: float, p_robust: float, said: str, more: str | None
+) -> None:
+    found = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    found = replace(found, interaction=replace(found.interaction, p_value=p, p_robust=p_robust))
+    shares = shares_of([[9.0, 10.0], [17.0, 18.0]])
+    template = APART if more is None else TOGETHER
+    wanted = template.format(lr_name="base_lr", p=said, shares=shares) + (more or "")
+    assert conclusions(found)[2] == wanted
+
+
+def test_seeds_of_equal_scores_test_nothing() -> None:
+    scores = [[0.5, 0.8], [0.7, 0.7]]
+    cells = {
+        (b, lr): [scores[i][j]] * 2 for i, b in ((0, 16), (1, 32)) for j, lr in ((0, 1), (1, 2))
+    }
+    why = "the seeds of each cell have equal scores"
+    assert conclusions(of(cells))[2] == UNTESTED.format(shares=shares_of(scores), why=why)
+
+
+def test_training_was_stable_below_where_half_diverged() -> None:
+    cells: Cells = {
+        (16, 0.1): [0.5, 0.5],
+        (16, 0.2): [0.5, 0.5, "diverged"],  # less than half
+        (16, 0.4): [0.5, "diverged"],
+        (32, 0.1): [0.5],
+        (32, 0.2): ["diverged"],
+        (32, 0.4): [0.5],
+        (64, 0.4): ["diverged"],  # stable nowhere
+        (128, 0.4): [0.5],  # everywhere
+    }
+    assert conclusions(of(cells))[-1] == STABLE.format(each="0.2 at batch 16 and 0.1 at batch 32")
+    nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.5]}
+    assert len(conclusions(of(nowhere))) == 3
+
+
+def evaluated(updates: Mapping[int, float], **more: object) -> Analysis:
+    """A trial a batch size, which comes to 0.9 at its second evaluation, after so many updates."""
+    trials = table({(b, 0.1): [0.9] for b in updates})
+    trials = trials.assign(trial_key=[f"k{b}" for b in updates], **more)
+    epochs = pd.DataFrame(
+        [
+            (f"k{b}", epoch, s * epoch / 2, b * s * epoch / 2, 0.9 - 0.1 * (2 - epoch), 1.0, 0.1)
+            for b, s in updates.items()
+            for epoch in (1, 2)
+        ],
+        columns=[
+            *("trial_key", "epoch", "updates", "examples_seen", "val_auroc", "epoch_wall_s", "lr"),
+        ],
+    )
+    return analyse(trials, epochs, metric="val_auroc", mode="max")
+
+
+@pytest.mark.parametrize(
+    ("updates", "more"),
+    [
+        ({b: 500 * (1 + 200 / b) for b in (20, 40, 50, 100, 200)}, (200, 200, 200)),
+        ({b: 1e5 / b for b in (20, 40, 50, 100)}, "still on perfect scaling: the critical batch "
+         "size is above those tried"),
+        (dict.fromkeys((20, 40, 50, 100), 1000.0), "beyond perfect scaling throughout: the "
+         "critical batch size is below those tried"),
+        ({20: 5500.0, 40: 3000.0}, "2 batch sizes reach the target; a front takes four"),
+    ],
+    ids=["hyperbola", "perfect", "none", "two"],
+)  # fmt: skip
+def test_a_target_costs_updates_and_images(
+    updates: dict[int, float], more: str | tuple[int, int, int]
+) -> None:
+    first, last = min(updates), max(updates)
+    said = f": {more}" if isinstance(more, str) else ""
+    if not isinstance(more, str):
+        said = CRITICAL.format(critical=more[0], low=more[1], high=more[2])
+    assert conclusions(evaluated(updates))[-1] == TARGET.format(
+        target=0.9, first=first, first_updates=f"{updates[first]:,.0f}",
+        first_images=f"{first * updates[first]:,.0f}", last=last,
+        last_updates=f"{updates[last]:,.0f}", last_images=f"{last * updates[last]:,.0f}", more=said,
+    )  # fmt: skip
+
+
+def test_one_batch_size_has_no_cost_to_compare() -> None:
+    assert not any("To reach" in each for each in conclusions(evaluated({20: 100.0})))
+
+
+@pytest.mark.parametrize(
+    ("scales", "span"), [((123.456, 123.456), "123.5"), ((90.0, 1234.5), "90 to 1234")]
+)
+def test_a_noise_scale_is_that_of_the_batch_sizes(scales: tuple[float, float], span: str) -> None:
+    sizes = [16, 32] if scales[0] != scales[1] else [16, 16]
+    measured = {"images_per_s": 1.0, "train_wall_s": 1.0, "peak_memory_gib": 1.0, "trial_key": "k"}
+    trials = pd.DataFrame({"batch_size": sizes, "base_lr": [0.1, 0.2], "noise_scale": scales})
+    found = analyse(
+        trials.assign(status="completed", val_auroc=0.5, **measured), metric="val_auroc", mode="max"
+    )
+    assert conclusions(found)[-1] == NOISE_SCALE.format(span=span)

@@ -1,0 +1,160 @@
+"""Which trials of a study belong to one surface."""
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_tables import table
+
+from search.groups import (
+    CHOICES,
+    CROSSED,
+    analyses,
+    kind_of,
+    others_of,
+    varied_fields,
+    with_steps,
+)
+from trainable.config import TrialConfig
+
+STEPS = {"plain": {}, "drop": {"dropout": 0.1}, "none": {"train_blocks": None}}
+
+
+def trials(**columns: Any) -> pd.DataFrame:
+    """One cell a row, of as many rows as the columns have."""
+    n = max(len(each) for each in columns.values() if isinstance(each, list))
+    known = {"batch_size": 16, "base_lr": 0.1, "status": "completed", "seed": 0, "val_auroc": 0.5}
+    return pd.DataFrame({**known, "trial_key": [f"k{i}" for i in range(n)], **columns})
+
+
+def test_every_choice_of_a_trial_tells_surfaces_apart() -> None:
+    """A field of the config that differs makes two surfaces, unless it is of a trial's own way."""
+    own = {"seed", "microbatch_size", "until_share", "begins_from", "select_by"}
+    for name in TrialConfig.__dataclass_fields__:
+        found = others_of(trials(**{name: [1, 2]}), {})
+        assert found == ([] if name in own | {"batch_size", "base_lr"} else [name])
+    assert others_of(trials(data_fingerprint=["a", "b"]), {}) == ["data_fingerprint"]
+    assert others_of(trials(host=["a", "b"]), {}) == []
+    assert others_of(trials(dropout=[0.1, math.nan]), {}) == ["dropout"]  # nothing is a value too
+    assert CROSSED == ("batch_size", "base_lr")
+    assert not set(CROSSED) & set(CHOICES)
+
+
+@pytest.mark.parametrize("kind", ["Random", "Optuna", "Pbt"])
+def test_a_searchs_draws_are_one_surface(kind: str) -> None:
+    drawn = trials(
+        dropout=[0.1, 0.2], optimizer=["sgd", "adam"], dataset=["a", "b"], data_fingerprint=[1, 2]
+    )
+    about = {"explore": f"{kind}(num_configs=2)"}
+    assert others_of(drawn, about) == ["dataset", "data_fingerprint", "optimizer"]
+    assert others_of(drawn.assign(optimizer="sgd", dataset="a"), about) == ["data_fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("explore", "name", "steps"),
+    [
+        (None, "Grid", {}),
+        ("", "Grid", {}),
+        ("Grid(widen=1)", "Grid", {}),
+        ("Optuna(num_configs=3)", "Optuna", {}),
+        (
+            "Ablation(steps={'a': {}, 'b': {'dropout': 0.1}, 'c': {'epochs': 3}})",
+            "Ablation",
+            {"a": {}, "b": {"dropout": 0.1}, "c": {"dropout": 0.1, "epochs": 3}},
+        ),
+        (
+            "Variants(each={'a': {'epochs': 1}, 'b': {'dropout': 0.1}})",
+            "Variants",
+            {"a": {"epochs": 1}, "b": {"dropout": 0.1}},
+        ),
+        ("Variants(each=", "Variants", {}),
+        ("Variants", "Variants", {}),
+        ("Variants()", "Variants", {}),
+        ("Ablation(steps=somewhere)", "Ablation", {}),
+    ],
+)
+def test_a_studys_kind_is_read_off_its_declaration(
+    explore: str | None, name: str, steps: dict[str, Any]
+) -> None:
+    """An ablation's steps go on top of each other, variants stand side by side."""
+    found = kind_of({"explore": explore})
+    assert (found.name, found.steps) == (name, steps)
+
+
+def test_a_trial_belongs_to_the_steps_whose_fields_it_has() -> None:
+    rows = trials(dropout=[0.0, 0.1, 0.1, 0.2], train_blocks=[2.0, 2.0, math.nan, 2.0])
+    about = {
+        "explore": f"Ablation(steps={STEPS!r})",
+        "base": {"dropout": 0.0, "train_blocks": 2.0},
+    }
+    named = with_steps(rows, about)
+    assert named[["trial_key", "step"]].to_numpy().tolist() == [
+        *(["k0", "plain"], ["k1", "drop"], ["k2", "none"]),
+    ]
+    again = {"plain": {}, "same": {}}
+    twice = with_steps(rows.head(1), {"explore": f"Variants(each={again!r})", "base": {}})
+    assert twice["step"].tolist() == ["plain", "same"]
+    assert with_steps(rows, {}).columns.tolist() == [*rows.columns, "step"]
+    assert with_steps(rows, {}).empty
+    # What a step changes, its name says; what else varies, it does not.
+    more = named.assign(optimizer=["a", "b", "b"])
+    assert others_of(more, about) == ["step", "optimizer"]
+
+
+def test_what_varies_is_named_or_else_what_is_crossed() -> None:
+    rows = trials(dropout=[0.1, 0.2], batch_size=[16, 32], seed=[0, 1])
+    assert varied_fields(rows) == ["batch_size", "dropout"]
+    assert varied_fields(trials(seed=[0, 1])) == ["batch_size", "base_lr"]
+    assert varied_fields(pd.DataFrame({"base_lr": [0.1]})) == ["base_lr"]
+
+
+@pytest.mark.parametrize(("mode", "order"), [("max", ["b", "a", "c"]), ("min", ["a", "b", "c"])])
+def test_the_surface_with_the_best_mean_comes_first(mode: str, order: list[str]) -> None:
+    parts = [
+        table({(16, 0.1): [0.5], (16, 0.2): [0.6]}, optimizer="a"),
+        table({(16, 0.1): [0.7], (16, 0.2): [0.8]}, optimizer="b"),
+        table({(16, 0.1): ["failed"]}, optimizer="c"),
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    rows["trial_key"] = rows.index.astype(str)
+    evaluations = pd.DataFrame(
+        {"trial_key": rows["trial_key"], "epoch": 1, "updates": 5, "examples_seen": 80.0}
+    ).assign(lr=1.0, epoch_wall_s=1.0, val_auroc=0.5, dropout=0.0)
+    found = analyses(rows, evaluations, {}, metric="val_auroc", mode=mode)
+    assert [each.of for each in found] == [{"optimizer": name} for name in order]
+    assert [len(each.trials) for each in found] == [1 if n == "c" else 2 for n in order]
+    assert {each.mode for each in found} == {mode}
+    assert {each.lr_name for each in found} == {"base_lr"}
+    (alone,) = analyses(parts[0], None, {}, metric="val_auroc", mode=mode, lr="base_lr")
+    assert alone.of == {}
+    (of_lr,) = analyses(
+        parts[0].rename(columns={"base_lr": "rate"}), None, {}, metric="val_auroc", mode=mode,
+        lr="rate",
+    )  # fmt: skip
+    assert of_lr.lr_name == "rate"
+
+
+def test_each_surface_has_the_evaluations_of_its_own_trials() -> None:
+    """A test score is none of an evaluation's: there is no cost of it."""
+    rows = pd.concat(
+        [
+            table({(16, 0.1): [0.5], (32, 0.1): [0.6]}, optimizer="a", test_auroc=0.4),
+            table({(16, 0.1): [0.7], (32, 0.1): [0.8]}, optimizer="b", test_auroc=0.3),
+        ],
+        ignore_index=True,
+    )
+    rows["trial_key"] = rows.index.astype(str)
+    evaluations = pd.DataFrame(
+        {
+            "trial_key": rows["trial_key"], "epoch": 1, "lr": 1.0, "epoch_wall_s": 1.0,
+            "updates": [10, 20, 30, 40], "examples_seen": [100.0, 200, 300, 400],
+            "val_auroc": rows["val_auroc"],
+        }
+    )  # fmt: skip
+    b, a = analyses(rows, evaluations, {}, metric="val_auroc", mode="max")
+    assert a.needed["updates"].tolist() == [10, 20]
+    assert b.needed["updates"].tolist() == [30, 40]
+    for each in analyses(rows, evaluations, {}, metric="test_auroc", mode="max"):
+        assert each.needed.empty
+        assert each.front.why == "it takes evaluations along each training, and there are none"
