@@ -7,8 +7,7 @@ for each trial, with a score that is known in advance.
 import errno
 import math
 import re
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,15 +100,11 @@ class Trainings:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Callable[..., int]:
     """Runs the command on a study of six trials, in this process."""
-    cluster = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=2, num_gpus=0)
-    monkeypatch.setattr(run, "connect", lambda address: cluster)
-    monkeypatch.setattr(run, "disconnect", lambda: None)
     monkeypatch.setattr(run, "head_watched", lambda *about: nullcontext())
     monkeypatch.setattr(run, "written_meanwhile", lambda results: nullcontext())
     monkeypatch.setattr(run, "write_report", lambda results: "report.html")
-    monkeypatch.setenv("COLUMNS", "200")
 
     def command(trainings: Trainings, *arguments: str, more: str = "") -> int:
         space = tmp_path / "made.py"
@@ -119,9 +114,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         monkeypatch.setattr(run, "run_trials", trainings)
         return run.main(words)
 
-    before = signal.getsignal(signal.SIGTERM)
-    yield command
-    signal.signal(signal.SIGTERM, before)
+    return command
 
 
 def rows_in(tmp_path: Path) -> pd.DataFrame:
@@ -237,6 +230,14 @@ def test_retry_trains_such_trials_again_and_no_other(
     attempts = {2 if cell in trained else 1 for cell in DECLARED}
     assert set(rows["attempt"]) == attempts
     assert (rows["status"] == "completed").sum() == 4 + len(trained)
+
+
+def test_a_trial_that_fails_again_is_retried_once_a_command(made: Callable[..., int]) -> None:
+    failing = {(64, 0.1, 0): "failed"}
+    assert made(Trainings(failing), more=ROUNDS) == 1
+    retried = Trainings(failing)
+    assert made(retried, "--retry", "failed", more=ROUNDS) == 1
+    assert retried.asked == [{(64, 0.1, 0)}]  # not in the later rounds, too
 
 
 @pytest.mark.parametrize(
