@@ -15,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from search import results
 from search import run as command
+from search.explore import Pbt
 from search.load import load_study
 from search.results import open_folder
 from search.study import Study, as_preview, configurations
@@ -94,12 +95,11 @@ def test_a_preview_runs_to_its_end_and_once_only(space: Path, tmp_path: Path) ->
     assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
     assert set(trials["dataset"]) == {"synthetic"}
     assert results.faults(open_folder(str(folder))) == []
-    reached = epochs.groupby("trial_key")["epoch"].max()[trials["trial_key"]].to_numpy()
-    completed = trials["status"] == "completed"
-    assert completed.any()
-    # Of a population no member but those of the last generation completes its budget.
-    assert (reached[completed] == study.base.epochs).all()
-    assert (reached[trials["status"] == "stopped"] < study.base.epochs).all()
+    assert (trials["status"] == "completed").any()
+    if not isinstance(study.explore, Pbt):  # of which a trial trains a part of the budget
+        reached = epochs.groupby("trial_key")["epoch"].max()[trials["trial_key"]].to_numpy()
+        assert (reached[trials["status"] == "completed"] == study.base.epochs).all()
+        assert (reached[trials["status"] == "stopped"] < study.base.epochs).all()
     assert (folder / "report.html").stat().st_size > 100_000
     assert trials["val_auroc"].max() > 0.75  # of 0.5 to about 0.9
     CHECKS.get(space.stem, lambda *_: None)(folder, trials)
@@ -157,8 +157,9 @@ def check_population(folder: Path, trials: pd.DataFrame) -> None:
     assert trials.loc[first, "begins_from"].isna().all()
     before = trials.loc[~first, "begins_from"].map(share_of)
     assert (before + 0.2 - shares[~first]).abs().max() < 0.01  # of the generation just before
-    for share, generation in trials[~first].groupby(shares):
-        assert 6 <= generation["begins_from"].nunique() <= 7, share  # two of eight were replaced
+    assert (trials["status"] == "completed").eq(shares == 1.0).all()
+    for _, generation in trials[~first].groupby(shares):
+        assert generation["begins_from"].nunique() == 6  # two of eight go on from a better one
     assert not list((folder / "checkpoints").rglob("*.pt"))
 
 
