@@ -184,7 +184,9 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if "trial_row" in result:  # it has ended by itself
+        batch_size = trial.config["trial"]["config"]["batch_size"]
+        # It has ended, or this was its last evaluation: stopping it would only lose its test.
+        if "trial_row" in result or result["examples_seen"] + batch_size > self.total:
             return self.CONTINUE
         decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
         if decision == self.STOP:

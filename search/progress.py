@@ -55,7 +55,7 @@ class Progress:
         self.recent = [*self.recent[-RECENT_ROWS + 1 :], (key, row)]
         self.ended += 1
         if self.live is None:
-            self.console.print(self._line(key, row), soft_wrap=True, highlight=False)
+            self.console.print(self._line(key, row), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, key: str, row: Mapping[str, Any]) -> str:
         config = self.planned[key].config
@@ -68,7 +68,7 @@ class Progress:
         return (
             f"[{self.done_before + self.ended}/{self.total}] {said}: {row['status']} "
             f"{self.metric}={score}{wall}{reason}"
-        ).replace("[", "\\[")
+        )
 
     def render(self) -> Group:
         """The whole screen: a bar, then running trials, then those that ended last."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -237,3 +238,30 @@ def draw_trials() -> Callable[..., pd.DataFrame]:
 def hostile() -> str:
     """Text that breaks out of an element, an attribute or a script, where it is not escaped."""
     return "</script><script>window.broken=1</script><img src=x onerror='window.broken=2'>\"&"
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command in this process, on two cores that Ray does not start; it times nothing."""
+    from cluster.connect import Cluster  # Ray, which most tests do without
+    from trainable.probe import Measured
+
+    here = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=2, num_gpus=0)
+    speeds = Measured(
+        images_per_s=1000.0,
+        train_images=2048,
+        eval_s=0.5,
+        test_s=0.5,
+        start_s=0.1,
+        save_s=0.1,
+        checkpoint_bytes=100_000,
+        weights_bytes=30_000,
+        device="a device",
+    )
+    monkeypatch.setattr("search.run.connect", lambda address: here)
+    monkeypatch.setattr("search.run.disconnect", lambda: None)
+    monkeypatch.setattr("search.cost._time", lambda *about: (speeds, 0.0))
+    monkeypatch.setenv("COLUMNS", "200")
+    before = signal.getsignal(signal.SIGTERM)  # the command puts its own there
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -339,10 +339,10 @@ def test_stratified_asha_compares_a_batch_size_with_itself() -> None:
         f"large{i}": 0.6 - i / 100 for i in range(6)
     }
     batches = {name: 16 if name.startswith("small") else 256 for name in scores}
-    one_for_all = EarlyStopping(Asha(), grace=10, total=100)
+    one_for_all = EarlyStopping(Asha(), grace=10, total=1000)
     stopped = play(one_for_all, scores, seen=10, batches=batches)
     assert {n for n in scores if n.startswith("large")} <= stopped
-    stratified = EarlyStopping(Asha(by_batch_size=True), grace=10, total=100)
+    stratified = EarlyStopping(Asha(by_batch_size=True), grace=10, total=1000)
     stopped = play(stratified, scores, seen=10, batches=batches)
     assert "large0" not in stopped
     assert {n[:5] for n in stopped} == {"small", "large"}

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from PIL import Image
 from scipy.stats import spearmanr
 
 from search.load import load_study
-from search.run import parser
+from search.results import faults, open_folder
+from search.run import main, parser
 from search.study import configurations
 from search.surface import ridge, surface
 from trainable.config import trial_key
@@ -34,8 +37,19 @@ def command(space: Path | str, out: Path, *more: str) -> list[str]:
 def run(space: Path | str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(
-        command(space, out, *more), capture_output=True, text=True, env=environment, timeout=600
+        command(space, out, *more),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=600,
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn() -> None:
+    """The synthetic patches, which the first command would draw and say so on stderr."""
+    open_data("synthetic")
 
 
 def test_flags_are_the_contracts() -> None:
@@ -79,6 +93,86 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
     assert "8 trials on dataset=synthetic, 4 done before, 4 to run" in seeds.stdout
     assert "mean of 2 seeds" in seeds.stdout
     assert sorted(pd.read_parquet(tmp_path / "small" / "trials")["seed"]) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.ray
+def test_a_study_that_widens_gives_seeds_and_packs_itself_does_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(ROOT / "tests" / "spaces" / "rounds.py"), "--out", str(tmp_path)]
+    driver = "import sys\nfrom search import run\nrun.COMPACT_FROM = 7\nsys.exit(run.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", driver, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rounds: 2 trials on dataset=synthetic, 0 done before, 2 to run" in done.stdout
+    assert done.stdout.count("another round: 1 trials that the results call for") == 2
+    assert "[3/3]" in done.stdout
+    assert "[4/4]" in done.stdout
+    trials = pd.read_parquet(tmp_path / "rounds" / "trials")
+    first = trials[trials["seed"] == 0].set_index("base_lr")["val_auroc"]
+    # The grid's own ratio beyond its better edge; then another seed for the best of the three.
+    assert sorted(first.index) == [0.03, 0.3, pytest.approx(3.0)]
+    assert first[0.3] > first[0.03]
+    assert list(trials.loc[trials["seed"] == 1, "base_lr"]) == [first.idxmax()]
+    assert set(trials["status"]) == {"completed"}
+    # Eight files are more than seven: each table is one file now, and nothing is lost or doubled.
+    for table, rows in (("trials", 4), ("epochs", 8)):
+        assert [path.name[:7] for path in (tmp_path / "rounds" / table).iterdir()] == ["packed-"]
+        assert len(pd.read_parquet(tmp_path / "rounds" / table)) == rows
+    assert faults(open_folder(str(tmp_path / "rounds"))) == []
+
+    def no_cluster(address: str) -> None:
+        raise AssertionError("Ray is started though there is nothing to run")
+
+    monkeypatch.setattr("search.run.connect", no_cluster)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert main(words) == 0
+    assert "2 done before, 0 to run" in capsys.readouterr().out
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_has_other_data_than_the_driver_is_refused(tmp_path: Path) -> None:
+    # The driver has read the data when its workers start; they find other files at the same place.
+    for name in ("data", "other"):
+        draws = np.random.default_rng(len(name))
+        for i in range(160):
+            path = tmp_path / name / ("normal", "tumour")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draws.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
+    more = ["--data", str(tmp_path / "data"), "--set", "dataset=pcam", "--set", "batch_size=32"]
+    more += ["--set", "train_images=None", "--set", "base_lr=0.3"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command(SMALL, tmp_path / "out", *more)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    while "to run" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+    (tmp_path / "data").rename(tmp_path / "the driver's")
+    (tmp_path / "other").rename(tmp_path / "data")
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1, err
+    said = r"failed .*\(ValueError: the data on \S+ \((\w{12})\) is not the driver's \((\w{12})\): "
+    found = re.search(rf"{said}give every node the same files", out)
+    assert found, out
+    (trial,) = pd.read_parquet(tmp_path / "out" / "small" / "trials").to_dict("records")
+    assert trial["data_fingerprint"].startswith(found.group(2))
+    assert found.group(1) != found.group(2)
+    assert not (tmp_path / "out" / "small" / "epochs").exists()
+
+    (tmp_path / "data").rename(tmp_path / "other")
+    (tmp_path / "the driver's").rename(tmp_path / "data")
+    assert run(SMALL, tmp_path / "out", *more, "--retry", "failed").returncode == 0
 
 
 @pytest.mark.ray

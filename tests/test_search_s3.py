@@ -1,9 +1,12 @@
 """Results in an object store: moto's S3 server, which the tests start."""
 
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pandas as pd
@@ -12,16 +15,18 @@ from moto.server import ThreadedMotoServer
 from ray import tune
 from test_search_results import CONFIG, row
 
-from search import lock, parts, plan, results
+from search import lock, parts, plan, results, run
+from search.load import load_study
 from search.lock import LockedError, held
 from search.results import EPOCHS, Results, ResultsError
-from search.study import Study
+from search.study import Study, configurations
 from trainable import checkpoint, storage
 from trainable.checkpoint import TrialState
 from trainable.config import TrialConfig, trial_key
 from trainable.finetune import finetune
 
 BUCKET = "bucket"
+SMALL = Path(__file__).parent / "spaces" / "small.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -229,3 +234,55 @@ def test_a_bucket_that_is_not_there_is_refused_in_a_sentence() -> None:
 
 def test_a_table_of_no_rows_is_not_packed(opened: Results) -> None:
     assert parts.pack(opened / "epochs", EPOCHS) == 0
+
+
+@pytest.mark.ray
+def test_a_whole_study_is_kept_in_the_store_and_trained_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    words = [str(SMALL), "--out", out, "--set", "batch_size=32", "--set", "keep_weights=True"]
+    # The store's address and keys are in the environment, which workers of this machine inherit.
+    done = subprocess.run(
+        [sys.executable, "-m", "search.run", *words], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 trials on dataset=synthetic, 0 done before, 2 to run" in done.stdout
+    assert f'pd.read_parquet("{out}/small/trials")' in done.stdout
+
+    trials = pd.read_parquet(f"{out}/small/trials")
+    epochs = pd.read_parquet(f"{out}/small/epochs")
+    assert list(trials["status"]) == ["completed"] * 2
+    assert sorted(trials["base_lr"]) == [0.3, 1.0]
+    for _, cell in configurations(load_study(SMALL)):
+        if cell.batch_size == 32:
+            (key,) = trials.loc[trials["base_lr"] == cell.base_lr, "trial_key"]
+            own = epochs[epochs["trial_key"] == key].sort_values("epoch")
+            assert list(own["val_loss"]) == [result.val_loss for result in finetune(cell)]
+    assert results.faults(results.open_folder(f"{out}/small")) == []
+
+    def objects() -> dict[str, object]:
+        prefix = f"{out.removeprefix(f's3://{BUCKET}/')}/small/"
+        held = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+        return {
+            each["Key"].removeprefix(prefix): each["LastModified"]
+            for each in held
+            if not each["Key"].endswith("/")  # a folder's marker
+        }
+
+    before = objects()
+    # What the workers wrote: weights that were asked for, and no state, since none is resumed.
+    in_checkpoints = {name for name in before if name.startswith("checkpoints/")}
+    assert in_checkpoints == {f"checkpoints/{key}/weights.pt" for key in trials["trial_key"]}
+    assert {"report.html", "report.json", "study.json"} <= set(before)
+    assert lock.NAME not in before
+
+    def no_cluster(address: str) -> None:
+        raise AssertionError("Ray is started though there is nothing to run")
+
+    monkeypatch.setattr(run, "connect", no_cluster)
+    assert run.main(words) == 0
+    assert "2 done before, 0 to run" in capsys.readouterr().out
+    tables = ("trials/", "epochs/", "checkpoints/")
+    kept = {name: at for name, at in before.items() if name.startswith(tables)}
+    assert {name: at for name, at in objects().items() if name.startswith(tables)} == kept

@@ -1,0 +1,54 @@
+"""A trial that has trained its whole budget is never stopped: there is nothing left to save."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from search.algorithms import EarlyStopping
+from search.explore import Asha, HyperBand, Median
+
+IMAGES = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """What schedulers ask of a trial."""
+
+    trial_id: str
+    config: dict[str, Any]
+    status: str = "RUNNING"
+
+    def is_finished(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "stop", [Asha(), HyperBand(), Median()], ids=lambda stop: type(stop).__name__
+)
+@pytest.mark.parametrize("batch_size", [10, 32])  # 32: the last 4 images of 900 fill no batch
+def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
+    stop: Any, batch_size: int
+) -> None:
+    # Nine epochs with the first rung at one: rungs of Asha's are at 1, 3 and, for Ray, 9.
+    scheduler = EarlyStopping(stop, grace=IMAGES, total=9 * IMAGES)
+    decisions = []
+    for number in range(12):
+        config = {"trial": {"config": {"batch_size": batch_size}}}
+        trial = Running(str(number), config)
+        scheduler.on_trial_add(None, trial)
+        for epoch in range(1, 10):
+            seen = epoch * IMAGES // batch_size * batch_size
+            # Equal until the last evaluation, at which the first eight are far ahead.
+            score = 0.9 if epoch == 9 and number < 8 else 0.5
+            result = {
+                "score": score,
+                "examples_seen": seen,
+                "time_total_s": float(seen),
+                "training_iteration": epoch,
+            }
+            decisions.append(scheduler.on_trial_result(None, trial, result))
+        scheduler.on_trial_complete(None, trial, result)
+    assert set(decisions) == {TrialScheduler.CONTINUE}
+    assert scheduler.reasons == {}

@@ -1,0 +1,166 @@
+"""One trial as a worker of Ray's runs it, with what it reports to Ray kept here."""
+
+import errno
+import math
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainable import ray_adaptor
+from trainable.config import TrialConfig
+from trainable.data.cache import open_data
+from trainable.finetune import finetune
+from trainable.ray_adaptor import train_trial
+from trainable.storage import NoSpaceError, TakenOverError
+
+CONFIG = TrialConfig(
+    dataset="digits",
+    model="plain",
+    pretrained="none",
+    width=4,
+    batch_size=32,
+    base_lr=0.3,
+    train_images=128,
+    eval_images=64,
+    epochs=2,
+    precision="fp32",
+)
+Reports = list[dict[str, Any]]
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reports]:
+    """What the worker reports, in a process that Ray did not start."""
+    kept: Reports = []
+    monkeypatch.setattr(ray_adaptor.tune, "report", kept.append)
+    monkeypatch.setattr(ray_adaptor, "_num_gpus", lambda: 0.0)
+    monkeypatch.setattr(ray_adaptor, "_end_with_parent", lambda: None)  # it ends this process
+    threads = torch.get_num_threads()
+    yield kept
+    torch.set_num_threads(threads)
+
+
+def sent(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """What a worker is told of a trial."""
+    trial = {
+        "key": "k",
+        "config": asdict(CONFIG),
+        "metric": "val_auroc",
+        "data_folder": None,
+        "data_fingerprint": open_data("digits").fingerprint,
+        "checkpoint_folder": str(tmp_path / "checkpoints"),
+        "start_folder": None,
+        "keep_weights": False,
+        "num_cpus": 1,
+        "resources": {"CPU": 1.0},
+    }
+    return {"trial": trial | changes}
+
+
+def test_a_trial_reports_its_evaluations_and_then_its_end(reports: Reports, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    train_trial(sent(tmp_path))
+    ours = list(finetune(CONFIG))
+    assert [set(row) - {"score", "examples_seen"} for row in reports] == [
+        {"epoch_row"},
+        {"epoch_row"},
+        {"trial_row"},
+    ]
+    for row, result in zip(reports, ours, strict=False):
+        assert row["epoch_row"]["val_loss"] == result.val_loss
+        assert row["score"] == result.val_auroc
+        assert row["examples_seen"] == 128 * result.epoch
+    end = reports[-1]["trial_row"]
+    assert (end["status"], end["num_gpus"], end["gpu_shared"]) == ("completed", 0.0, False)
+    assert end["host"] == socket.gethostname()
+    assert timedelta(0) <= end["started_at"] - before <= end["ended_at"] - before
+    assert reports[-1]["score"] == max(result.val_auroc for result in ours)
+
+
+def test_a_node_with_other_data_trains_nothing_and_says_whose_differ(
+    reports: Reports, tmp_path: Path
+) -> None:
+    here, drivers = open_data("digits").fingerprint, "0123456789abcdef" * 4
+    train_trial(sent(tmp_path, data_fingerprint=drivers))
+    (row,) = reports
+    assert row["trial_row"]["status"] == "failed"
+    assert row["trial_row"]["reason"] == (
+        f"ValueError: the data on {socket.gethostname()} ({here[:12]}) is not the driver's "
+        f"(0123456789ab): give every node the same files"
+    )
+    assert row["trial_row"]["traceback"].startswith("Traceback (most recent call last):")
+    assert math.isfinite(row["score"])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_full_disk_interrupts_and_any_other_error_fails(
+    reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(error: Exception) -> Any:
+        def train(config: TrialConfig, trial: dict[str, Any]) -> Any:
+            raise error
+
+        return train
+
+    full = NoSpaceError(errno.ENOSPC, "the disk of r is full")
+    monkeypatch.setattr(ray_adaptor, "_train", raising(full))
+    train_trial(sent(tmp_path))
+    monkeypatch.setattr(ray_adaptor, "_train", raising(ZeroDivisionError("of one's own")))
+    train_trial(sent(tmp_path))
+    interrupted, failed = (each["trial_row"] for each in reports)
+    assert (interrupted["status"], interrupted["reason"]) == ("interrupted", full.strerror)
+    assert (failed["status"], failed["reason"]) == ("failed", "ZeroDivisionError: of one's own")
+
+
+def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
+    reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken_over(config: TrialConfig, trial: dict[str, Any]) -> Any:
+        raise TakenOverError("by another process")
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(ray_adaptor, "_train", taken_over)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit) as ended:
+        train_trial(sent(tmp_path))
+    assert ended.value.code == 1
+    assert reports == []
+
+
+@pytest.mark.parametrize(("share", "shared"), [(0.0, False), (0.25, True), (1.0, False)])
+def test_a_part_of_a_gpu_is_shared(
+    share: float,
+    shared: bool,
+    reports: Reports,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_adaptor, "_num_gpus", lambda: share)
+    monkeypatch.setattr(ray_adaptor, "_train", lambda config, trial: {"status": "completed"})
+    train_trial(sent(tmp_path))
+    end = reports[0]["trial_row"]
+    assert (end["num_gpus"], end["gpu_shared"]) == (share, shared)
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "known"), [("val_auroc", 0.75, 0.75), ("val_loss", 0.25, -0.25)]
+)
+def test_what_schedulers_compare_is_finite_and_larger_is_better(
+    metric: str, good: float, known: float, reports: Reports
+) -> None:
+    for value in (good, math.nan, math.inf):
+        ray_adaptor._report(metric, epoch_row={metric: value, "examples_seen": 7})
+    ray_adaptor._report(metric, trial_row={metric: good, "status": "diverged"})
+    scores = [row["score"] for row in reports]
+    assert scores[0] == known
+    assert all(math.isfinite(score) and score < known for score in scores[1:])
+    assert [row["examples_seen"] for row in reports] == [7, 7, 7, 0]
