@@ -184,9 +184,9 @@ class EarlyStopping(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        batch_size = trial.config["trial"]["config"]["batch_size"]
         # It has ended, or this was its last evaluation: stopping it would only lose its test.
-        if "trial_row" in result or result["examples_seen"] + batch_size > self.total:
+        end = trial.config["trial"].get("total_images", self.total)
+        if "trial_row" in result or result["examples_seen"] >= end:
             return self.CONTINUE
         decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
         if decision == self.STOP:

@@ -30,6 +30,7 @@ from search.suggestions import Suggestions
 from search.watch import HOST_MEMORY, Stalls, host_memory_survived
 from trainable.ray_adaptor import bundle_of, train_trial
 from trainable.record import finite_score
+from trainable.schedule import timetable
 from trainable.storage import NoSpaceError
 
 # Failures are in the tables and on the screen: Ray's own lines would cut through the live table.
@@ -108,6 +109,8 @@ def run_trials(
             else None,
             "keep_weights": setting.study.keep_weights,
             "num_cpus": setting.study.cpus_per_trial,
+            # What its own batches fill, which may be less than the largest of the study.
+            "total_images": timetable(trial.config, train_images=setting.train_images).total,
             "resources": resources_of(setting.study, cluster, trial.config),
         }
 

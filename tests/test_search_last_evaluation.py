@@ -27,7 +27,7 @@ class Running:
 @pytest.mark.parametrize(
     "stop", [Asha(), HyperBand(), Median()], ids=lambda stop: type(stop).__name__
 )
-@pytest.mark.parametrize("batch_size", [10, 32])  # 32: the last 4 images of 900 fill no batch
+@pytest.mark.parametrize("batch_size", [10, 32])  # 32: of each epoch's 100 images 4 are left over
 def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
     stop: Any, batch_size: int
 ) -> None:
@@ -35,11 +35,12 @@ def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
     scheduler = EarlyStopping(stop, grace=IMAGES, total=9 * IMAGES)
     decisions = []
     for number in range(12):
-        config = {"trial": {"config": {"batch_size": batch_size}}}
+        own = IMAGES // batch_size * batch_size  # an epoch's
+        config = {"trial": {"config": {"batch_size": batch_size}, "total_images": 9 * own}}
         trial = Running(str(number), config)
         scheduler.on_trial_add(None, trial)
         for epoch in range(1, 10):
-            seen = epoch * IMAGES // batch_size * batch_size
+            seen = epoch * own
             # Equal until the last evaluation, at which the first eight are far ahead.
             score = 0.9 if epoch == 9 and number < 8 else 0.5
             result = {
