@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from search.answer import COLOURS, _cell_text, print_answer
+from search.answer import COLOURS, _cell_text, _surface_table, print_answer
 from search.explore import Ablation, Pbt, Random, Variants
 from search.plan import PlannedTrial
 from search.results import Results
 from search.study import Study
+from search.surface import ridge, surface
 from trainable.config import TrialConfig
 from trainable.storage import Folder
 
@@ -250,3 +251,16 @@ def test_a_cell_is_the_brighter_the_better(mean: float, mode: str, colour: int, 
         assert shown.style == f"{ink} on {COLOURS[colour]}{more}"
     alone = _cell_text(cell, low=mean, high=mean, mode="max", is_ridge=True, is_best=True)
     assert str(alone.style).startswith(f"black on {COLOURS[-1]}")
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", "0.850*"), ("min", "0.600*")])
+def test_the_best_cell_of_all_stands_out(mode: str, best: str) -> None:
+    cells = surface(TRIALS, metric="val_auroc")
+    table = _surface_table(cells, ridge(cells, mode=mode), mode=mode)
+    loud = [
+        str(cell)
+        for column in table.columns
+        for cell in column.cells
+        if isinstance(cell, Text) and "bold underline" in str(cell.style)
+    ]
+    assert loud == [best]

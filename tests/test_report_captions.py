@@ -1,0 +1,142 @@
+"""The charts' titles and captions, word for word; no chart is drawn."""
+
+from dataclasses import replace
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import pytest
+from made_tables import analysed as of
+
+from search import gallery
+from search.findings import Findings
+
+CHARTS = (
+    *("heat_map", "lr_curves", "ridge_chart", "learning_curves", "collapse_chart", "target_chart"),
+    *("noise_scale_chart", "throughput_chart", "importance_chart", "parallel_coordinates"),
+)
+SURFACE = (
+    "Colour and number: {mean}, yellow is best. Diamond: the best learning rate of each batch "
+    "size. Outlined: cells that cannot be told from the best. Grey: no score, the trials diverged "
+    "(div.), were stopped early (stop.) or failed."
+)
+LR_CURVES = (
+    "A line a batch size through the means, a dot a trial. Diamond: the best rate, by a parabola "
+    "through the best three, with its 95 % interval; hollow where it is the smallest or largest "
+    "tried. A click on the legend picks a batch size."
+)
+RIDGE = (
+    "Both axes logarithmic; bars are 95 % intervals; hollow points are unbracketed, the best lies "
+    "on an edge of the rates tried. Solid: the fitted power. Dashed: constant, square-root and "
+    "linear scaling."
+)
+TRAINING = {
+    "learning_curves": (
+        "val_auroc as training goes on",
+        "Thick: each batch size at its best learning rate, mean of the seeds with their range. "
+        "Thin: other rates. The menu picks a batch size.",
+    ),
+    "collapse": (
+        "Which scaling makes the curves of all batch sizes one",
+        "R2 of one parabola in log lr - a log B through all cells, for each exponent a: 0 is a "
+        "constant rate, 1/2 square-root, 1 linear scaling.",
+    ),
+    "updates_to_target": (
+        "Updates to reach val_auroc 0.8765",
+        "Each batch size at the rate that needs the fewest images; both axes logarithmic. Dashed: "
+        "perfect scaling, where twice the batch halves the updates. Solid: the fitted front, where "
+        "there is one.",
+    ),
+    "noise_scale": (
+        "Measured gradient noise scale",
+        "Median over the trials of a batch size. Dashed: where it equals the batch size.",
+    ),
+    "throughput": (
+        "Images trained on per second",
+        "Median over the trials of a batch size.",
+    ),
+}
+SEARCH = {
+    "importance": (
+        "Importance of what was searched",
+        "How much each field sets the best tenth of the trials, or the best ten, apart from all "
+        "(PED-ANOVA). Stopped trials count with their last score, diverged ones as the worst.",
+    ),
+    "parallel_coordinates": (
+        "Every trial across the fields",
+        "A line a trial, each field on its own axis, yellow is best. Stopped trials have the score "
+        "at which they were stopped.",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_chart_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    dot = alt.Chart(pd.DataFrame({"x": [1]})).mark_point()
+    for name in CHARTS:
+        monkeypatch.setattr(gallery, name, lambda *_, **__: dot)
+
+
+def words(pictures: dict[str, gallery.Picture]) -> dict[str, tuple[str, str]]:
+    for name, each in pictures.items():
+        assert each.name == name
+        assert each.spec["description"] == f"{each.title}. {each.caption}"
+    return {name: (each.title, each.caption) for name, each in pictures.items()}
+
+
+@pytest.mark.parametrize(
+    ("scores", "binned", "mean"),
+    [
+        ([0.5], False, "one seed"),
+        ([0.5, 0.6, 0.7], False, "mean of up to 3 seeds"),
+        ([0.5, 0.6], True, "mean of up to 2 trials"),
+    ],
+)
+def test_a_surfaces_charts_are_captioned(
+    scores: list[float | str], binned: bool, mean: str
+) -> None:
+    found = replace(of({(16, 0.1): scores, (16, 0.2): [0.5]}), binned=binned)
+    assert words(gallery.surface_pictures(found)) == {
+        "surface": ("val_auroc over batch size and base_lr", SURFACE.format(mean=mean)),
+        "lr_curves": ("val_auroc against the peak learning rate", LR_CURVES),
+        "ridge": ("Best peak learning rate against batch size", RIDGE),
+    }
+    one = replace(found, of={"optimizer": "adam", "dropout": 0.123456})
+    titles = {
+        name: title
+        for name, (title, _) in words(gallery.surface_pictures(one, suffix="-a")).items()
+    }
+    of_it = " of optimizer=adam, dropout=0.1235"
+    assert titles == {
+        "surface-a": f"val_auroc over batch size and base_lr{of_it}",
+        "lr_curves-a": f"val_auroc against the peak learning rate{of_it}",
+        "ridge-a": f"Best peak learning rate against batch size{of_it}",
+    }
+
+
+def test_the_charts_of_training_and_of_a_search_are_captioned() -> None:
+    found = replace(of({(16, 0.1): [0.5]}), target=0.87654)
+    assert words(gallery.training_pictures(found, None)) == TRAINING
+    known: dict[str, Any] = {
+        "name": "made", "metric": "val_auroc", "mode": "max", "about": {}, "epochs": None,
+        "trials": found.trials, "analyses": [found], "steps": {}, "cautions": [],
+        "leaders": pd.DataFrame(), "importance": pd.DataFrame(),
+    }  # fmt: skip
+    assert words(gallery.search_pictures(Findings(**known, fields=["a", "b"]))) == SEARCH
+    alone = words(gallery.search_pictures(Findings(**known, fields=[])))
+    assert alone == {"importance": SEARCH["importance"]}  # a grid's trials are no search's
+
+
+def test_a_surface_of_nothing_has_a_caption_all_the_same() -> None:
+    (_, caption) = words(gallery.surface_pictures(of({})))["surface"]
+    assert caption == SURFACE.format(mean="one seed")
+
+
+def test_a_chart_that_there_is_not_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "heat_map", lambda _: None)
+    assert set(gallery.surface_pictures(of({}))) == {"lr_curves", "ridge"}
+
+
+def test_a_files_name_is_of_plain_characters() -> None:
+    assert gallery.slug("optimizer=adam, epochs=5/../x") == "optimizer=adam_epochs=5_.._x"
+    assert gallery.slug("<" + "a" * 90) == "a" * 80
