@@ -139,7 +139,8 @@ def test_a_lock_says_who_holds_it_and_is_gone_with_its_holder(tmp_path: Path) ->
         assert said["started"] == f"{boot}-{ticks}"
         assert said["beat"] == 0
         assert len(said["token"]) == 32
-        assert "lock" in {thread.name for thread in threading.enumerate()}
+        (beater,) = (thread for thread in threading.enumerate() if thread.name == "lock")
+        assert beater.daemon  # it does not keep a process alive that ends otherwise
         with pytest.raises(LockedError), held(Folder(str(tmp_path))):
             pass
         assert json.loads((tmp_path / "lock.json").read_text()) == said
@@ -163,6 +164,30 @@ def test_a_lock_that_another_took_over_is_not_deleted(tmp_path: Path) -> None:
     with held(Folder(str(tmp_path))):
         (tmp_path / "lock.json").write_bytes(b"[]")
     assert (tmp_path / "lock.json").read_bytes() == b"[]"
+
+
+def test_a_lock_that_is_gone_is_let_go_without_a_word(tmp_path: Path) -> None:
+    with held(Folder(str(tmp_path))):
+        (tmp_path / "lock.json").unlink()
+
+
+def test_a_beat_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would write the lock anew after its deletion."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+    write, begun = lock.storage.write, threading.Event()
+
+    def slowly(folder: Folder, name: str, content: bytes) -> None:
+        begun.set()
+        threading.Event().wait(0.2)
+        write(folder, name, content)
+
+    monkeypatch.setattr(lock.storage, "write", slowly)
+    with held(Folder(str(tmp_path))):
+        assert begun.wait(20)
+    threading.Event().wait(0.3)
+    assert left_in(tmp_path) == []
 
 
 def test_a_live_ones_lock_that_was_taken_away_is_put_back(tmp_path: Path) -> None:
