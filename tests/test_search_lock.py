@@ -187,7 +187,7 @@ def test_a_beat_that_is_being_written_is_waited_for(
     with held(Folder(str(tmp_path))):
         assert begun.wait(20)
     threading.Event().wait(0.3)
-    assert left_in(tmp_path) == []
+    assert not (tmp_path / "lock.json").exists()
 
 
 def test_a_live_ones_lock_that_was_taken_away_is_put_back(tmp_path: Path) -> None:
@@ -223,6 +223,18 @@ def test_two_that_find_a_dead_holder_do_not_take_it_over_both(
     assert ours == [False]
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
     assert left_in(tmp_path) == ["lock.json"]
+
+
+def test_in_a_store_a_dead_holder_is_taken_over_and_a_live_one_is_not(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path}")  # a URI is no local folder to us
+    write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), token="dead")
+    with held(folder):
+        said = json.loads((tmp_path / "lock.json").read_text())
+        assert said["started"] == lock._start_of(os.getpid())
+        with pytest.raises(LockedError), held(folder):
+            pass
+        assert json.loads((tmp_path / "lock.json").read_text()) == said
+    assert left_in(tmp_path) == []
 
 
 def test_a_lock_that_is_let_go_while_one_looks_is_taken(
