@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -83,6 +85,18 @@ def test_pages_are_packed_and_have_checksums_too(opened: Results) -> None:
     file_of(opened).write_bytes(bytes(content))
     with pytest.raises(OSError, match=r"(?i)crc|checksum"):
         pq.ParquetFile(file_of(opened), page_checksum_verification=True).read()
+
+
+def test_a_file_without_a_digest_is_held_to_its_pages_checksums(opened: Results) -> None:
+    table = pa.Table.from_pylist([ROW], schema=EPOCHS)
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, file_of(opened), write_page_checksum=True, **plain)
+    content = file_of(opened).read_bytes()
+    score = struct.pack("<d", ROW["val_auroc"])
+    assert content.count(score) == 1
+    file_of(opened).write_bytes(content.replace(score, struct.pack("<d", 0.75)))
+    assert pq.read_table(file_of(opened))["val_auroc"].to_pylist() == [0.75]
+    assert list(parts.read_parts(opened / "epochs", EPOCHS)[1]) == ["k.parquet"]
 
 
 def test_a_file_that_others_wrote_has_no_digest_and_is_read(opened: Results) -> None:

@@ -139,7 +139,8 @@ def test_a_lock_says_who_holds_it_and_is_gone_with_its_holder(tmp_path: Path) ->
         assert said["started"] == f"{boot}-{ticks}"
         assert said["beat"] == 0
         assert len(said["token"]) == 32
-        assert "lock" in {thread.name for thread in threading.enumerate()}
+        (beater,) = (thread for thread in threading.enumerate() if thread.name == "lock")
+        assert beater.daemon  # it does not keep a process alive that ends otherwise
         with pytest.raises(LockedError), held(Folder(str(tmp_path))):
             pass
         assert json.loads((tmp_path / "lock.json").read_text()) == said
@@ -163,6 +164,30 @@ def test_a_lock_that_another_took_over_is_not_deleted(tmp_path: Path) -> None:
     with held(Folder(str(tmp_path))):
         (tmp_path / "lock.json").write_bytes(b"[]")
     assert (tmp_path / "lock.json").read_bytes() == b"[]"
+
+
+def test_a_lock_that_is_gone_is_let_go_without_a_word(tmp_path: Path) -> None:
+    with held(Folder(str(tmp_path))):
+        (tmp_path / "lock.json").unlink()
+
+
+def test_a_beat_that_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would write the lock anew after its deletion."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+    write, begun = lock.storage.write, threading.Event()
+
+    def slowly(folder: Folder, name: str, content: bytes) -> None:
+        begun.set()
+        threading.Event().wait(0.2)
+        write(folder, name, content)
+
+    monkeypatch.setattr(lock.storage, "write", slowly)
+    with held(Folder(str(tmp_path))):
+        assert begun.wait(20)
+    threading.Event().wait(0.3)
+    assert not (tmp_path / "lock.json").exists()
 
 
 def test_a_live_ones_lock_that_was_taken_away_is_put_back(tmp_path: Path) -> None:
@@ -198,6 +223,18 @@ def test_two_that_find_a_dead_holder_do_not_take_it_over_both(
     assert ours == [False]
     assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
     assert left_in(tmp_path) == ["lock.json"]
+
+
+def test_in_a_store_a_dead_holder_is_taken_over_and_a_live_one_is_not(tmp_path: Path) -> None:
+    folder = Folder(f"file://{tmp_path}")  # a URI is no local folder to us
+    write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), token="dead")
+    with held(folder):
+        said = json.loads((tmp_path / "lock.json").read_text())
+        assert said["started"] == lock._start_of(os.getpid())
+        with pytest.raises(LockedError), held(folder):
+            pass
+        assert json.loads((tmp_path / "lock.json").read_text()) == said
+    assert left_in(tmp_path) == []
 
 
 def test_a_lock_that_is_let_go_while_one_looks_is_taken(

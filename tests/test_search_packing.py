@@ -86,6 +86,21 @@ def test_a_reader_sees_each_row_once_at_every_step_of_a_pack(
     assert packed.name.startswith("packed-")
 
 
+def test_who_opened_the_old_folder_has_time_to_list_it(
+    opened: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+
+    def wait(seconds: float) -> None:
+        (old,) = (tmp_path / "s").glob(".epochs-packing-*")
+        left.append((seconds, sorted(path.name for path in old.iterdir())))
+
+    monkeypatch.setattr(parts, "LISTING_S", 0.2)
+    monkeypatch.setattr(parts.time, "sleep", wait)
+    parts.pack(opened / "epochs", EPOCHS)
+    assert left == [(0.2, [f"{key}.parquet" for key in KEYS])]
+
+
 def test_a_pack_that_is_killed_at_any_step_is_cleared_up_with_nothing_lost(
     opened: Results, tmp_path: Path
 ) -> None:
