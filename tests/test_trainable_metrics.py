@@ -113,20 +113,22 @@ def placements(values: NDArray[np.float64], positive: NDArray[np.bool_]) -> NDAr
 def test_the_interval_is_delongs_formula_by_counting_pairs(classes: int, level: float) -> None:
     rng = np.random.default_rng(classes)
     labels = np.array([0] * 9 + [1] * 14 + [2] * 11)[: 23 if classes == 2 else 34]
-    logits = rng.standard_normal((len(labels), classes)).round(1)  # with ties
-    logits[np.arange(len(labels)), labels] += 0.3
+    logits = rng.standard_normal((len(labels), classes))
+    logits[np.arange(len(labels)), labels] += 0.2
+    if classes == 2:
+        logits = np.stack([np.zeros(len(labels)), (2 * logits[:, 1]).round() / 2], 1)  # with ties
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     areas, moved = [], np.zeros(len(labels))
     for k in [1] if classes == 2 else range(classes):
         positive = labels == k
-        values = (logits[:, 1] - logits[:, 0]).round(6) if classes == 2 else p[:, k]
+        values = logits[:, 1] if classes == 2 else p[:, k]
         placed = placements(values, positive)
         areas.append(placed[positive].mean())
         for group in (positive, ~positive):
             share = (placed[group] - placed[group].mean()) / (1 if classes == 2 else classes)
             moved[group] += share / np.sqrt(group.sum() * (group.sum() - 1))
     half = {0.95: 1.959964, 0.5: 0.67449}[level] * np.sqrt((moved**2).sum())
-    tensors = torch.from_numpy(logits).round(decimals=1), torch.from_numpy(labels)
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
     got = interval_of_tensors(*tensors, level=level)
     assert got == pytest.approx((np.mean(areas) - half, np.mean(areas) + half), abs=2e-6)
     assert score_tensors(*tensors).auroc == pytest.approx(np.mean(areas), abs=1e-9)

@@ -36,6 +36,8 @@ def test_a_scale_needs_a_gradient_and_noise(trace: float, squared: float) -> Non
         (64, 64),
         (2048, 64),
         (2400, 72),  # 75, in whole parts
+        (2559, 72),
+        (2560, 80),
         (32 * 1024, 1024),
         (10**6, 1024),
     ],

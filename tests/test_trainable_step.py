@@ -1,5 +1,6 @@
 """One update: microbatches, out of memory, clipping, averaged weights."""
 
+import io
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -205,3 +206,52 @@ def test_a_graph_is_for_a_batch_in_one_part() -> None:
     step.microbatch_size = 4
     step.update(images[:8], labels[:8], 0.1)
     assert taken == [8]
+
+
+def test_a_step_goes_on_from_its_state_with_its_own_settings() -> None:
+    changes: dict[str, Any] = {"optimizer": "adam", "ema_decay": 0.9}
+    first = step_of(weight_decay=0.1, **changes)
+    first.microbatch_size, first.oom_retries = 4, 2
+    weights_after(first)
+    packed = io.BytesIO()
+    torch.save(first.state_dict(), packed)
+    packed.seek(0)
+    again = step_of(weight_decay=0.1, **changes)
+    other = step_of(weight_decay=0.2, beta1=0.5, **changes)
+    for step in (again, other):
+        step.model.load_state_dict(first.model.state_dict())
+        step.load_state_dict(torch.load(packed, weights_only=True))
+        packed.seek(0)
+        assert (step.microbatch_size, step.oom_retries) == (4, 2)
+    expected = weights_after(first)
+    assert_close(weights_after(again), expected)
+    assert_close(again.evaluated.state_dict(), first.evaluated.state_dict())
+    assert {group["weight_decay"] for group in other.optimizer.param_groups} == {0.2, 0.0}
+    assert {group["betas"] for group in other.optimizer.param_groups} == {(0.5, 0.999)}
+
+
+def test_a_teachers_opinion_is_asked_of_the_same_images_and_not_trained() -> None:
+    step = step_of(momentum=0.0)
+    step.config = replace(step.config, distill_from="x", distill_temperature=2.0)
+    torch.manual_seed(7)
+    teacher = build_model(replace(SCRATCH, norm="none"), num_classes=2)
+    step.teacher = teacher
+    images, labels = batch(8)
+    loss, logits = step.loss(images, labels)
+    p = (teacher(images) / 2).softmax(1).detach()
+    q = (step.model(images) / 2).log_softmax(1)
+    opinion = (p * (p.log() - q)).sum(1).mean()
+    expected = nn.functional.cross_entropy(step.model(images), labels) + 4 * opinion
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits, step.model(images).detach())
+    assert not logits.requires_grad
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_without_an_average_the_network_itself_is_evaluated() -> None:
+    step = step_of()
+    assert step.evaluated is step.model
+    assert (step.average, step.teacher, step.paths) == (None, None, [])
+    assert step.microbatch_size == 16
+    assert step_of(microbatch_size=4).microbatch_size == 4
