@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -110,6 +111,7 @@ def test_a_pack_that_is_killed_at_any_step_is_cleared_up_with_nothing_lost(
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, at a fork
             child = os.fork()
         if not child:
+            signal.alarm(60)  # a thread's lock that the fork left closed must not hang the suite
             left = iter(range(last))
 
             def die(_: str, left: Iterator[int] = left) -> None:
