@@ -2,12 +2,15 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # A driver under `uv run` would make Ray start every worker through uv. Read when Ray is imported.
@@ -57,7 +60,7 @@ def connect(address: str) -> Cluster:
             # The token's file is made by Ray at its first start: for this user's eyes only.
             old = os.umask(0o077)
             try:
-                with _servers_apart():
+                with _servers_apart(), _interrupt_kept():
                     context = ray.init(
                         "local",
                         include_dashboard=True,
@@ -69,12 +72,13 @@ def connect(address: str) -> Cluster:
         else:
             _check_answers(address)
             code = Path(trainable.__file__).parent
-            context = ray.init(
-                address,
-                runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _interrupt_kept():
+                context = ray.init(
+                    address,
+                    runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except (OSError, ValueError, RuntimeError) as error:
         what = " ".join(str(error).split())[:300]
         raise ConnectError(
@@ -106,6 +110,28 @@ def _servers_apart() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def _interrupt_kept() -> Iterator[None]:
+    """Ctrl-C ends what is inside, or comes after it where Ray's own code has caught the error."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _check_answers(address: str) -> None:

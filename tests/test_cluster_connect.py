@@ -1,8 +1,13 @@
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from cluster.connect import ConnectError, connect
 
@@ -21,6 +26,47 @@ def test_only_one_file_starts_ray() -> None:
         cwd=Path(__file__).parent.parent,
     )
     assert done.stdout.split() == ["cluster/connect.py"]
+
+
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_ctrl_c_is_not_lost_where_ray_catches_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught: list[BaseException] = []
+
+    def init(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt as error:
+            caught.append(error)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        connect(address)
+    assert len(caught) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_than_the_main_one_may_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook's does; signals are none of its business."""
+
+    def init(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", init)
+    errors: list[BaseException] = []
+
+    def connecting() -> None:
+        try:
+            connect("local")
+        except ConnectError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connecting)
+    thread.start()
+    thread.join()
+    assert "nobody there" in str(errors[0])
 
 
 @pytest.mark.ray
