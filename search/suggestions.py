@@ -124,7 +124,7 @@ class Suggestions:
         """The next configuration with its seeds, by its Optuna number; None when all were asked."""
         if len(self.asked()) >= self.explore.num_configs:
             return None
-        trial = self.optuna.ask(None if self.explore.space else self.space)
+        trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
         changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
         for name in [*trial.params, *changes]:
             if credentials.is_secret_name(name):

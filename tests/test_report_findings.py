@@ -247,6 +247,20 @@ def test_trials_that_are_no_cells_are_cautioned_about(
     assert of_study(made).cautions == [INTERRUPTED.format(n=2), *said]
 
 
+@pytest.mark.parametrize(
+    ("more", "searched"), [(["momentum"], False), (["momentum", "dropout"], True)]
+)
+def test_of_four_fields_that_vary_or_more_it_is_told_which_mattered(
+    more: list[str], searched: bool, make_study: MakeStudy
+) -> None:
+    cells: dict[str, Any] = {"seeds": 1, "batch_sizes": [16, 32], "lrs": [0.1, 0.2]}
+    varied = ["batch_size", "base_lr", *more]
+    vary = {name: {"grid_search": [0, 1]} for name in varied}
+    found = of_study(make_study(**cells, about={"vary": vary}))
+    assert found.fields == (varied if searched else [])
+    assert list(found.importance.columns)[:2] == ["field", "importance"]
+
+
 def test_a_table_of_ones_own_has_its_findings(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     rows = [(16 * 2**i, 0.1 * 2**j, 0.5 + (i + j) / 10) for i in range(2) for j in range(3)]

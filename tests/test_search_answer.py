@@ -190,6 +190,22 @@ def test_an_ablation_is_told_step_by_step() -> None:
     assert said[7] == FAILED.format(n=1)
 
 
+def test_an_ablation_at_each_setting_names_it() -> None:
+    from ray import tune
+
+    trials = rows((16, 0.1, 0, "completed", 0.5), (32, 0.1, 0, "completed", 0.6))
+    said = answer(
+        trials,
+        steps=("a", "a"),
+        explore=Ablation(steps={"a": {}}),
+        vary={"batch_size": tune.grid_search([16, 32])},
+    )
+    assert [line for line in said if "step by step" in line] == [
+        "val_auroc step by step batch_size=16",
+        "val_auroc step by step batch_size=32",
+    ]
+
+
 def test_how_the_best_of_a_population_came_about_is_told() -> None:
     from ray import tune
 

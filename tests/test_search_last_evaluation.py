@@ -53,3 +53,13 @@ def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
         scheduler.on_trial_complete(None, trial, result)
     assert set(decisions) == {TrialScheduler.CONTINUE}
     assert scheduler.reasons == {}
+
+
+def test_a_trial_of_a_larger_budget_than_the_rungs_know_goes_on_to_its_end() -> None:
+    """The batch sizes of a search are not known beforehand, and so neither is the most images."""
+    scheduler = EarlyStopping(Asha(), grace=10, total=100)
+    trial = Running("a", {"trial": {"config": {"batch_size": 10}, "total_images": 120}})
+    scheduler.on_trial_add(None, trial)
+    for seen in range(10, 130, 10):
+        result = {"score": 0.5, "examples_seen": seen}
+        assert scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE

@@ -111,6 +111,8 @@ def test_the_whole_area_is_the_whole_image() -> None:
     torch.testing.assert_close(wide[:, :, 0], part[:, :, 0], atol=0.01, rtol=0)
     top = (64 - height) / 2
     assert float(wide[32, 5, 1]) == pytest.approx(top + 32.5 / 64 * height - 0.5, abs=0.02)
+    high = augment(ramp(64), draws(1, crop=[1.0, 0.0, 0.5, 0.0]), ("crop",))[0]
+    torch.testing.assert_close(high[:, :, 1], part[:, :, 1], atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("draw", "factor"), [(0.0, 0.6), (0.5, 1.0), (1.0, 1.4)])
