@@ -79,13 +79,13 @@ def print_table(endings: dict[str, str]) -> None:
 
 def main() -> int:
     """Draw the sample, run it, print what came out."""
-    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation")
     parser.add_argument("--mutants", type=int, default=300, help="how many; default 300")
     parser.add_argument("--seed", type=int, default=0, help="of the sample; default 0")
     parser.add_argument("--files", default="*", help="only these, as 'search/*'; default all")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
     files = [file for file in settings["only_mutate"] if fnmatch(file, arguments.files)]
     names = mutants_of(files)
     sample = random.Random(arguments.seed).sample(names, min(arguments.mutants, len(names)))

@@ -16,7 +16,7 @@ COSTS = ("examples_seen", "updates", "train_s")
 REACHED_SHARE = 0.5  # of a cell's seeds that must reach the target
 
 
-def curves(trials: pd.DataFrame, epochs: pd.DataFrame, *, lr: str = "base_lr") -> pd.DataFrame:
+def curves(trials: pd.DataFrame, epochs: pd.DataFrame, *, lr: str) -> pd.DataFrame:
     """The evaluations of usable trials with batch_size and lr beside them, and `train_s`.
 
     `train_s` is the trial's wall time up to the evaluation, evaluations included.

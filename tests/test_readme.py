@@ -144,6 +144,7 @@ HOW: dict[str, Callable[[list[str]], None]] = {
     "trainable.data": draws,
     "trainable.lr_plot": draws,
     "benchmarks.efficiency": helps,
+    "benchmarks.mutation": helps,
     "benchmarks.results": helps,
     "benchmarks.search": helps,
     "benchmarks.trial": helps,

@@ -96,6 +96,12 @@ def test_unknown_names_get_the_nearest(name: str) -> None:
         check_model(replace(SCRATCH, model=name), num_classes=2, image_size=96)
 
 
+def test_a_name_that_is_like_no_other_gets_no_hint() -> None:
+    config = TrialConfig(model="q", pretrained="none")
+    with pytest.raises(ValueError, match=r"timm/NAME, got 'q'$"):
+        check_model(config, num_classes=2, image_size=48)
+
+
 def test_weights_from_a_file_are_loaded_and_others_refused(tmp_path: Path) -> None:
     original = torchvision.models.resnet18()
     path = tmp_path / "resnet18.pth"
