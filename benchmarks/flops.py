@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.side import one_epoch
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
-from trainable.models import build_model
+from trainable.networks.models import build_model
 from trainable.trial import Trial
 
 PCAM_IMAGES = 262_144  # of PatchCamelyon's training split

@@ -43,7 +43,7 @@ def mutants_of(files: Sequence[str]) -> list[str]:
 
 
 def file_of(mutant: str) -> str:
-    """The file that a mutant changes, from a name such as search.plan.x_missing__mutmut_3."""
+    """The file that a mutant changes, from a name such as search.a.b.x_f__mutmut_3."""
     module = re.sub(r"\.(x_|xǁ).*", "", mutant)
     return f"{module.replace('.', '/')}.py"
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import PCAM
 from torchvision.transforms import InterpolationMode, v2
 
-from trainable.augment import MAX_SHIFT_PX, MAX_ZOOM
+from trainable.data.augment import MAX_SHIFT_PX, MAX_ZOOM
 from trainable.data.batches import stratified_subset
 from trainable.data.cache import Dataset
 

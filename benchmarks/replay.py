@@ -16,11 +16,11 @@ import numpy as np
 import optuna
 
 from benchmarks.curves import Curve, Recording
-from search.algorithms import EarlyStopping
-from search.domains import is_log
+from search.execution.schedulers import EarlyStopping
 from search.explore import Asha, Optuna
-from search.study import Study
-from search.suggestions import Suggestions
+from search.explore.optuna import Suggestions
+from search.study.domains import is_log
+from search.study.study import Study
 from trainable.config import TrialConfig
 
 CONFIGS, WORKERS, SCALE = 81, 9, 1000

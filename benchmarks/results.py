@@ -25,8 +25,8 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from search import results
-from search.results import Results
+from search.results import tables
+from search.results.tables import Results
 from trainable.config import TrialConfig
 
 EPOCH_S = 3.0
@@ -52,8 +52,8 @@ def trial_rows(number: int, num_epochs: int) -> tuple[dict[str, Any], list[dict[
     config = TrialConfig(batch_size=32, base_lr=float(rng.random()), seed=number)
     ended = {"status": "completed", "reason": "", "epochs_completed": num_epochs}
     about = {"started_at": now, "ended_at": now, "host": "node", "data_fingerprint": "ab" * 32}
-    trial = fill(results.TRIALS) | asdict(config) | ended | about | identity
-    rows = [fill(results.EPOCHS) | {"epoch": e} | identity for e in range(1, num_epochs + 1)]
+    trial = fill(tables.TRIALS) | asdict(config) | ended | about | identity
+    rows = [fill(tables.EPOCHS) | {"epoch": e} | identity for e in range(1, num_epochs + 1)]
     return trial, rows
 
 
@@ -63,8 +63,8 @@ def write(opened: Results, num_trials: int, num_epochs: int) -> float:
     for number in range(num_trials):
         trial, rows = trial_rows(number, num_epochs)
         started = time.perf_counter()
-        results.commit_epochs(opened, trial["trial_key"], rows)
-        results.commit_trial(opened, trial)
+        tables.commit_epochs(opened, trial["trial_key"], rows)
+        tables.commit_trial(opened, trial)
         spent += time.perf_counter() - started
     return spent / num_trials
 
@@ -76,15 +76,15 @@ def write_share(opened: Results, num_epochs: int) -> float:
         trial, rows = trial_rows(number, num_epochs)
         started = time.perf_counter()
         for epoch in range(1, num_epochs + 1):
-            results.commit_epochs(opened, trial["trial_key"], rows[:epoch])
-        results.commit_trial(opened, trial)
+            tables.commit_epochs(opened, trial["trial_key"], rows[:epoch])
+        tables.commit_trial(opened, trial)
         shares.append((time.perf_counter() - started) / (num_epochs * EPOCH_S))
     return statistics.median(shares)
 
 
 def readers(opened: Results) -> dict[str, Callable[[str], Any]]:
     """Each reads a table whole into memory."""
-    own = {"trials": results.trials, "epochs": results.epochs}
+    own = {"trials": tables.trials, "epochs": tables.epochs}
     folder = opened.folder.uri
     return {
         "search.results": lambda table: own[table](opened),
@@ -117,12 +117,12 @@ def main() -> None:
     parser.add_argument("--out", help="a folder on the disk to measure; a temporary one otherwise")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.out) as folder:
-        share = write_share(results.open_results(folder, "one"), given.epochs)
-        opened = results.open_results(folder, "large")
+        share = write_share(tables.open_results(folder, "one"), given.epochs)
+        opened = tables.open_results(folder, "large")
         trial_s = write(opened, given.trials, given.epochs)
         parts = read_s(opened, given.trials, given.epochs, 1)
         started = time.perf_counter()
-        results.compact(opened)
+        tables.compact(opened)
         compact_s = time.perf_counter() - started
         packed = read_s(opened, given.trials, given.epochs, REPEATS)
     table = Table(title=f"{given.trials:,} trials x {given.epochs} epochs, both tables", box=None)

@@ -22,13 +22,14 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-import search.tuning
+import search.execution.runner
 from cluster.connect import Cluster, connect, disconnect
-from search import results
-from search.plan import PlannedTrial
-from search.progress import Progress
-from search.study import Study
-from search.tuning import Setting, run_trials
+from search.execution.progress import Progress
+from search.execution.recorder import Setting
+from search.execution.runner import run_trials
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 
 TRAIN_S = 0.2
@@ -66,7 +67,7 @@ def bare(train: Callable[[], None], trials: int) -> float:
 def ours(
     train: Callable[[], None], trials: int, cluster: Cluster
 ) -> tuple[float, list[float], list[float]]:
-    """Seconds for so many trials through search.tuning; when each row was committed, and memory."""
+    """Seconds for so many trials through our runner; when each row was committed, and memory."""
 
     def trainable(planned: dict[str, Any]) -> None:
         train()
@@ -78,7 +79,7 @@ def ours(
     planned = [PlannedTrial(trial_key(config, "benchmark"), config) for config in configs]
     ended: list[float] = []
     held_mib: list[float] = []
-    commit = results.commit_trial
+    commit = tables.commit_trial
 
     def timed_commit(*arguments: Any) -> None:
         commit(*arguments)
@@ -88,7 +89,7 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             study=Study(name="overhead", base=base, vary={}),
-            results=results.open_results(folder, "overhead"),
+            results=tables.open_results(folder, "overhead"),
             data_folder=None,
             data_fingerprint="benchmark",
             train_images=1,
@@ -96,17 +97,17 @@ def ours(
         )
         quiet = Console(quiet=True)
         progress = Progress(quiet, ["base_lr"], "val_auroc", {}, total=trials, done_before=0)
-        before = search.tuning.train_trial
-        search.tuning.train_trial = trainable  # the one thing that is not ours here
-        results.commit_trial = timed_commit
+        before = search.execution.runner.train_trial
+        search.execution.runner.train_trial = trainable  # the one thing that is not ours here
+        tables.commit_trial = timed_commit
         started = time.perf_counter()
         try:
             with progress:
                 run_trials(setting, planned, cluster, progress)
         finally:
-            search.tuning.train_trial, results.commit_trial = before, commit
+            search.execution.runner.train_trial, tables.commit_trial = before, commit
         seconds = time.perf_counter() - started
-        assert len(results.trials(setting.results)) == trials  # noqa: S101
+        assert len(tables.trials(setting.results)) == trials  # noqa: S101
     return seconds, [started, *ended], held_mib
 
 

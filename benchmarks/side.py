@@ -21,9 +21,9 @@ from benchmarks import plain_training
 from trainable.config import TrialConfig
 from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset, open_data
-from trainable.device import keep_freed_memory, set_threads
 from trainable.feed import Feed
-from trainable.models import build_model
+from trainable.host.device import keep_freed_memory, set_threads
+from trainable.networks.models import build_model
 from trainable.record import EpochResult
 from trainable.trial import Trial
 

@@ -38,7 +38,7 @@ from benchmarks.plain_training import write_patches
 from benchmarks.side import AUROC_EPOCHS, Side, Work
 from benchmarks.turns import measured
 from trainable.data.cache import Dataset, open_data
-from trainable.device import device_name, pick_device
+from trainable.host.device import device_name, pick_device
 
 FLIPS, AFFINE = "hflip+vflip+shift", "hflip+vflip+shift+rotate+zoom"
 CORES = len(os.sched_getaffinity(0))

@@ -25,25 +25,26 @@ import pandas as pd
 from rich.console import Console
 
 from cluster.connect import TOKEN_HINT, Cluster, ConnectError, connect, disconnect
-from search import lock, plan, results
-from search.answer import print_answer
-from search.cost import compare_estimate, print_cost, print_plan
-from search.explore import Optuna, Pbt
-from search.load import SpaceFileError, space_sha256
-from search.lock import LockedError
-from search.plan import PlannedTrial
-from search.population import delete_states, next_generation
-from search.prepare import Ready, prepare
-from search.progress import Progress
-from search.report import write_report, written_meanwhile
-from search.resources import possible_resources, with_measured_shares
-from search.results import ResultsError
-from search.suggestions import JOURNAL, Suggestions
-from search.tuning import Setting, run_trials
-from search.watch import head_watched
-from trainable import storage
+from search.execution.dry_run import compare_estimate, print_cost, print_plan
+from search.execution.preflight import Ready, prepare
+from search.execution.progress import Progress
+from search.execution.recorder import Setting
+from search.execution.resources import possible_resources, with_measured_shares
+from search.execution.runner import run_trials
+from search.execution.watchdog import head_watched
+from search.explore import Optuna, Pbt, plan
+from search.explore.optuna import JOURNAL, Suggestions
+from search.explore.pbt import delete_states, next_generation
+from search.explore.plan import PlannedTrial
+from search.report.report import write_report, written_meanwhile
+from search.report.terminal import print_answer
+from search.results import lock, tables
+from search.results.lock import LockedError
+from search.results.tables import ResultsError
+from search.study.space_file import SpaceFileError, space_sha256
 from trainable.data.sources import DataError
-from trainable.storage import NoSpaceError
+from trainable.host import storage
+from trainable.host.storage import NoSpaceError
 
 COMPACT_FROM = 2000  # files: from there on reading one after the other takes seconds
 LEAST_FREE_BYTES = 20_000_000
@@ -114,7 +115,7 @@ def _dry_run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
         if ready.results.folder.is_local and (Path(ready.results.folder.uri) / JOURNAL).exists():
             planned = open_suggestions(ready).planned()
         num_later = study.explore.num_configs * study.seeds - len(planned)
-    held = results.trials(ready.results)
+    held = tables.trials(ready.results)
     if isinstance(study.explore, Pbt):
         about = {"data_fingerprint": ready.data_fingerprint}
         while not plan.missing(planned, held) and (
@@ -140,7 +141,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
     suggestions, total, unended = None, len(planned), 0
     with ExitStack() as stack:
         stack.enter_context(lock.held(ready.results.folder))
-        for name in results.make_sound(ready.results):
+        for name in tables.make_sound(ready.results):
             console.print(
                 f"{name} could not be read, is in damaged/ now and is made anew", style="yellow"
             )
@@ -151,7 +152,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
         cluster = None
         retry = given.retry
         while True:
-            held = results.trials(ready.results)
+            held = tables.trials(ready.results)
             todo = plan.missing(planned, held, retry=retry)
             left = len(todo) + total - len(planned)
             if cluster is None:
@@ -161,7 +162,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                 )
             if left:
                 if cluster is None:
-                    results.commit_study(ready.results, _about(given, ready))
+                    tables.commit_study(ready.results, _about(given, ready))
                     cluster = connect(given.address)
                     stack.callback(disconnect)
                     _stop_on_sigterm()  # Ray has put its own handler there, which exits at once
@@ -174,7 +175,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
                     # A later round asks for these trials: stopping some would bias their means.
                     ready = replace(ready, study=replace(study, stop=None))
                 keys = {trial.key for trial in todo}
-                results.take_apart(ready.results, keys)
+                tables.take_apart(ready.results, keys)
                 _check_room(ready)
                 past = [trial for trial in planned if trial.key not in keys]
                 with written_meanwhile(ready.results):
@@ -189,7 +190,7 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             more = ask(
                 study,
                 planned,
-                results.trials(ready.results),
+                tables.trials(ready.results),
                 data_fingerprint=ready.data_fingerprint,
             )
             if not more:
@@ -198,9 +199,9 @@ def _run(given: argparse.Namespace, ready: Ready, console: Console) -> int:
             planned, total = [*planned, *more], total + len(more)
             if new:
                 console.print(f"another round: {len(new)} trials that the results call for")
-        if results.num_files(ready.results) > COMPACT_FROM:
-            results.compact(ready.results)
-    rows = plan.of_plan(planned, results.trials(ready.results))
+        if tables.num_files(ready.results) > COMPACT_FROM:
+            tables.compact(ready.results)
+    rows = plan.of_plan(planned, tables.trials(ready.results))
     if isinstance(study.explore, Pbt) and not unended:
         delete_states(ready.results, planned)
     print_answer(console, study, rows, ready.results, planned)

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from search.domains import probes
-from search.load import SpaceFileError
-from search.prepare import prepare
-from search.progress import show
-from search.results import ResultsError
-from search.study import Study
+from search.execution.preflight import prepare
+from search.execution.progress import show
+from search.results.tables import ResultsError
+from search.study.domains import probes
+from search.study.space_file import SpaceFileError
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import open_data
 from trainable.data.sources import DataError

@@ -16,7 +16,7 @@ import pytest
 import torch
 from faulty_study import command, faultless
 
-from search.results import EPOCHS, TRIALS, Results, commit_study, open_results
+from search.results.tables import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.synthetic import draw_patches
@@ -260,7 +260,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     monkeypatch.setattr("search.run.connect", lambda address: here)
     monkeypatch.setattr("search.run.disconnect", lambda: None)
-    monkeypatch.setattr("search.cost._time", lambda *about: (speeds, 0.0))
+    monkeypatch.setattr("search.execution.dry_run._time", lambda *about: (speeds, 0.0))
     monkeypatch.setenv("COLUMNS", "200")
     before = signal.getsignal(signal.SIGTERM)  # the command puts its own there
     yield

@@ -13,18 +13,18 @@ import pandas as pd
 import psutil
 import pytest
 
-from search import results
-from search.results import Results
-from trainable.storage import folder_at
+from search.results import tables
+from search.results.tables import Results
+from trainable.host.storage import folder_at
 
 ROOT = Path(__file__).parent.parent
 SPACE = ROOT / "tests" / "spaces" / "faulty.py"
 # The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
 DRIVER = """
-import os, sys, search.watch
-search.watch.HUNG_LEAST_S = 5.0
-search.watch.HUNG_FACTOR = 8.0
-search.watch.START_S = 30.0
+import os, sys, search.execution.watchdog
+search.execution.watchdog.HUNG_LEAST_S = 5.0
+search.execution.watchdog.HUNG_FACTOR = 8.0
+search.execution.watchdog.START_S = 30.0
 if os.environ.get("FAULT"):  # in the workers, too
     import ray
     start = ray.init
@@ -61,7 +61,7 @@ class Command:
 
     def rows(self) -> pd.DataFrame:
         """What a reader sees at this moment, of the files that are sound."""
-        return results.epochs(Results("faulty", folder_at(str(self.out / "faulty"))))
+        return tables.epochs(Results("faulty", folder_at(str(self.out / "faulty"))))
 
     def wait_for(self, condition: Callable[[pd.DataFrame], bool], timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
@@ -117,8 +117,8 @@ def check(
     **row: Any,
 ) -> None:
     """Everything that must hold at the end, and a line for the matrix."""
-    opened = results.open_folder(str(command.out / "faulty"))
-    assert results.faults(opened) == []
+    opened = tables.open_folder(str(command.out / "faulty"))
+    assert tables.faults(opened) == []
     after = command.rows().set_index(["trial_key", "epoch"]).sort_index()
     pd.testing.assert_frame_equal(after[NUMBERS], faultless)
     trials = pd.read_parquet(command.out / "faulty" / "trials")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from search.analysis import Analysis, analyse
+from search.analysis.analysis import Analysis, analyse
 
 Cells = Mapping[tuple[int, float], Sequence[float | str]]
 SHARES = (

@@ -19,7 +19,7 @@ def test_its_files_exist() -> None:
 def test_a_mutant_is_traced_to_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     # A file of functions in a folder below, and one with a class's methods.
-    for file in ("trainable/data/hdf5.py", "search/progress.py"):
+    for file in ("trainable/data/hdf5.py", "search/execution/progress.py"):
         names = mutants_of([file])
         assert len(set(names)) == len(names) > 20
         assert {file_of(name) for name in names} == {file}

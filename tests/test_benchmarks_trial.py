@@ -8,11 +8,11 @@ from torchvision.transforms import v2
 
 from benchmarks import plain_training
 from benchmarks.flops import PCAM_PX, flop_per_image
-from trainable.augment import MAX_SHIFT_PX
 from trainable.config import TrialConfig
+from trainable.data.augment import MAX_SHIFT_PX
 from trainable.data.batches import Place, evaluation_batches, to_device, training_batches
 from trainable.data.cache import Dataset, open_data
-from trainable.models import bare_network, freeze_all_but, replace_head
+from trainable.networks.models import bare_network, freeze_all_but, replace_head
 
 CPU = torch.device("cpu")
 

@@ -30,7 +30,7 @@ from faulty_study import (
     run_again,
 )
 
-from search import results
+from search.results import tables
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -326,7 +326,7 @@ def test_cuda_memory_runs_out(
     pd.testing.assert_index_equal(alike.index, faultless.index)
     same = ["lr", "examples_seen", "updates"]
     pd.testing.assert_frame_equal(alike[same], faultless[same])
-    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    assert tables.faults(tables.open_folder(str(command.out / "faulty"))) == []
     lost = seen.index.difference(alike.index)
     again = int((alike.loc[seen.index, "epoch_wall_s"] != seen["epoch_wall_s"]).sum())
     assert len(lost) == again == 0
@@ -346,15 +346,15 @@ def test_the_clock_is_set_back(
     assert command.end()[0] == 75
     before = command.rows()
     ahead = time.time() + 365 * 86400
-    opened = results.open_folder(str(tmp_path / "faulty"))
-    for trial in results.trials(opened).to_dict("records"):
+    opened = tables.open_folder(str(tmp_path / "faulty"))
+    for trial in tables.trials(opened).to_dict("records"):
         then = pd.Timestamp(ahead, unit="s", tz="UTC")
         sound = {name: value for name, value in trial.items() if not pd.isna(value)}
-        results.commit_trial(opened, {**sound, "started_at": then, "ended_at": then})
+        tables.commit_trial(opened, {**sound, "started_at": then, "ended_at": then})
     for path in (tmp_path / "faulty").rglob("*"):
         os.utime(path, (ahead, ahead))
     recovered = go_on(command)
-    assert (results.trials(opened)["started_at"] < pd.Timestamp.now("UTC")).all()
+    assert (tables.trials(opened)["started_at"] < pd.Timestamp.now("UTC")).all()
     row = {"fault": "the clock is set back a year", "recovered after": recovered}
     check(command, before, faultless, matrix=fault_matrix, **row)
 
@@ -374,7 +374,7 @@ def test_a_loss_that_is_not_a_number(
     assert set(trials.loc[1e30, "status"]) == {"diverged"}
     assert trials.loc[1e30, "reason"].str.contains("not finite").all()
     assert set(trials.loc[0.3, "status"]) == {"completed"}
-    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    assert tables.faults(tables.open_folder(str(command.out / "faulty"))) == []
     rows = command.rows().set_index(["trial_key", "epoch"]).sort_index()
     others = rows[rows.index.get_level_values(0).isin(trials.loc[0.3, "trial_key"])]
     pd.testing.assert_frame_equal(others[NUMBERS], faultless)

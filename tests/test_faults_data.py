@@ -12,8 +12,8 @@ import pytest
 from faulty_study import SPACE, Command, doubled, enough, go_on, harm, run_again
 from PIL import Image
 
-from search import results
-from search.load import load_study
+from search.results import tables
+from search.study.space_file import load_study
 from trainable.data.synthetic import draw_patches
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
@@ -76,7 +76,7 @@ def test_the_data_breaks_under_way(
     struck.write_bytes(sound)
     os.utime(struck, ns=(about.st_atime_ns, about.st_mtime_ns))
     recovered = go_on(command)
-    assert results.faults(results.open_folder(str(command.out / "faulty"))) == []
+    assert tables.faults(tables.open_folder(str(command.out / "faulty"))) == []
     after = command.rows().set_index(["trial_key", "epoch"])
     seen = before.set_index(["trial_key", "epoch"])
     assert len(after) == 2 * len(seen)

@@ -33,12 +33,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_search_results import row
 
-from search import parts, results
+from search.results import files, tables
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.data import hdf5, sources
 from trainable.data.sources import DataError
-from trainable.storage import Folder
+from trainable.host.storage import Folder
 
 IN_CI = 60  # files a reader
 BY_HAND = 1000
@@ -52,13 +52,13 @@ EPOCHS = [{"study": "s", "trial_key": "k", "attempt": 1, "epoch": e, "lr": 0.1} 
 
 
 def valid_parquet(folder: Path) -> bytes:
-    parts.write_part(Folder(str(folder)), "k.parquet", results.EPOCHS, EPOCHS)
+    files.write_part(Folder(str(folder)), "k.parquet", tables.EPOCHS, EPOCHS)
     return (folder / "k.parquet").read_bytes()
 
 
 def read_parquet(folder: Path, content: bytes) -> Any:
     (folder / "k.parquet").write_bytes(content)
-    table, damaged = parts.read_parts(Folder(str(folder)), results.EPOCHS)
+    table, damaged = files.read_parts(Folder(str(folder)), tables.EPOCHS)
     if damaged:
         raise DataError(damaged["k.parquet"])
     return table.to_pylist()
@@ -162,7 +162,7 @@ def read_resealed(folder: Path, content: bytes) -> Any:
 
 
 def valid_trial(folder: Path) -> bytes:
-    parts.write_part(Folder(str(folder)), "k.parquet", results.TRIALS, [row("k")])
+    files.write_part(Folder(str(folder)), "k.parquet", tables.TRIALS, [row("k")])
     return (folder / "k.parquet").read_bytes()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from search.load import load_study
 from search.run import parser
+from search.study.space_file import load_study
 from trainable.fields import fields_table
 
 ROOT = Path(__file__).parent.parent
@@ -74,12 +74,15 @@ def test_readme_names_files_that_exist() -> None:
         assert (ROOT / target).exists(), target
     tree = re.search(r"```text\n(search/.*?)```", text, re.DOTALL)
     assert tree
-    folder = ""
+    folders: list[str] = []
     for line in tree.group(1).splitlines():
-        name = line.split()[0] if line.strip() else ""
-        folder = name if name.endswith("/") and not line.startswith(" ") else folder
-        path = folder if name == folder else f"{folder}{name}"
-        assert (ROOT / path).exists(), path
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r" {3,}", line.strip())[0]
+        for name in re.findall(r"[\w.]+(?:/|\.py)", names):
+            path = "".join(folders[:depth]) + name
+            assert (ROOT / path).exists(), path
+            if name.endswith("/"):
+                folders = [*folders[:depth], name]
 
 
 def test_uv_lock_is_not_committed() -> None:

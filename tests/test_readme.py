@@ -20,11 +20,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from search import report
-from search.results import Results
+from search.results.tables import Results
 from search.run import parser
-from search.study import Study, configurations
-from trainable import models
+from search.study.study import Study, configurations
+from trainable.networks import models
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -109,7 +108,7 @@ def reports(words: list[str]) -> None:
             def interrupted(seconds: float) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(report.time, "sleep", interrupted)
+            patch.setattr("time.sleep", interrupted)
             assert start(words) in (0, None)
     else:
         assert start(words) == 0

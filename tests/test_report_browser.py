@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from search.report import write_report
-from search.results import Results
+from search.report.report import write_report
+from search.results.tables import Results
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from made_tables import analysed as of
 
-from search import gallery
-from search.findings import Findings
+from search.report import gallery
+from search.report.findings import Findings
 
 CHARTS = (
     *("heat_map", "lr_curves", "ridge_chart", "learning_curves", "collapse_chart", "target_chart"),

@@ -8,8 +8,8 @@ import pytest
 from made_tables import Cells, table
 from made_tables import analysed as of
 
-from search.analysis import Analysis, analyse
-from search.conclude import cautions
+from search.analysis.analysis import Analysis, analyse
+from search.report.sentences import cautions
 
 # Each sentence once, so that another wording is one edit.
 PLAYBOOK = (

@@ -13,9 +13,9 @@ import pytest
 from made_tables import Cells, table
 from made_tables import analysed as of
 
-from search import page
-from search.conclude import cautions, conclusions
-from search.findings import (
+from search.analysis.leaderboard import ablation
+from search.report import page
+from search.report.findings import (
     Findings,
     cautions_of,
     conclusions_of,
@@ -24,10 +24,10 @@ from search.findings import (
     of_study,
     of_table,
 )
-from search.results import Results, ResultsError
-from search.surface import ablation
+from search.report.sentences import cautions, conclusions
+from search.results.tables import Results, ResultsError
 from trainable.config import SCORES
-from trainable.storage import Folder
+from trainable.host.storage import Folder
 
 MakeStudy = Callable[..., Results]
 # Each sentence once, so that another wording is one edit.

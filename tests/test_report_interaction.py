@@ -9,8 +9,8 @@ import pytest
 from made_tables import Cells, shares_of, table
 from made_tables import analysed as of
 
-from search.analysis import Analysis, analyse
-from search.conclude import conclusions
+from search.analysis.analysis import Analysis, analyse
+from search.report.sentences import conclusions
 
 NAN = math.nan
 # Each sentence once, so that another wording is one edit; that of the shares is with the tables.

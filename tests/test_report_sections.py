@@ -12,10 +12,10 @@ import pytest
 from made_tables import Cells, table
 from made_tables import analysed as of
 
-from search import sections
-from search.analysis import analyse
-from search.findings import Findings
-from search.scaling import EDGE_WITHIN_NOISE, Exponent
+from search.analysis.analysis import analyse
+from search.analysis.scaling import EDGE_WITHIN_NOISE, Exponent
+from search.report import sections
+from search.report.findings import Findings
 
 NAN = math.nan
 Table = tuple[str, list[str], list[list[str]]]

@@ -11,8 +11,8 @@ from made_tables import Cells, shares_of
 from made_tables import analysed as of
 from scipy import stats
 
-from search.conclude import conclusions, listed, scope, show
-from search.scaling import Exponent
+from search.analysis.scaling import Exponent
+from search.report.sentences import conclusions, listed, scope, show
 
 # Each sentence once, so that another wording is one edit.
 NO_SCORE = "No trial has a score: nothing can be said of batch size and learning rate yet."

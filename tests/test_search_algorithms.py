@@ -25,14 +25,15 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from cluster.connect import Cluster
-from search import results
-from search.algorithms import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
+from search.execution.progress import Progress
+from search.execution.recorder import Setting
+from search.execution.runner import run_trials
+from search.execution.schedulers import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Random
-from search.plan import PlannedTrial
-from search.progress import Progress
-from search.study import Study, configurations
-from search.suggestions import JOURNAL, Suggestions
-from search.tuning import Setting, run_trials
+from search.explore.optuna import JOURNAL, Suggestions
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.study.study import Study, configurations
 from trainable.config import TrialConfig
 from trainable.record import finite_score
 
@@ -216,11 +217,11 @@ def test_points_come_first(tmp_path: Path) -> None:
 
 
 def past_study(folder: Path, lrs: list[float]) -> Path:
-    opened = results.open_results(str(folder), "past")
+    opened = tables.open_results(str(folder), "past")
     for i, lr in enumerate(lrs):
         config = asdict(replace(BASE, batch_size=16, base_lr=lr))
         row = {"study": "past", "trial_key": f"k{i}", "attempt": 1, "status": "completed"}
-        results.commit_trial(opened, {**config, **row, "val_auroc": 0.5 + i / 10})
+        tables.commit_trial(opened, {**config, **row, "val_auroc": 0.5 + i / 10})
     return folder / "past"
 
 
@@ -297,7 +298,7 @@ def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pendin
     stock = SearchGenerator(OptunaSearch(metric="m", mode="max"))
     assert _get_max_pending_trials(stock) == 1
     declared = study()
-    store = results.open_results(str(tmp_path), declared.name)
+    store = tables.open_results(str(tmp_path), declared.name)
     suggestions = Suggestions(declared, tmp_path / JOURNAL, data_fingerprint="d")
     setting = Setting(
         study=declared,
@@ -310,7 +311,7 @@ def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pendin
     cluster = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=4, num_gpus=0)
     progress = Progress(Console(), [], "val_auroc", {}, 4, 0)
     tuner = MagicMock()
-    monkeypatch.setattr("search.tuning.tune.Tuner", tuner)
+    monkeypatch.setattr("search.execution.runner.tune.Tuner", tuner)
     run_trials(setting, [], cluster, progress, suggestions)
     made = tuner.call_args.kwargs["tune_config"]
     limited = ConcurrencyLimiter(made.search_alg, max_concurrent=made.max_concurrent_trials)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.analysis import Analysis, analyse, in_bins
-from search.conclude import cautions, conclusions
-from search.own_table import read_own_table
+from search.analysis.analysis import Analysis, analyse, in_bins
+from search.analysis.foreign_table import read_own_table
+from search.report.sentences import cautions, conclusions
 
 Draw = Callable[..., pd.DataFrame]
 

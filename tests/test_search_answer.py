@@ -10,14 +10,15 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from search.answer import COLOURS, _cell_text, _surface_table, print_answer
+from search.analysis.ridge import ridge
+from search.analysis.surface import surface
 from search.explore import Ablation, Pbt, Random, Variants
-from search.plan import PlannedTrial
-from search.results import Results
-from search.study import Study
-from search.surface import ridge, surface
+from search.explore.plan import PlannedTrial
+from search.report.terminal import COLOURS, _cell_text, _surface_table, print_answer
+from search.results.tables import Results
+from search.study.study import Study
 from trainable.config import TrialConfig
-from trainable.storage import Folder
+from trainable.host.storage import Folder
 
 EDGE = (
     "the best learning rate for {sizes} lies on the grid's edge ({lr}, the {edge} tried): widen it"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from search.surface import best_set, dunnett_critical, noise_of, optimism, surface
+from search.analysis.surface import best_set, dunnett_critical, noise_of, optimism, surface
 
 NOISE = 0.01
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from made_tables import analysed, table
 
-from search.analysis import analyse, in_bins
-from search.figures import as_json, plain
+from search.analysis.analysis import analyse, in_bins
+from search.report.numbers import as_json, plain
 
 NAN = math.nan
 # Six of many digits, in steps of all sizes.

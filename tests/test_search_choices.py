@@ -15,14 +15,15 @@ import pytest
 from optuna.trial import TrialState
 from ray import tune
 
-from search import explore, plan, population
-from search.algorithms import OptunaSearcher, scheduler_of
-from search.domains import draw, perturbed, probes
-from search.explore import Optuna
-from search.plan import PlannedTrial
-from search.results import STATUSES, TRIALS
-from search.study import Study
-from search.suggestions import JOURNAL, Suggestions, distribution_of, sampler_of
+from search.execution.schedulers import OptunaSearcher, scheduler_of
+from search.explore import Optuna, plan
+from search.explore import declarations as explore
+from search.explore import pbt as population
+from search.explore.optuna import JOURNAL, Suggestions, distribution_of, sampler_of
+from search.explore.plan import PlannedTrial
+from search.results.tables import STATUSES, TRIALS
+from search.study.domains import draw, perturbed, probes
+from search.study.study import Study
 from trainable.config import SCORES, TrialConfig
 from trainable.record import WORST
 

@@ -18,9 +18,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
 
-from search import results
-from search.cost import FILE, _drawn, compare_estimate, duration
-from search.estimate import (
+from search.execution.cost_estimate import (
     Share,
     estimate,
     kind_of,
@@ -31,15 +29,17 @@ from search.estimate import (
     trained_share,
     trial_cost_s,
 )
+from search.execution.dry_run import FILE, _drawn, compare_estimate, duration
 from search.explore import Optuna, Pbt
-from search.load import SpaceFileError
-from search.plan import PlannedTrial
-from search.study import Study
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.study.space_file import SpaceFileError
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.probe import Measured
-from trainable.step import Step
+from trainable.training.step import Step
 from trainable.trial import Trial
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
@@ -315,7 +315,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def compared(folder: Path, record: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    opened = results.open_results(str(folder), "s")
+    opened = tables.open_results(str(folder), "s")
     (folder / "s" / FILE).write_text(json.dumps(record))
     planned = [PlannedTrial(row["trial_key"], BASE) for row in rows]
     console = Console(record=True, width=200)

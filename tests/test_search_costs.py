@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from search.targets import at_equal, common_target, curves, noise_scales, throughput, to_target
+from search.analysis.time_to_target import (
+    at_equal,
+    common_target,
+    curves,
+    noise_scales,
+    throughput,
+    to_target,
+)
 
 IMAGES = 100  # of an epoch
 # Each trial's scores, an epoch each: by batch size, lr, seed.

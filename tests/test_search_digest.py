@@ -11,17 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from search import parts, results
-from search.results import EPOCHS, Results
+from search.results import files, tables
+from search.results.tables import EPOCHS, Results
 
 ROW = {"study": "s", "trial_key": "k", "seed": 3, "attempt": 1, "epoch": 1, "val_auroc": 0.5}
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Results:
-    found = results.open_results(str(tmp_path), "s")
-    results.commit_epochs(found, "k", [ROW])
-    results.commit_epochs(found, "other", [ROW | {"trial_key": "other"}])
+    found = tables.open_results(str(tmp_path), "s")
+    tables.commit_epochs(found, "k", [ROW])
+    tables.commit_epochs(found, "other", [ROW | {"trial_key": "other"}])
     return found
 
 
@@ -56,12 +56,12 @@ def test_what_parquet_reads_without_a_word_is_noticed(
     file_of(opened).write_bytes(harm(before))
     assert harm(before) != before
     assert len(pq.ParquetFile(file_of(opened), page_checksum_verification=True).read()) == 1
-    table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+    table, damaged = files.read_parts(opened / "epochs", EPOCHS)
     said = "its SHA-256 is not the one in its footer: it was changed or cut"
     assert damaged == {"k.parquet": said}
     assert table["trial_key"].to_pylist() == ["other"]
-    assert results.faults(opened) == [f"epochs/k.parquet cannot be read: {said}"]
-    assert results.make_sound(opened) == ["epochs/k.parquet"]
+    assert tables.faults(opened) == [f"epochs/k.parquet cannot be read: {said}"]
+    assert tables.make_sound(opened) == ["epochs/k.parquet"]
 
 
 def test_a_bit_is_noticed_wherever_it_lies(opened: Results) -> None:
@@ -70,7 +70,7 @@ def test_a_bit_is_noticed_wherever_it_lies(opened: Results) -> None:
         harmed = bytearray(content)
         harmed[at] ^= 1 << at % 8
         file_of(opened).write_bytes(bytes(harmed))
-        table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+        table, damaged = files.read_parts(opened / "epochs", EPOCHS)
         # Where the digest's own name is hit it is a file without one: Parquet then reads all of it.
         unsealed = b"content_sha256" not in harmed
         assert damaged or (unsealed and table.num_rows == 2), at
@@ -96,13 +96,13 @@ def test_a_file_without_a_digest_is_held_to_its_pages_checksums(opened: Results)
     assert content.count(score) == 1
     file_of(opened).write_bytes(content.replace(score, struct.pack("<d", 0.75)))
     assert pq.read_table(file_of(opened))["val_auroc"].to_pylist() == [0.75]
-    assert list(parts.read_parts(opened / "epochs", EPOCHS)[1]) == ["k.parquet"]
+    assert list(files.read_parts(opened / "epochs", EPOCHS)[1]) == ["k.parquet"]
 
 
 def test_a_file_that_others_wrote_has_no_digest_and_is_read(opened: Results) -> None:
     frame = pd.DataFrame([{"trial_key": "theirs", "epoch": 1, "val_auroc": 0.25}])
     frame.to_parquet(file_of(opened).with_name("theirs.parquet"))
-    table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+    table, damaged = files.read_parts(opened / "epochs", EPOCHS)
     assert damaged == {}
     assert table["trial_key"].to_pylist() == ["k", "other", "theirs"]
     assert table["val_auroc"].to_pylist() == [0.5, 0.5, 0.25]
@@ -125,4 +125,4 @@ def test_a_file_whose_rows_are_of_no_trial_is_damaged(
     frame: pd.DataFrame, said: str, opened: Results
 ) -> None:
     frame.to_parquet(file_of(opened))
-    assert parts.read_parts(opened / "epochs", EPOCHS)[1] == {"k.parquet": said}
+    assert files.read_parts(opened / "epochs", EPOCHS)[1] == {"k.parquet": said}

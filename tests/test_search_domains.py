@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ray import tune
 
-from search.domains import as_searched, as_values, draw, is_log, perturbed, probes, step_of
+from search.study.domains import as_searched, as_values, draw, is_log, perturbed, probes, step_of
 
 
 @pytest.mark.parametrize("values", [[1, 2], (1, 2)])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from search.explore import (
+from search.explore.declarations import (
     OBJECTIVES,
     SAMPLERS,
     Asha,

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from ray import tune
 
-from search import plan, results
-from search.explore import Pbt
-from search.plan import PlannedTrial
-from search.population import delete_states, generation_of, lineage, next_generation
-from search.study import Study
-from trainable import storage
+from search.explore import Pbt, plan
+from search.explore.pbt import delete_states, generation_of, lineage, next_generation
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
+from trainable.host import storage
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
 VARY = {"batch_size": tune.choice([16, 32, 64]), "base_lr": tune.loguniform(1e-3, 1.0)}
@@ -174,7 +174,7 @@ def test_a_line_ends_where_its_trial_is_not_in_the_table() -> None:
 
 
 def test_states_are_deleted_with_their_folders_and_kept_weights_stay(tmp_path: Path) -> None:
-    opened = results.open_results(str(tmp_path), "s")
+    opened = tables.open_results(str(tmp_path), "s")
     trials = [PlannedTrial(key, BASE) for key in ("a", "b", "c")]
     for key, name in (("a", "even.pt"), ("other", "even.pt"), ("c", "notes.txt")):
         storage.write(opened / "checkpoints" / key, name, b"state")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from made_tables import table
 
-from search.groups import (
+from search.analysis.groups import (
     CHOICES,
     CROSSED,
     analyses,

@@ -14,16 +14,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from search.importance import (
-    _domain,
-    _heights,
-    _is_log,
-    _scores,
-    _shown,
-    importance,
-    importance_chart,
-    parallel_coordinates,
-)
+from search.analysis.importance import _domain, _scores, importance, is_log
+from search.report.search_charts import _heights, _shown, importance_chart, parallel_coordinates
 
 FIELDS = ["base_lr", "batch_size", "optimizer"]
 
@@ -121,8 +113,8 @@ def test_a_fields_domain_is_read_off_its_values() -> None:
     assert of([*range(1, 30)]) == IntDistribution(1, 29)
     assert of([k / 10 for k in range(1, 10)]) == FloatDistribution(0.1, 0.9)
     assert of([10.0**-k for k in range(9)]) == FloatDistribution(1e-8, 1.0, log=True)
-    assert not _is_log(pd.Series([0.0, 100.0]))
-    assert _is_log(pd.Series([1.0, 30.0]))
+    assert not is_log(pd.Series([0.0, 100.0]))
+    assert is_log(pd.Series([1.0, 30.0]))
 
 
 @pytest.mark.parametrize(("mode", "worst"), [("max", 0.2), ("min", -0.9)])

@@ -7,8 +7,8 @@ import pytest
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
-from search.interaction import interaction, spearman
-from search.surface import surface
+from search.analysis.interaction import interaction, spearman
+from search.analysis.surface import surface
 
 Draw = Callable[..., pd.DataFrame]
 LEVEL = 0.05
@@ -44,7 +44,7 @@ def test_without_interaction_the_test_rejects_as_often_as_it_says(
     lost: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its p value is not looked at here, and takes longer than all else.
-    monkeypatch.setattr("search.interaction._robust_p", lambda *_: math.nan)
+    monkeypatch.setattr("search.analysis.interaction._robust_p", lambda *_: math.nan)
     rng = np.random.default_rng(0)
     p_values = []
     for _ in range(600):

@@ -10,10 +10,12 @@ from made_tables import analysed, table
 from numpy.typing import NDArray
 from scipy import stats
 
-from search.scaling import EDGE_WITHIN_NOISE, exponent
-from search.surface import best_set, leaderboard, redrawn, ridge_interval, standard_errors, surface
-from search.targets import front
-from search.training_charts import target_chart
+from search.analysis.leaderboard import leaderboard
+from search.analysis.ridge import ridge_interval
+from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
+from search.analysis.surface import best_set, redrawn, standard_errors, surface
+from search.analysis.time_to_target import front
+from search.report.training_charts import target_chart
 
 Floats = NDArray[np.float64]
 DRAWS = 40_000

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from search.algorithms import EarlyStopping
+from search.execution.schedulers import EarlyStopping
 from search.explore import Asha, HyperBand, Median
 
 IMAGES = 100

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from search import lock
-from search.lock import LockedError, held
-from trainable.storage import Folder
+from search.results import lock
+from search.results.lock import LockedError, held
+from trainable.host.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 HOLDER = """
 import sys, time
-from search.lock import held
-from trainable.storage import Folder
+from search.results.lock import held
+from trainable.host.storage import Folder
 with held(Folder(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.own_table import TableError, read_own_table
+from search.analysis.foreign_table import TableError, read_own_table
 
 NAN = math.nan
 UNDER_WAY = "{n} rows of trainings that have not ended are left out."
@@ -124,9 +124,9 @@ def test_a_metric_of_a_name_that_is_taken_is_called_otherwise(tmp_path: Path, na
 def test_a_metric_may_have_the_name_of_a_figure_of_the_leaderboard(
     tmp_path: Path, name: str
 ) -> None:
-    from search.findings import of_table
-    from search.markup import text
-    from search.sections import leaders_table
+    from search.report.findings import of_table
+    from search.report.markup import text
+    from search.report.sections import leaders_table
 
     table = pd.concat([grid(), grid()]).assign(q=np.arange(12) / 100).rename(columns={"q": name})
     table.to_csv(tmp_path / "own.csv", index=False)

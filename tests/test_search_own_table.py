@@ -8,9 +8,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from search.analysis import analyse
-from search.own_table import OwnTable, TableError, read_own_table
-from search.report import main
+from search.analysis.analysis import analyse
+from search.analysis.foreign_table import OwnTable, TableError, read_own_table
+from search.report.__main__ import main
 
 COLUMNS = {"batch_size": "bs", "lr": "rate", "metric": "score"}
 

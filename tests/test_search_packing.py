@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from search import parts, results
-from search.results import EPOCHS, TABLES, Results
+from search.results import files, tables
+from search.results.tables import EPOCHS, TABLES, Results
 
 KEYS = ["k1", "k2", "q1"]  # names before and after `packed-`
 STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
@@ -22,21 +22,21 @@ STEPS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "LISTING_S", 0.0)
+    monkeypatch.setattr(files, "LISTING_S", 0.0)
 
 
 def fill(opened: Results, keys: list[str], *, epochs: int = 3, status: str = "completed") -> None:
     for key in keys:
         own = {"study": "s", "trial_key": key, "seed": 0, "attempt": 1}
         rows = [own | {"epoch": epoch, "val_auroc": 0.5} for epoch in range(1, epochs + 1)]
-        results.commit_epochs(opened, key, rows)
+        tables.commit_epochs(opened, key, rows)
         ended = {"epochs_completed": epochs, "ended_at": datetime.now(UTC)}
-        results.commit_trial(opened, own | {"status": status, "reason": ""} | ended)
+        tables.commit_trial(opened, own | {"status": status, "reason": ""} | ended)
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Results:
-    found = results.open_results(str(tmp_path), "s")
+    found = tables.open_results(str(tmp_path), "s")
     fill(found, KEYS)
     return found
 
@@ -78,9 +78,9 @@ def test_a_reader_sees_each_row_once_at_every_step_of_a_pack(
         assert rows_of(folder) == WHOLE, step
 
     with after_each_step(look):
-        assert parts.pack(opened / "epochs", EPOCHS, apart=["k2"]) == 1
+        assert files.pack(opened / "epochs", EPOCHS, apart=["k2"]) == 1
         assert sorted(p.name for p in folder.iterdir())[0] == "k2.parquet"
-        assert parts.pack(opened / "epochs", EPOCHS) == 1
+        assert files.pack(opened / "epochs", EPOCHS) == 1
     assert len(steps) > 10
     assert {"replace", "unlink", "rmdir"} <= set(steps)
     (packed,) = folder.iterdir()
@@ -96,9 +96,9 @@ def test_who_opened_the_old_folder_has_time_to_list_it(
         (old,) = (tmp_path / "s").glob(".epochs-packing-*")
         left.append((seconds, sorted(path.name for path in old.iterdir())))
 
-    monkeypatch.setattr(parts, "LISTING_S", 0.2)
-    monkeypatch.setattr(parts.time, "sleep", wait)
-    parts.pack(opened / "epochs", EPOCHS)
+    monkeypatch.setattr(files, "LISTING_S", 0.2)
+    monkeypatch.setattr(files.time, "sleep", wait)
+    files.pack(opened / "epochs", EPOCHS)
     assert left == [(0.2, [f"{key}.parquet" for key in KEYS])]
 
 
@@ -120,16 +120,16 @@ def test_a_pack_that_is_killed_at_any_step_is_cleared_up_with_nothing_lost(
 
             try:
                 with after_each_step(die):
-                    parts.pack(opened / "epochs", EPOCHS, apart=["k1"] if last % 2 else [])
+                    files.pack(opened / "epochs", EPOCHS, apart=["k1"] if last % 2 else [])
                 os._exit(0)
             except BaseException:
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert rows_of(folder) == WHOLE, last
-        assert results.make_sound(opened) == []
+        assert tables.make_sound(opened) == []
         assert [p.name for p in (tmp_path / "s").glob(".*") if p.name != ".writable"] == []
         assert list(folder.glob(".*")) == []
-        assert results.faults(opened) == []
+        assert tables.faults(opened) == []
         if status == 0:
             break
         assert status == 9
@@ -152,8 +152,8 @@ def test_without_an_exchange_in_one_step_the_folders_are_swapped_all_the_same(
             return -1
 
     for library, keys in ((Without, ["q1"]), (Fails, [])):
-        monkeypatch.setattr(parts.ctypes, "CDLL", library)
-        parts.pack(opened / "epochs", EPOCHS, apart=keys)
+        monkeypatch.setattr(files.ctypes, "CDLL", library)
+        files.pack(opened / "epochs", EPOCHS, apart=keys)
         assert rows_of(tmp_path / "s" / "epochs") == WHOLE
     assert len(list((tmp_path / "s" / "epochs").iterdir())) == 1
     assert [p.name for p in (tmp_path / "s").glob(".*")] == [".writable"]
@@ -164,7 +164,7 @@ def test_a_swap_that_was_killed_half_way_is_taken_back(opened: Results, tmp_path
     folder = tmp_path / "s" / "epochs"
     shutil.copytree(folder, tmp_path / "s" / ".epochs-packing-0")
     folder.rename(tmp_path / "s" / ".epochs-old")
-    assert results.make_sound(opened) == []
+    assert tables.make_sound(opened) == []
     assert rows_of(folder) == WHOLE
     assert [p.name for p in (tmp_path / "s").glob(".*")] == [".writable"]
 
@@ -180,7 +180,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(
             shutil.copytree(study / table, study / left)
     (study / ".elsewhere-old").mkdir()
     for table in TABLES:
-        parts.recover(opened / table)
+        files.recover(opened / table)
         assert sorted(p.name for p in (study / table).iterdir()) == [
             ".hidden",
             *(f"{key}.parquet" for key in KEYS),
@@ -188,21 +188,21 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(
     kept = {p.name for p in study.glob(".*")}
     assert kept == {".writable", ".elsewhere-old"}
     assert rows_of(study / "epochs") == WHOLE
-    parts.recover(opened / "nowhere")
+    files.recover(opened / "nowhere")
 
 
 def test_a_trials_own_file_goes_before_a_packed_one(opened: Results, tmp_path: Path) -> None:
-    results.compact(opened)
+    tables.compact(opened)
     fill(opened, ["q1"], epochs=4)
-    assert len(results.epochs(opened)) == 3 + 3 + 4  # in two files
+    assert len(tables.epochs(opened)) == 3 + 3 + 4  # in two files
     fill(opened, ["q1", "k1"], epochs=5, status="stopped")
-    ended = results.trials(opened).set_index("trial_key")["status"].to_dict()
+    ended = tables.trials(opened).set_index("trial_key")["status"].to_dict()
     assert ended == {"k1": "stopped", "k2": "completed", "q1": "stopped"}
-    counts = results.epochs(opened).groupby("trial_key").size().to_dict()
+    counts = tables.epochs(opened).groupby("trial_key").size().to_dict()
     assert counts == {"k1": 5, "k2": 3, "q1": 5}
-    assert results.compact(opened) == 4
-    assert results.epochs(opened).groupby("trial_key").size().to_dict() == counts
-    assert results.trials(opened).set_index("trial_key")["status"].to_dict() == ended
+    assert tables.compact(opened) == 4
+    assert tables.epochs(opened).groupby("trial_key").size().to_dict() == counts
+    assert tables.trials(opened).set_index("trial_key")["status"].to_dict() == ended
     assert rows_of(tmp_path / "s" / "epochs") == sorted(
         (key, epoch) for key, n in counts.items() for epoch in range(1, n + 1)
     )
@@ -212,7 +212,7 @@ def test_a_reader_lists_anew_where_a_table_is_packed_under_it(
     opened: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pack comes between the listing and the reading, again and again; it gives up at last."""
-    listed = parts.storage.names
+    listed = files.storage.names
     packs = 0
 
     def names(folder: Any, suffix: str) -> list[str]:
@@ -221,46 +221,46 @@ def test_a_reader_lists_anew_where_a_table_is_packed_under_it(
         if packs < limit:
             packs += 1
             with monkeypatch.context() as patch:
-                patch.setattr(parts.storage, "names", listed)
-                parts.pack(folder, EPOCHS)
+                patch.setattr(files.storage, "names", listed)
+                files.pack(folder, EPOCHS)
         return found
 
-    for limit in (1, parts.RELISTS):
+    for limit in (1, files.RELISTS):
         packs = 0
         with monkeypatch.context() as patch:
-            patch.setattr(parts.storage, "names", names)
-            table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+            patch.setattr(files.storage, "names", names)
+            table, damaged = files.read_parts(opened / "epochs", EPOCHS)
         assert damaged == {}
         assert (len(table), packs) == (9, limit)
-    limit, packs = parts.RELISTS + 1, 0
-    monkeypatch.setattr(parts.storage, "names", names)
+    limit, packs = files.RELISTS + 1, 0
+    monkeypatch.setattr(files.storage, "names", names)
     with pytest.raises(FileNotFoundError):
-        parts.read_parts(opened / "epochs", EPOCHS)
+        files.read_parts(opened / "epochs", EPOCHS)
 
 
 def test_a_pack_is_in_order_and_counts_the_files_that_it_saves(
     opened: Results, tmp_path: Path
 ) -> None:
     late = [{"trial_key": "a0", "epoch": epoch} for epoch in (3, 1, 2)]
-    results.commit_epochs(opened, "a0", late)
-    assert parts.packed_keys(opened / "epochs") == set()
-    assert parts.pack(opened / "epochs", EPOCHS, apart=["k2", "q1", "unknown"]) == 4 - 3
+    tables.commit_epochs(opened, "a0", late)
+    assert files.packed_keys(opened / "epochs") == set()
+    assert files.pack(opened / "epochs", EPOCHS, apart=["k2", "q1", "unknown"]) == 4 - 3
     names = sorted(p.name for p in (tmp_path / "s" / "epochs").iterdir())
     assert [names[0], names[2]] == ["k2.parquet", "q1.parquet"]
-    assert parts.packed_keys(opened / "epochs") == {"a0", "k1"}
+    assert files.packed_keys(opened / "epochs") == {"a0", "k1"}
     packed = pq.read_table(tmp_path / "s" / "epochs" / names[1])
     assert packed["trial_key"].to_pylist() == ["a0"] * 3 + ["k1"] * 3
     assert packed["epoch"].to_pylist() == [1, 2, 3, 1, 2, 3]
-    assert parts.pack(opened / "nowhere", EPOCHS) == 0
+    assert files.pack(opened / "nowhere", EPOCHS) == 0
     assert not (tmp_path / "s" / "nowhere").exists()
 
 
 def test_a_damaged_table_is_not_packed(opened: Results, tmp_path: Path) -> None:
     broken = tmp_path / "s" / "epochs" / "k2.parquet"
     broken.write_bytes(broken.read_bytes()[:-20])
-    with pytest.raises(results.ResultsError, match=r"k2\.parquet cannot be read: verify first"):
-        results.compact(opened)
-    assert results.num_files(opened) == 3 + 1  # the trials are packed, the epochs as they were
+    with pytest.raises(tables.ResultsError, match=r"k2\.parquet cannot be read: verify first"):
+        tables.compact(opened)
+    assert tables.num_files(opened) == 3 + 1  # the trials are packed, the epochs as they were
 
 
 # --- in an object store, where folders cannot be swapped ------------------------------------------
@@ -268,7 +268,7 @@ def test_a_damaged_table_is_not_packed(opened: Results, tmp_path: Path) -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Results:
-    found = results.open_results(f"file://{tmp_path}", "s")  # a URI is no local folder to us
+    found = tables.open_results(f"file://{tmp_path}", "s")  # a URI is no local folder to us
     fill(found, KEYS)
     return found
 
@@ -281,13 +281,13 @@ def test_in_a_store_the_new_files_come_before_the_old_ones_go(
     stored: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "s" / "epochs"
-    plain = {name: getattr(parts.storage, name) for name in ("write", "delete_file")}
+    plain = {name: getattr(files.storage, name) for name in ("write", "delete_file")}
     steps = []
 
     def look(step: str) -> None:
         steps.append(step)
         assert set(rows_of(folder)) == set(WHOLE)  # a plain reader may see a row in two files
-        table, damaged = parts.read_parts(stored / "epochs", EPOCHS)
+        table, damaged = files.read_parts(stored / "epochs", EPOCHS)
         assert (len(table), damaged) == (9, {})  # ours sees it once
 
     for name in plain:
@@ -296,11 +296,11 @@ def test_in_a_store_the_new_files_come_before_the_old_ones_go(
             plain[name](*given)
             look(name)
 
-        monkeypatch.setattr(parts.storage, name, step)
-    assert parts.pack(stored / "epochs", EPOCHS, apart=["k2"]) == 1
+        monkeypatch.setattr(files.storage, name, step)
+    assert files.pack(stored / "epochs", EPOCHS, apart=["k2"]) == 1
     assert steps == ["write"] * 2 + ["delete_file"] * 2
     assert files_of(folder) == ["k2.parquet", "packed"]
-    assert parts.pack(stored / "epochs", EPOCHS) == 1
+    assert files.pack(stored / "epochs", EPOCHS) == 1
     assert files_of(folder) == ["packed"]
     assert rows_of(folder) == WHOLE
 
@@ -310,10 +310,10 @@ def test_in_a_store_a_pack_that_was_killed_is_done_again(stored: Results, tmp_pa
     for apart in ([], ["k2"]):  # all were packed already, or all but one
         fill(stored, KEYS)
         shutil.copytree(folder, tmp_path / "own", dirs_exist_ok=True)
-        parts.pack(stored / "epochs", EPOCHS, apart=apart)
+        files.pack(stored / "epochs", EPOCHS, apart=apart)
         (tmp_path / "own" / "k1.parquet").rename(folder / "k1.parquet")
         assert len(pq.read_table(folder)) == 12
-        assert results.make_sound(stored) == []
+        assert tables.make_sound(stored) == []
         assert rows_of(folder) == WHOLE
         assert files_of(folder) == ["packed"]
         shutil.rmtree(tmp_path / "own")
@@ -321,12 +321,12 @@ def test_in_a_store_a_pack_that_was_killed_is_done_again(stored: Results, tmp_pa
 
 def test_in_a_store_nothing_is_packed_that_is_there_once(stored: Results, tmp_path: Path) -> None:
     folder = tmp_path / "s" / "epochs"
-    assert results.make_sound(stored) == []
+    assert tables.make_sound(stored) == []
     assert files_of(folder) == [f"{key}.parquet" for key in KEYS]
-    parts.pack(stored / "epochs", EPOCHS, apart=["k2"])
+    files.pack(stored / "epochs", EPOCHS, apart=["k2"])
     before = sorted(path.name for path in folder.iterdir())
-    assert results.make_sound(stored) == []
+    assert tables.make_sound(stored) == []
     assert sorted(path.name for path in folder.iterdir()) == before
     (folder / ".k1.parquet-0123").write_bytes(b"")
-    parts.recover(stored / "epochs")  # a store has no halves of files to clear up
+    files.recover(stored / "epochs")  # a store has no halves of files to clear up
     assert (folder / ".k1.parquet-0123").exists()

@@ -7,10 +7,9 @@ from typing import Any
 import pandas as pd
 from ray import tune
 
-from search import plan
-from search.explore import Grid, Leaders, Random, Variants
-from search.plan import PlannedTrial
-from search.study import Study, configurations
+from search.explore import Grid, Leaders, Random, Variants, plan
+from search.explore.plan import PlannedTrial
+from search.study.study import Study, configurations
 from trainable.config import TrialConfig, trial_key
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)

@@ -13,18 +13,17 @@ import pandas as pd
 import pytest
 from ray import tune
 
-from search import plan
-from search.domains import perturbed
-from search.explore import Asha, Pbt
-from search.plan import PlannedTrial
-from search.population import lineage, next_generation
-from search.study import Study
+from search.explore import Asha, Pbt, plan
+from search.explore.pbt import lineage, next_generation
+from search.explore.plan import PlannedTrial
+from search.study.domains import perturbed
+from search.study.study import Study
 from trainable.checkpoint import load
 from trainable.config import TrialConfig, trial_key
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
+from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
-from trainable.storage import Folder
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search import progress
-from search.plan import PlannedTrial
-from search.progress import RECENT_ROWS, Progress, clock, show
+from search.execution import progress
+from search.execution.progress import RECENT_ROWS, Progress, clock, show
+from search.explore.plan import PlannedTrial
 from trainable.config import TrialConfig
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=5)

@@ -11,16 +11,20 @@ import pytest
 from ray import tune
 from rich.console import Console
 
-from search import plan, results, tuning
-from search.plan import PlannedTrial
-from search.progress import Progress
-from search.results import Results
-from search.study import Study
-from search.tuning import Setting, _Record
-from search.watch import HOST_MEMORY
-from trainable import storage
+from search.execution import recorder
+from search.execution import runner as tuning
+from search.execution.progress import Progress
+from search.execution.recorder import Recorder as _Record
+from search.execution.recorder import Setting
+from search.execution.watchdog import HOST_MEMORY
+from search.explore import plan
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.results.tables import Results
+from search.study.study import Study
 from trainable.config import TrialConfig
-from trainable.storage import NoSpaceError
+from trainable.host import storage
+from trainable.host.storage import NoSpaceError
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=3)
 STUDY = Study(name="s", base=BASE, vary={"base_lr": tune.grid_search([0.1, 0.2])})
@@ -82,17 +86,17 @@ class Played:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Results:
-    return results.open_results(str(tmp_path), "s")
+    return tables.open_results(str(tmp_path), "s")
 
 
 def only_row(opened: Results) -> "pd.Series[Any]":
-    table = results.trials(opened)
+    table = tables.trials(opened)
     assert len(table) == 1
     return table.iloc[0]
 
 
 def epochs_of(opened: Results) -> list[int]:
-    found: list[int] = results.epochs(opened)["epoch"].to_list()
+    found: list[int] = tables.epochs(opened)["epoch"].to_list()
     return found
 
 
@@ -119,14 +123,14 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     assert (row["attempt"], row["base_lr"]) == (5, played.planned.config.base_lr)
     assert (row["data_fingerprint"], row["code_version"]) == ("d", "c0ffee")
     assert epochs_of(opened) == [1, 2]
-    assert set(results.epochs(opened)["attempt"]) == {5}
-    assert results.faults(opened) == []
+    assert set(tables.epochs(opened)["attempt"]) == {5}
+    assert tables.faults(opened) == []
     assert storage.names(folder, ".pt") == []  # nothing goes on from it
     assert played.record.expected == set()
     assert played.progress.ended == 1
     assert played.trial.run_metadata.metric_analysis == {}
     assert played.trial.run_metadata.metric_n_steps == {}
-    assert results.make_sound(opened) == []
+    assert tables.make_sound(opened) == []
 
 
 def test_epochs_beyond_a_divergence_are_those_of_another_attempt_and_go(opened: Results) -> None:
@@ -139,7 +143,7 @@ def test_epochs_beyond_a_divergence_are_those_of_another_attempt_and_go(opened: 
     assert epochs_of(opened) == [1, 2, 3]  # it may yet come to them
     again.end(status="diverged", reason="the loss is NaN", epochs_completed=1)
     assert epochs_of(opened) == [1]
-    assert results.epochs(opened)["val_auroc"].to_list() == [0.25]
+    assert tables.epochs(opened)["val_auroc"].to_list() == [0.25]
     assert only_row(opened)["status"] == "diverged"
     # One that ends where the earlier attempt did keeps all that it has.
     whole = Played(opened, attempts=2)
@@ -161,7 +165,7 @@ def test_a_later_command_goes_on_from_the_rows_that_are_there(opened: Results) -
     assert later.record.rows_held("unknown") == []
     later.epoch(3)
     assert epochs_of(opened) == [1, 2, 3]
-    assert results.epochs(opened)["attempt"].to_list() == [1, 1, 2]
+    assert tables.epochs(opened)["attempt"].to_list() == [1, 1, 2]
 
 
 def test_rows_from_before_a_column_came_are_gone_on_from(opened: Results) -> None:
@@ -171,7 +175,7 @@ def test_rows_from_before_a_column_came_are_gone_on_from(opened: Results) -> Non
     first.epoch(2)
     later = Played(opened)
     later.epoch(3, microbatch_size=16)
-    assert results.epochs(opened)["microbatch_size"].to_list() == pytest.approx(
+    assert tables.epochs(opened)["microbatch_size"].to_list() == pytest.approx(
         [32, float("nan"), 16], nan_ok=True
     )
     assert "noise_scale" in later.record.rows_held(later.key)[0]
@@ -183,7 +187,7 @@ def test_a_trial_that_its_scheduler_stopped_before_any_epoch_is_still_to_run(
     played = Played(opened)
     played.scheduler.reasons["t0"] = "asha at 0 images"
     played.record.on_trial_complete(1, [], played.trial)
-    assert results.trials(opened).empty
+    assert tables.trials(opened).empty
     assert played.record.expected == {played.key}
 
 
@@ -220,7 +224,7 @@ def test_a_lost_worker_makes_another_attempt(
     opened: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(tuning.time, "sleep", waits.append)
+    monkeypatch.setattr(recorder.time, "sleep", waits.append)
     played = Played(opened)
     played.record.on_trial_recover(1, [], played.trial)
     assert (waits, played.trial.max_failures) == ([1.0], 3)
@@ -231,7 +235,7 @@ def test_a_lost_worker_makes_another_attempt(
     played.record.on_trial_recover(1, [], played.trial)
     assert (waits, played.trial.max_failures) == ([1.0, 2.0], 2)  # one more chance, and then no
     played.epoch(1)
-    assert results.epochs(opened)["attempt"].to_list() == [3]
+    assert tables.epochs(opened)["attempt"].to_list() == [3]
     played.record.on_trial_error(1, [], played.trial)
     row = only_row(opened)
     assert row["status"] == "failed"
@@ -260,12 +264,12 @@ def test_a_full_disk_ends_the_study_and_no_trial(
     with pytest.raises(NoSpaceError, match="no space left in /here") as caught:
         played.end(status="interrupted", reason="no space left in /here")
     assert caught.value.errno == errno.ENOSPC
-    assert results.trials(opened).empty
+    assert tables.trials(opened).empty
 
     def full(*_: object) -> None:
         raise NoSpaceError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(results, "commit_trial", full)
+    monkeypatch.setattr(tables, "commit_trial", full)
     played.record.commit_interrupted()  # says nothing more
     wrapped = RuntimeError("as Ray wraps it")
     wrapped.__cause__ = RuntimeError("twice")
@@ -275,6 +279,6 @@ def test_a_full_disk_ends_the_study_and_no_trial(
 
 
 def test_the_end_of_a_traceback_is_one_line() -> None:
-    assert tuning.one_line("Traceback\n  at x\nKeyError: 'y'  \n\n") == "KeyError: 'y'"
-    assert tuning.one_line("\n ") == "\n "
-    assert tuning.one_line("a" * 300) == "a" * 200
+    assert recorder.one_line("Traceback\n  at x\nKeyError: 'y'  \n\n") == "KeyError: 'y'"
+    assert recorder.one_line("\n ") == "\n "
+    assert recorder.one_line("a" * 300) == "a" * 200

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from search import report
-from search.analysis import analyse
-from search.charts import heat_map
-from search.findings import of_study
-from search.report import main, parser, write_report, written_meanwhile
-from search.results import TRIALS, Results, epochs, trials
+from search.analysis.analysis import analyse
+from search.report import report
+from search.report.__main__ import main, parser
+from search.report.charts import heat_map
+from search.report.findings import of_study
+from search.report.report import write_report, written_meanwhile
+from search.results.tables import TRIALS, Results, epochs, trials
 
 MakeStudy = Callable[..., Results]
 

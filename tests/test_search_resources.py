@@ -14,10 +14,9 @@ from ray import tune
 from rich.console import Console
 
 from cluster.connect import Cluster
-from search import resources
-from search.estimate import Share
-from search.explore import Optuna
-from search.resources import (
+from search.execution import resources
+from search.execution.cost_estimate import Share
+from search.execution.resources import (
     mean_gpu_share,
     mean_slots,
     possible_resources,
@@ -28,7 +27,8 @@ from search.resources import (
     slots,
     with_measured_shares,
 )
-from search.study import Study, configurations
+from search.explore import Optuna
+from search.study.study import Study, configurations
 from trainable.config import TrialConfig
 from trainable.probe import MemoryUse
 

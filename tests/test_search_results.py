@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from search import plan, results
-from search.results import EPOCHS, TRIALS, Results, ResultsError
-from search.study import Study
+from search.explore import plan
+from search.results import tables
+from search.results.tables import EPOCHS, TRIALS, Results, ResultsError
+from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 
 # Design 4.2: users and scripts rely on these names.
@@ -42,7 +43,7 @@ def row(key: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Results:
-    return results.open_results(str(tmp_path), "s")
+    return tables.open_results(str(tmp_path), "s")
 
 
 def test_columns_are_the_contracts() -> None:
@@ -53,23 +54,23 @@ def test_columns_are_the_contracts() -> None:
 
 def test_pandas_reads_what_was_committed(opened: Results, tmp_path: Path) -> None:
     for i, key in enumerate(("k1", "k2")):
-        results.commit_trial(opened, row(key, seed=i, train_blocks=None if i else 2))
+        tables.commit_trial(opened, row(key, seed=i, train_blocks=None if i else 2))
         epochs = [{"study": "s", "trial_key": key, "epoch": e, "val_auroc": 0.5} for e in (1, 2)]
-        results.commit_epochs(opened, key, epochs)
+        tables.commit_epochs(opened, key, epochs)
     trials = pd.read_parquet(tmp_path / "s" / "trials")
     assert list(trials["trial_key"]) == ["k1", "k2"]
     assert list(trials.columns) == TRIALS.names
     assert str(trials["started_at"].dt.tz) == "UTC"
-    pd.testing.assert_frame_equal(trials, results.trials(opened))
+    pd.testing.assert_frame_equal(trials, tables.trials(opened))
     epochs_frame = pd.read_parquet(tmp_path / "s" / "epochs")
     assert len(epochs_frame) == 4
     assert math.isnan(epochs_frame["train_loss"][0])
 
 
 def test_committing_again_replaces(opened: Results) -> None:
-    results.commit_trial(opened, row("k", status="interrupted"))
-    results.commit_trial(opened, row("k", attempt=2))
-    table = results.trials(opened)
+    tables.commit_trial(opened, row("k", status="interrupted"))
+    tables.commit_trial(opened, row("k", attempt=2))
+    table = tables.trials(opened)
     assert list(zip(table["status"], table["attempt"], strict=True)) == [("completed", 2)]
 
 
@@ -78,10 +79,10 @@ def test_a_part_from_before_a_column_came_is_read_with_nulls(
 ) -> None:
     with monkeypatch.context() as patch:
         older = TRIALS.remove(TRIALS.get_field_index("momentum"))
-        patch.setattr(results, "TRIALS", older)
-        results.commit_trial(opened, row("old"))
-    results.commit_trial(opened, row("new"))
-    table = results.trials(opened).set_index("trial_key")
+        patch.setattr(tables, "TRIALS", older)
+        tables.commit_trial(opened, row("old"))
+    tables.commit_trial(opened, row("new"))
+    table = tables.trials(opened).set_index("trial_key")
     assert math.isnan(table.loc["old", "momentum"])
     assert table.loc["new", "momentum"] == 0.9
 
@@ -89,7 +90,7 @@ def test_a_part_from_before_a_column_came_is_read_with_nulls(
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultsError, match="cannot write to --out"):
-        results.open_results(str(tmp_path / "file"), "s")
+        tables.open_results(str(tmp_path / "file"), "s")
 
 
 def planned_study(**changes: Any) -> Study:

@@ -9,19 +9,10 @@ import pandas as pd
 import pytest
 from made_tables import Cells, table
 
-from search.scaling import collapse, exponent, rival_forms
-from search.surface import (
-    ablation,
-    leaderboard,
-    noise_of,
-    optimism,
-    ridge,
-    ridge_draws,
-    ridge_interval,
-    stable_lr,
-    surface,
-    usable,
-)
+from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.ridge import ridge, ridge_draws, ridge_interval
+from search.analysis.scaling import collapse, exponent, rival_forms
+from search.analysis.surface import noise_of, optimism, stable_lr, surface, usable
 
 NAN = math.nan
 

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from ray import tune
 
-from search import plan
-from search.explore import Ablation, Grid, Leaders
-from search.plan import PlannedTrial
-from search.study import Study
+from search.explore import Ablation, Grid, Leaders, plan
+from search.explore.plan import PlannedTrial
+from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)

@@ -17,11 +17,12 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from scipy.stats import spearmanr
 
-from search.load import load_study
-from search.results import faults, open_folder
+from search.analysis.ridge import ridge
+from search.analysis.surface import surface
+from search.results.tables import faults, open_folder
 from search.run import main, parser
-from search.study import configurations
-from search.surface import ridge, surface
+from search.study.space_file import load_study
+from search.study.study import configurations
 from trainable.config import trial_key
 from trainable.data.cache import open_data
 from trainable.finetune import finetune

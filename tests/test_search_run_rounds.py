@@ -17,17 +17,18 @@ import pandas as pd
 import pytest
 
 from cluster.connect import Cluster, ConnectError
-from search import lock, results, run
+from search import run
+from search.execution.recorder import Setting
 from search.explore import Asha
-from search.plan import PlannedTrial
-from search.tuning import Setting
+from search.explore.plan import PlannedTrial
+from search.results import lock, tables
 from trainable.config import TrialConfig
-from trainable.storage import NoSpaceError, folder_at
+from trainable.host.storage import NoSpaceError, folder_at
 
 SPACE = """
 from ray import tune
 from search.explore import Asha, Grid, Leaders
-from search.study import Study
+from search.study.study import Study
 from trainable.config import TrialConfig
 
 study = Study(
@@ -93,9 +94,9 @@ class Trainings:
             }
             score = {"val_auroc": math.nan if status == "diverged" else score_of(trial.config)}
             epochs = [about | score | {"epoch": e} for e in range(1, (num_epochs or 0) + 1)]
-            results.commit_epochs(setting.results, trial.key, epochs)
+            tables.commit_epochs(setting.results, trial.key, epochs)
             ended = {"status": status, "epochs_completed": num_epochs, "train_wall_s": 1.0}
-            results.commit_trial(setting.results, asdict(trial.config) | about | score | ended)
+            tables.commit_trial(setting.results, asdict(trial.config) | about | score | ended)
         return unended
 
 
@@ -308,7 +309,7 @@ def test_a_study_above_the_number_of_files_packs_itself(
     monkeypatch.setattr(run, "COMPACT_FROM", 12)  # six trials are twelve files
     assert made(Trainings(ENDINGS)) == 1
     assert len(names("trials")) == len(names("epochs")) == 6
-    separate = {table: pd.read_parquet(tmp_path / "made" / table) for table in results.TABLES}
+    separate = {table: pd.read_parquet(tmp_path / "made" / table) for table in tables.TABLES}
 
     monkeypatch.setattr(run, "COMPACT_FROM", 11)
     assert made(Trainings()) == 1
@@ -339,7 +340,7 @@ def test_a_study_above_the_number_of_files_packs_itself(
         [1, 2, 2],  # the one that diverged
         *[[1, 9, 9]] * 11,
     ]
-    assert results.faults(results.open_folder(str(tmp_path / "made"))) == []
+    assert tables.faults(tables.open_folder(str(tmp_path / "made"))) == []
 
 
 def test_a_study_packs_itself_above_as_many_files_as_readme_says() -> None:

@@ -15,15 +15,19 @@ from moto.server import ThreadedMotoServer
 from ray import tune
 from test_search_results import CONFIG, row
 
-from search import lock, parts, plan, results, run
-from search.load import load_study
-from search.lock import LockedError, held
-from search.results import EPOCHS, Results, ResultsError
-from search.study import Study, configurations
-from trainable import checkpoint, storage
+from search import run
+from search.explore import plan
+from search.results import files, lock, tables
+from search.results.__main__ import main
+from search.results.lock import LockedError, held
+from search.results.tables import EPOCHS, Results, ResultsError
+from search.study.space_file import load_study
+from search.study.study import Study, configurations
+from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import TrialConfig, trial_key
 from trainable.finetune import finetune
+from trainable.host import storage
 
 BUCKET = "bucket"
 SMALL = Path(__file__).parent / "spaces" / "small.py"
@@ -53,24 +57,24 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def opened() -> Results:
-    return results.open_results(f"s3://{BUCKET}/{uuid.uuid4().hex}", "s")
+    return tables.open_results(f"s3://{BUCKET}/{uuid.uuid4().hex}", "s")
 
 
 def commit(opened: Results, *keys: str, num_epochs: int = 2) -> None:
     for key in keys:
         rows = [{"study": "s", "trial_key": key, "epoch": e + 1} for e in range(num_epochs)]
-        results.commit_epochs(opened, key, rows)
-        results.commit_trial(opened, row(key, epochs_completed=num_epochs))
+        tables.commit_epochs(opened, key, rows)
+        tables.commit_trial(opened, row(key, epochs_completed=num_epochs))
 
 
 def test_what_is_committed_is_read_and_verified(opened: Results) -> None:
     commit(opened, "k1", "k2")
-    results.commit_study(opened, {"name": "s"})
-    assert list(results.trials(opened)["trial_key"]) == ["k1", "k2"]
-    assert list(results.epochs(opened)["epoch"]) == [1, 2, 1, 2]
+    tables.commit_study(opened, {"name": "s"})
+    assert list(tables.trials(opened)["trial_key"]) == ["k1", "k2"]
+    assert list(tables.epochs(opened)["epoch"]) == [1, 2, 1, 2]
     commit(opened, "k2", num_epochs=3)
-    assert len(results.epochs(opened)) == 5
-    assert results.faults(results.open_folder(opened.folder.uri)) == []
+    assert len(tables.epochs(opened)) == 5
+    assert tables.faults(tables.open_folder(opened.folder.uri)) == []
     frame = pd.read_parquet(f"{opened.folder.uri}/epochs")  # as in any folder
     assert len(frame) == 5
 
@@ -78,24 +82,24 @@ def test_what_is_committed_is_read_and_verified(opened: Results) -> None:
 def test_only_what_is_missing_is_planned(opened: Results) -> None:
     vary = {"batch_size": tune.grid_search([16, 32])}
     planned = plan.plan_trials(Study(name="s", base=CONFIG, vary=vary), data_fingerprint="d")
-    assert plan.missing(planned, results.trials(opened)) == planned
+    assert plan.missing(planned, tables.trials(opened)) == planned
     commit(opened, planned[0].key)
-    again = results.open_results(opened.folder.uri.removesuffix("/s"), "s")
-    assert plan.missing(planned, results.trials(again)) == planned[1:]
+    again = tables.open_results(opened.folder.uri.removesuffix("/s"), "s")
+    assert plan.missing(planned, tables.trials(again)) == planned[1:]
 
 
 def test_compact_packs_and_a_packed_trial_can_run_again(opened: Results) -> None:
     commit(opened, "k1", "k2", "k3")
-    before = results.epochs(opened)
-    assert results.main(["compact", opened.folder.uri]) == 0
-    assert results.num_files(opened) == 2
-    pd.testing.assert_frame_equal(results.epochs(opened), before)
-    results.take_apart(opened, ["k2"])
+    before = tables.epochs(opened)
+    assert main(["compact", opened.folder.uri]) == 0
+    assert tables.num_files(opened) == 2
+    pd.testing.assert_frame_equal(tables.epochs(opened), before)
+    tables.take_apart(opened, ["k2"])
     assert storage.names(opened / "epochs", ".parquet")[0] == "k2.parquet"
     commit(opened, "k2", num_epochs=4)
-    counts = results.epochs(opened).groupby("trial_key").size()
+    counts = tables.epochs(opened).groupby("trial_key").size()
     assert dict(counts) == {"k1": 2, "k2": 4, "k3": 2}
-    assert results.faults(opened) == []
+    assert tables.faults(opened) == []
 
 
 @pytest.mark.parametrize("deleted", [0, 1, 2])
@@ -103,7 +107,7 @@ def test_a_pack_that_is_killed_on_the_way_is_seen_whole_and_cleared_up(
     opened: Results, deleted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(opened, "k1", "k2", "k3")
-    before = results.epochs(opened)
+    before = tables.epochs(opened)
     calls = []
     delete = storage.delete_file
 
@@ -116,14 +120,14 @@ def test_a_pack_that_is_killed_on_the_way_is_seen_whole_and_cleared_up(
     with monkeypatch.context() as patch:
         patch.setattr(storage, "delete_file", killed)
         with pytest.raises(KeyboardInterrupt):
-            parts.pack(opened / "epochs", EPOCHS)
+            files.pack(opened / "epochs", EPOCHS)
     assert len(storage.names(opened / "epochs", ".parquet")) == 4 - deleted
-    seen = results.epochs(opened).sort_values(["trial_key", "epoch"], ignore_index=True)
+    seen = tables.epochs(opened).sort_values(["trial_key", "epoch"], ignore_index=True)
     pd.testing.assert_frame_equal(seen, before)
-    assert results.faults(opened) == []
-    results.make_sound(opened)
+    assert tables.faults(opened) == []
+    tables.make_sound(opened)
     assert len(storage.names(opened / "epochs", ".parquet")) == 1
-    pd.testing.assert_frame_equal(results.epochs(opened), before)
+    pd.testing.assert_frame_equal(tables.epochs(opened), before)
 
 
 def test_a_reader_lists_again_what_was_packed_meanwhile(
@@ -136,11 +140,11 @@ def test_a_reader_lists_again_what_was_packed_meanwhile(
         found = names(folder, suffix)
         if not packed:
             packed.append(True)
-            parts.pack(folder, EPOCHS)
+            files.pack(folder, EPOCHS)
         return found
 
     monkeypatch.setattr(storage, "names", packed_after)
-    table, damaged = parts.read_parts(opened / "epochs", EPOCHS)
+    table, damaged = files.read_parts(opened / "epochs", EPOCHS)
     assert (len(table), damaged) == (4, {})
 
 
@@ -148,9 +152,9 @@ def test_verify_sets_a_broken_object_aside(opened: Results) -> None:
     commit(opened, "k1", "k2")
     content = storage.read(opened / "epochs", "k1.parquet")
     storage.write(opened / "epochs", "k1.parquet", content[:-9])
-    assert results.main(["verify", opened.folder.uri]) == 1
-    assert results.main(["verify", opened.folder.uri]) == 0
-    assert list(results.trials(opened)["trial_key"]) == ["k2"]  # k1 runs again
+    assert main(["verify", opened.folder.uri]) == 1
+    assert main(["verify", opened.folder.uri]) == 0
+    assert list(tables.trials(opened)["trial_key"]) == ["k2"]  # k1 runs again
     assert len(storage.names(opened / "damaged" / "epochs", ".parquet")) == 1
 
 
@@ -229,11 +233,11 @@ def test_options_of_a_uri_stay_at_its_end(server: str) -> None:
 
 def test_a_bucket_that_is_not_there_is_refused_in_a_sentence() -> None:
     with pytest.raises(ResultsError, match="cannot write to --out s3://nowhere"):
-        results.open_results("s3://nowhere/x", "s")
+        tables.open_results("s3://nowhere/x", "s")
 
 
 def test_a_table_of_no_rows_is_not_packed(opened: Results) -> None:
-    assert parts.pack(opened / "epochs", EPOCHS) == 0
+    assert files.pack(opened / "epochs", EPOCHS) == 0
 
 
 @pytest.mark.ray
@@ -259,7 +263,7 @@ def test_a_whole_study_is_kept_in_the_store_and_trained_once(
             (key,) = trials.loc[trials["base_lr"] == cell.base_lr, "trial_key"]
             own = epochs[epochs["trial_key"] == key].sort_values("epoch")
             assert list(own["val_loss"]) == [result.val_loss for result in finetune(cell)]
-    assert results.faults(results.open_folder(f"{out}/small")) == []
+    assert tables.faults(tables.open_folder(f"{out}/small")) == []
 
     def objects() -> dict[str, object]:
         prefix = f"{out.removeprefix(f's3://{BUCKET}/')}/small/"
@@ -283,6 +287,6 @@ def test_a_whole_study_is_kept_in_the_store_and_trained_once(
     monkeypatch.setattr(run, "connect", no_cluster)
     assert run.main(words) == 0
     assert "2 done before, 0 to run" in capsys.readouterr().out
-    tables = ("trials/", "epochs/", "checkpoints/")
-    kept = {name: at for name, at in before.items() if name.startswith(tables)}
-    assert {name: at for name, at in objects().items() if name.startswith(tables)} == kept
+    folders = ("trials/", "epochs/", "checkpoints/")
+    kept = {name: at for name, at in before.items() if name.startswith(folders)}
+    assert {name: at for name, at in objects().items() if name.startswith(folders)} == kept

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.scaling import EDGE_WITHIN_NOISE, collapse, exponent, rival_forms
-from search.surface import ridge, ridge_interval, surface
+from search.analysis.ridge import ridge, ridge_interval
+from search.analysis.scaling import EDGE_WITHIN_NOISE, collapse, exponent, rival_forms
+from search.analysis.surface import surface
 
 Draw = Callable[..., pd.DataFrame]
 REPETITIONS = 200

@@ -7,8 +7,8 @@ import pytest
 from ray import tune
 
 from search.explore import Ablation, Optuna
-from search.load import SpaceFileError, apply_settings, load_study
-from search.study import Study, as_preview, configurations
+from search.study.space_file import SpaceFileError, apply_settings, load_study
+from search.study.study import Study, as_preview, configurations
 from trainable.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,7 @@ def test_wrong_settings_are_refused(setting: str, message: str) -> None:
 
 HEAD = """
 from ray import tune
-from search.study import Study
+from search.study.study import Study
 from trainable.config import TrialConfig
 """
 
@@ -207,7 +207,7 @@ def test_every_space_loads_and_has_a_preview(path: Path) -> None:
 @pytest.mark.parametrize("path", SPACES, ids=lambda p: p.name)
 def test_loading_a_space_loads_neither_torch_nor_optuna(path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from search.load import load_study; "
+        "import sys; from pathlib import Path; from search.study.space_file import load_study; "
         f"load_study(Path({str(path)!r})); print({{'torch', 'optuna'}} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -9,8 +9,8 @@ from ray import tune
 
 import trainable.lr_range
 from search import run, suggest
-from search.load import load_study
-from search.study import Study
+from search.study.space_file import load_study
+from search.study.study import Study
 from search.suggest import main, probed_configs, suggested_ends
 from trainable.config import TrialConfig
 from trainable.lr_range import LrRange

@@ -11,11 +11,11 @@ import pytest
 from optuna.trial import TrialState
 from ray import tune
 
-from search.algorithms import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
+from search.execution.schedulers import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Median, Optuna
-from search.plan import PlannedTrial
-from search.study import Study
-from search.suggestions import JOURNAL, Suggestions, distribution_of, past_scores, sampler_of
+from search.explore.optuna import JOURNAL, Suggestions, distribution_of, past_scores, sampler_of
+from search.explore.plan import PlannedTrial
+from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)

@@ -6,14 +6,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from search.answer import print_answer
+from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.ridge import ridge
+from search.analysis.surface import surface
 from search.explore import Variants
-from search.plan import PlannedTrial
-from search.results import Results
-from search.study import Study
-from search.surface import ablation, leaderboard, ridge, surface
+from search.explore.plan import PlannedTrial
+from search.report.terminal import print_answer
+from search.results.tables import Results
+from search.study.study import Study
 from trainable.config import TrialConfig
-from trainable.storage import Folder
+from trainable.host.storage import Folder
 
 
 def frame(*rows: tuple[int, float, int, str, float]) -> pd.DataFrame:

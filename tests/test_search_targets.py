@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.surface import surface
-from search.targets import at_equal, common_target, front, to_target
+from search.analysis.surface import surface
+from search.analysis.time_to_target import at_equal, common_target, front, to_target
 
 SIZES = np.array([16, 32, 64, 128, 256, 512, 1024, 2048])
 

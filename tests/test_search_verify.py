@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from search import lock, parts, results
-from search.results import EPOCHS, TRIALS, Results, ResultsError
+from search.results import files, lock, tables
+from search.results.__main__ import main
+from search.results.tables import EPOCHS, TRIALS, Results, ResultsError
+from trainable.host import storage
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "LISTING_S", 0.0)
+    monkeypatch.setattr(files, "LISTING_S", 0.0)
 
 
 def own(key: str) -> dict[str, Any]:
@@ -24,17 +26,17 @@ def own(key: str) -> dict[str, Any]:
 
 
 def epochs(opened: Results, key: str, *numbers: int) -> None:
-    results.commit_epochs(opened, key, [own(key) | {"epoch": n} for n in numbers])
+    tables.commit_epochs(opened, key, [own(key) | {"epoch": n} for n in numbers])
 
 
 def trial(opened: Results, key: str, completed: int | None, status: str = "completed") -> None:
     ended = {"status": status, "epochs_completed": completed, "started_at": NOW}
-    results.commit_trial(opened, own(key) | ended)
+    tables.commit_trial(opened, own(key) | ended)
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Results:
-    found = results.open_results(str(tmp_path), "s")
+    found = tables.open_results(str(tmp_path), "s")
     epochs(found, "a", 1, 2)
     trial(found, "a", 2)
     return found
@@ -69,17 +71,17 @@ def test_gaps_and_missing_epochs_are_named(
     if numbers:
         epochs(opened, "b", *numbers)
     trial(opened, "b", completed)
-    assert results.faults(opened) == [fault("b", kind) for kind in wrong]
+    assert tables.faults(opened) == [fault("b", kind) for kind in wrong]
 
 
-@pytest.mark.parametrize("status", results.STATUSES)
+@pytest.mark.parametrize("status", tables.STATUSES)
 def test_only_what_ended_with_all_its_epochs_must_have_them(status: str, opened: Results) -> None:
     trial(opened, "b", 3, status)
     short = status in ("completed", "stopped")
-    assert results.faults(opened) == ([fault("b", "short")] if short else [])
-    assert results.make_sound(opened) == (["trials/b.parquet"] if short else [])
-    assert results.faults(opened) == []
-    left = set(results.trials(opened)["trial_key"])
+    assert tables.faults(opened) == ([fault("b", "short")] if short else [])
+    assert tables.make_sound(opened) == (["trials/b.parquet"] if short else [])
+    assert tables.faults(opened) == []
+    left = set(tables.trials(opened)["trial_key"])
     assert left == ({"a"} if short else {"a", "b"})
 
 
@@ -87,19 +89,19 @@ def test_a_packed_trial_without_its_epochs_is_set_aside_alone(
     opened: Results, tmp_path: Path
 ) -> None:
     trial(opened, "b", 3)
-    results.compact(opened)
-    assert results.make_sound(opened) == ["trials/b.parquet"]
-    assert list(results.trials(opened)["trial_key"]) == ["a"]
+    tables.compact(opened)
+    assert tables.make_sound(opened) == ["trials/b.parquet"]
+    assert list(tables.trials(opened)["trial_key"]) == ["a"]
     (aside,) = (tmp_path / "s" / "damaged" / "trials").iterdir()
     assert aside.name.endswith("-b.parquet")
-    assert results.faults(opened) == []
+    assert tables.faults(opened) == []
 
 
 def test_rows_that_are_there_twice_are_counted(opened: Results) -> None:
     rows = [own("a") | {"epoch": n} for n in (1, 2)]
-    parts.write_part(opened / "epochs", "again.parquet", EPOCHS, rows)
-    parts.write_part(opened / "trials", "again.parquet", TRIALS, [own("a")])
-    assert results.faults(opened)[:2] == [
+    files.write_part(opened / "epochs", "again.parquet", EPOCHS, rows)
+    files.write_part(opened / "trials", "again.parquet", TRIALS, [own("a")])
+    assert tables.faults(opened)[:2] == [
         "epochs: 2 rows are there twice",
         "trials: 1 rows are there twice",
     ]
@@ -110,39 +112,39 @@ def test_a_file_that_cannot_be_read_is_said_to_be_left_out(
 ) -> None:
     (tmp_path / "s" / "epochs" / "a.parquet").write_bytes(b"PAR1")
     with caplog.at_level(logging.WARNING):
-        assert results.epochs(opened).empty
+        assert tables.epochs(opened).empty
     (said,) = [record.message for record in caplog.records]
     assert said.startswith(f"{tmp_path}/s/epochs/a.parquet cannot be read and is left out: ")
-    assert list(results.damaged(opened)) == ["epochs/a.parquet"]
-    (why,) = results.damaged(opened).values()
+    assert list(tables.damaged(opened)) == ["epochs/a.parquet"]
+    (why,) = tables.damaged(opened).values()
     assert why
-    assert results.make_sound(opened) == ["epochs/a.parquet", "trials/a.parquet"]
-    assert results.num_files(opened) == 0
+    assert tables.make_sound(opened) == ["epochs/a.parquet", "trials/a.parquet"]
+    assert tables.num_files(opened) == 0
 
 
 def test_what_a_study_was_is_json_and_its_tracebacks_are_text(
     opened: Results, tmp_path: Path
 ) -> None:
-    results.commit_study(opened, {"name": "s", "at": NOW})
+    tables.commit_study(opened, {"name": "s", "at": NOW})
     written = (tmp_path / "s" / "study.json").read_text()
     assert json.loads(written) == {"name": "s", "at": str(NOW)}
     assert written.endswith("}\n")
     assert written.splitlines()[1] == ' "name": "s",'
-    where = results.commit_traceback(opened, "a", "KeyError: ä")
+    where = tables.commit_traceback(opened, "a", "KeyError: ä")
     assert where == f"{tmp_path}/s/errors/a.txt"
     assert Path(where).read_text(encoding="utf-8") == "KeyError: ä"
 
 
 def test_a_folder_is_opened_by_its_path(opened: Results, tmp_path: Path) -> None:
-    found = results.open_folder(f"{tmp_path}/s/")
+    found = tables.open_folder(f"{tmp_path}/s/")
     assert (found.study, found.folder) == ("s", opened.folder)
     (tmp_path / "only" / "epochs").mkdir(parents=True)
     with pytest.raises(ResultsError, match="is not a study's results: it has no trials/"):
-        results.open_folder(str(tmp_path / "only"))
-    epochs(results.Results("only", results.storage.folder_at(str(tmp_path / "only"))), "a", 1)
-    assert results.open_folder(str(tmp_path / "only")).study == "only"
+        tables.open_folder(str(tmp_path / "only"))
+    epochs(tables.Results("only", storage.folder_at(str(tmp_path / "only"))), "a", 1)
+    assert tables.open_folder(str(tmp_path / "only")).study == "only"
     with pytest.raises(ResultsError, match="there://x"):
-        results.open_folder("there://x")
+        tables.open_folder("there://x")
 
 
 def test_commands_end_as_they_say(
@@ -151,12 +153,12 @@ def test_commands_end_as_they_say(
     folder = str(tmp_path / "s")
     epochs(opened, "b", 1)
     trial(opened, "b", 1)
-    assert results.main(["verify", folder]) == 0
+    assert main(["verify", folder]) == 0
     assert capsys.readouterr() == ("2 trials, 3 epochs: 0 faults\n", "")
-    assert results.main(["compact", folder]) == 0
+    assert main(["compact", folder]) == 0
     assert capsys.readouterr() == ("2 trials, 3 epochs: 2 files fewer\n", "")
     trial(opened, "c", 4)
-    assert results.main(["verify", folder]) == 1
+    assert main(["verify", folder]) == 1
     said = [
         "trial c has fewer epochs in the table than it completed",
         f"trials/c.parquet: set aside in {folder}/damaged; run the study again",
@@ -164,18 +166,18 @@ def test_commands_end_as_they_say(
     ]
     assert capsys.readouterr() == ("".join(f"{line}\n" for line in said), "")
     epochs(opened, "c", 2)
-    assert results.main(["verify", folder]) == 1  # a gap is named, and nothing can be set aside
+    assert main(["verify", folder]) == 1  # a gap is named, and nothing can be set aside
     assert "set aside" not in capsys.readouterr().out
     (tmp_path / "s" / "epochs" / "c.parquet").write_bytes(b"")
-    assert results.main(["compact", folder]) == 2
+    assert main(["compact", folder]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(f"search.results: cannot compact {folder}: ")
     assert printed.out == ""
-    assert results.main(["verify", str(tmp_path)]) == 2
+    assert main(["verify", str(tmp_path)]) == 2
     with lock.held(opened.folder):
-        assert results.main(["compact", folder]) == 2
+        assert main(["compact", folder]) == 2
     assert "is being written to by process" in capsys.readouterr().err
     assert not (tmp_path / "s" / "lock.json").exists()
     with pytest.raises(SystemExit) as caught:
-        results.main(["mend", folder])
+        main(["mend", folder])
     assert caught.value.code == 2

@@ -28,20 +28,21 @@ from test_trainable_data import (
     write_parquet,
 )
 
-from search import results
-from search.load import SpaceFileError, apply_settings, load_study
-from search.results import ResultsError
-from search.study import TRIAL_FIELDS, Study
-from trainable import storage
+from search.results import tables
+from search.results.__main__ import main
+from search.results.tables import ResultsError
+from search.study.space_file import SpaceFileError, apply_settings, load_study
+from search.study.study import TRIAL_FIELDS, Study
 from trainable.checkpoint import load
 from trainable.config import TrialConfig
-from trainable.credentials import is_secret_name
 from trainable.data import sources
 from trainable.data.cache import open_data
 from trainable.data.sources import DataError
-from trainable.models import bare_network, load_weights
-from trainable.storage import Folder
-from trainable.teacher import kept_network
+from trainable.host import storage
+from trainable.host.credentials import is_secret_name
+from trainable.host.storage import Folder
+from trainable.networks.models import bare_network, load_weights
+from trainable.networks.teacher import kept_network
 
 ROOT = Path(__file__).parent.parent
 CONFIG = TrialConfig(model="plain", pretrained="none")
@@ -87,12 +88,12 @@ def test_no_file_of_a_folder_lies_outside_of_it(name: str, uri: str, tmp_path: P
 
 
 def test_a_table_whose_keys_lead_out_of_its_folder_is_set_aside(tmp_path: Path) -> None:
-    opened = results.open_results(str(tmp_path / "out"), "s")
-    results.commit_trial(opened, row("good"))
-    table = pa.Table.from_pylist([row("../../planted")], schema=results.TRIALS)
+    opened = tables.open_results(str(tmp_path / "out"), "s")
+    tables.commit_trial(opened, row("good"))
+    table = pa.Table.from_pylist([row("../../planted")], schema=tables.TRIALS)
     pq.write_table(table, tmp_path / "out" / "s" / "trials" / "packed-x.parquet")
-    assert "cannot be a trial_key" in results.damaged(opened)["trials/packed-x.parquet"]
-    assert list(results.trials(opened)["trial_key"]) == ["good"]
+    assert "cannot be a trial_key" in tables.damaged(opened)["trials/packed-x.parquet"]
+    assert list(tables.trials(opened)["trial_key"]) == ["good"]
 
 
 def test_kaggles_table_names_only_its_own_files(tmp_path: Path) -> None:
@@ -137,8 +138,8 @@ def test_a_uri_with_a_password_is_refused_and_not_shown(
 ) -> None:
     uses = (
         lambda: storage.folder_at(uri),
-        lambda: results.open_results(uri, "s"),
-        lambda: results.open_folder(uri),
+        lambda: tables.open_results(uri, "s"),
+        lambda: tables.open_folder(uri),
         lambda: TrialConfig(pretrained=uri),
         lambda: Study(
             name="s", base=TrialConfig(), vary={"pretrained": tune.grid_search(["none", uri])}
@@ -149,7 +150,7 @@ def test_a_uri_with_a_password_is_refused_and_not_shown(
         with pytest.raises(ValueError, match="looks like a secret") as refused:
             use()
         assert "hunter2" not in str(refused.value)
-    assert results.main(["verify", uri]) == 2
+    assert main(["verify", uri]) == 2
     assert "hunter2" not in capsys.readouterr().err
 
 
@@ -352,10 +353,10 @@ def test_an_image_at_the_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_lock_that_somebody_made_up_locks_nothing(tmp_path: Path) -> None:
-    from search.lock import held
+    from search.results.lock import held
 
     (tmp_path / "lock.json").write_text(json.dumps({"pid": "x", "host": os.uname().nodename}))
     with held(Folder(str(tmp_path))):
         pass
     with pytest.raises(ResultsError):
-        results.open_folder(str(tmp_path))
+        tables.open_folder(str(tmp_path))

@@ -13,12 +13,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search import results
 from search import run as command
 from search.explore import Pbt
-from search.load import load_study
-from search.results import open_folder
-from search.study import Study, as_preview, configurations
+from search.results import tables
+from search.results.tables import open_folder
+from search.study.space_file import load_study
+from search.study.study import Study, as_preview, configurations
 
 ROOT = Path(__file__).parent.parent
 SPACES = sorted(path for path in (ROOT / "spaces").glob("*.py") if path.stem != "__init__")
@@ -94,7 +94,7 @@ def test_a_preview_runs_to_its_end_and_once_only(space: Path, tmp_path: Path) ->
     assert len(trials) == documented_trials(space)
     assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
     assert set(trials["dataset"]) == {"synthetic"}
-    assert results.faults(open_folder(str(folder))) == []
+    assert tables.faults(open_folder(str(folder))) == []
     assert (trials["status"] == "completed").any()
     if not isinstance(study.explore, Pbt):  # of which a trial trains a part of the budget
         reached = epochs.groupby("trial_key")["epoch"].max()[trials["trial_key"]].to_numpy()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from trainable.augment import COLUMNS, DRAWS, augment, erase, move
 from trainable.config import AUGMENTATIONS
+from trainable.data.augment import COLUMNS, DRAWS, augment, erase, move
 
 GENERATOR = torch.Generator().manual_seed(0)
 PATCHES = torch.randint(0, 256, (6, 12, 12, 3), dtype=torch.uint8, generator=GENERATOR)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from trainable.augment import COLUMNS, DRAWS, MAX_SHIFT_PX, augment, color, move, stain
 from trainable.config import AUGMENTATIONS, TrialConfig
+from trainable.data.augment import COLUMNS, DRAWS, MAX_SHIFT_PX, augment, color, move, stain
 from trainable.data.batches import (
     DeviceSplit,
     Place,

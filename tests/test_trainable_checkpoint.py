@@ -11,7 +11,7 @@ from trainable import checkpoint
 from trainable.checkpoint import CLAIM, SLOTS, TrialState
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
-from trainable.storage import Folder, TakenOverError
+from trainable.host.storage import Folder, TakenOverError
 from trainable.trial import Trial
 
 

@@ -19,7 +19,6 @@ from scipy.special import erf
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy, group_norm
 
-from trainable.augment import COLUMNS, DRAWS, augment
 from trainable.config import (
     ACTIVATIONS,
     AUGMENTATIONS,
@@ -30,13 +29,14 @@ from trainable.config import (
     TrialConfig,
     warmup_epochs_of,
 )
-from trainable.device import set_precision
-from trainable.losses import smoothing_of, training_loss
-from trainable.models import available_weights, build_model, pretrained_network
-from trainable.optim import build_optimizer
-from trainable.plain import ResidualBlock, activation_of
-from trainable.schedule import growth, lr_at, peak_lr, timetable
-from trainable.step import Step
+from trainable.data.augment import COLUMNS, DRAWS, augment
+from trainable.host.device import set_precision
+from trainable.networks.models import available_weights, build_model, pretrained_network
+from trainable.networks.plain import ResidualBlock, activation_of
+from trainable.training.losses import smoothing_of, training_loss
+from trainable.training.optim import build_optimizer
+from trainable.training.schedule import growth, lr_at, peak_lr, timetable
+from trainable.training.step import Step
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")

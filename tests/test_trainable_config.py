@@ -99,6 +99,8 @@ def test_augmentations_come_in_the_order_in_which_they_are_applied() -> None:
 
 
 def test_config_needs_no_torch() -> None:
-    code = "import sys, trainable.config, trainable.schedule; print('torch' in sys.modules)"
+    code = (
+        "import sys, trainable.config, trainable.training.schedule; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

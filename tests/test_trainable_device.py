@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from trainable import device, probe
+from trainable import probe
 from trainable.config import TrialConfig
 from trainable.data import batches
 from trainable.data.batches import to_device
 from trainable.data.cache import Dataset
-from trainable.device import GIB, limit_memory, memory_held_gib, room_bytes, wait_for_memory
+from trainable.host import device
+from trainable.host.device import GIB, limit_memory, memory_held_gib, room_bytes, wait_for_memory
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -93,7 +94,7 @@ def test_n_processes_at_their_limits_fit_the_gpu(gpu: FakeGpu) -> None:
 
 
 def test_what_was_measured_stays_below_the_limit_of_its_share(gpu: FakeGpu) -> None:
-    from search.resources import share_that_fits
+    from search.execution.resources import share_that_fits
 
     for peak_gib in (0.1, 1.0, 5.0, 9.5):
         gpu.most_reserved, gpu.reserved, gpu.free_gib = peak_gib, 0.1, [23.6]
@@ -222,7 +223,7 @@ def test_threads_are_the_trials_whatever_the_environment_says() -> None:
     code = """
 import scipy.linalg, sklearn, torch
 from threadpoolctl import threadpool_info
-from trainable.device import set_threads
+from trainable.host.device import set_threads
 def used():
     return {i["num_threads"] for i in threadpool_info()} | {torch.get_num_threads()}
 print(max(used()))

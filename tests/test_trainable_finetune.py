@@ -19,10 +19,10 @@ from trainable.data.cache import Dataset, open_data
 from trainable.data.sources import DataError
 from trainable.feed import Feed
 from trainable.finetune import finetune
-from trainable.models import build_model
+from trainable.host.storage import Folder
+from trainable.networks.models import build_model
 from trainable.record import EpochResult, TrialResult
-from trainable.step import Step
-from trainable.storage import Folder
+from trainable.training.step import Step
 
 CLOCKS = ("epoch_wall_s", "images_per_s", "train_wall_s", "peak_memory_gib")
 
@@ -206,7 +206,7 @@ import sys
 from trainable.config import TrialConfig
 from trainable.feed import Feed
 from trainable.finetune import finetune
-from trainable.models import build_model
+from trainable.networks.models import build_model
 config = TrialConfig(dataset="synthetic", model="plain", pretrained="none", image_size=48,
                      train_images=256, eval_images=64, epochs=2, precision="fp32")
 for r in finetune(config):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.graph import MOST_IMAGES, TIMES, graph_if_faster, may_be_graphed
-from trainable.models import bare_network, draws, set_training
+from trainable.networks.models import bare_network, draws, set_training
+from trainable.training.graph import MOST_IMAGES, TIMES, graph_if_faster, may_be_graphed
 from trainable.trial import Trial
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -64,7 +64,7 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "make_graphed_callables", self.make)
         clock = SimpleNamespace(perf_counter=lambda: self.now)
-        monkeypatch.setattr("trainable.graph.time", clock)
+        monkeypatch.setattr("trainable.training.graph.time", clock)
 
     def watch(self, model: nn.Module) -> None:
         """Count the model's own passes, a second each."""
@@ -147,8 +147,8 @@ def test_a_step_uses_its_graph_and_says_so(
         return lambda inputs: (replayed.append(len(inputs)), model(inputs))[1]
 
     plain = [each.val_loss for each in finetune(config, data=tiny_data)]
-    monkeypatch.setattr("trainable.step.may_be_graphed", lambda *_, images: images == 16)
-    monkeypatch.setattr("trainable.step.graph_if_faster", faster)
+    monkeypatch.setattr("trainable.training.step.may_be_graphed", lambda *_, images: images == 16)
+    monkeypatch.setattr("trainable.training.step.graph_if_faster", faster)
     trial = Trial(config, tiny_data, CPU, None)
     while not trial.is_over:
         trial.train_on()
@@ -194,7 +194,7 @@ def test_a_trial_on_a_gpu_ends_alike_with_and_without_graphs(
     config = replace(tiny_config, dropout=0.0)
 
     # Taken however much faster it is: that the clock decides is tested above, without a GPU.
-    monkeypatch.setattr("trainable.graph.LEAST_GAIN", 0.0)
+    monkeypatch.setattr("trainable.training.graph.LEAST_GAIN", 0.0)
 
     def val_losses(paths: str) -> list[float]:
         trial = Trial(config, tiny_data, CUDA, None)
@@ -204,5 +204,5 @@ def test_a_trial_on_a_gpu_ends_alike_with_and_without_graphs(
         return [each.val_loss for each in trial.results]
 
     graphed = val_losses("data_on_gpu+cuda_graph")
-    monkeypatch.setattr("trainable.step.may_be_graphed", lambda *_, **__: False)
+    monkeypatch.setattr("trainable.training.step.may_be_graphed", lambda *_, **__: False)
     assert graphed == pytest.approx(val_losses("data_on_gpu"), rel=0.02)

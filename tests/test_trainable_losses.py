@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from trainable import noise
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.losses import mix, right_answers, smoothing_of, training_loss
-from trainable.models import build_model, head_of
-from trainable.optim import build_optimizer, set_lr
+from trainable.networks.models import build_model, head_of
+from trainable.training import noise
+from trainable.training.losses import mix, right_answers, smoothing_of, training_loss
+from trainable.training.optim import build_optimizer, set_lr
 from trainable.trial import Trial
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")

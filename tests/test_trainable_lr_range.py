@@ -24,8 +24,8 @@ from trainable.lr_range import (
     losses,
     steepest,
 )
-from trainable.models import head_of
-from trainable.prefix import bypassed
+from trainable.networks.models import head_of
+from trainable.networks.prefix import bypassed
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch.nn.functional import cross_entropy
 
-from trainable.metrics import CALIBRATION_BINS, Scores
-from trainable.metrics import auroc_interval as interval_of_tensors
-from trainable.metrics import score as score_tensors
+from trainable.training.metrics import CALIBRATION_BINS, Scores
+from trainable.training.metrics import auroc_interval as interval_of_tensors
+from trainable.training.metrics import score as score_tensors
 
 RNG = np.random.default_rng(0)
 

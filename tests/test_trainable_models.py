@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from trainable.config import TrialConfig
-from trainable.models import (
+from trainable.networks.models import (
     available_weights,
     blocks_of,
     build_model,
@@ -21,7 +21,7 @@ from trainable.models import (
     trained_state,
     with_digest,
 )
-from trainable.optim import parameter_groups
+from trainable.training.optim import parameter_groups
 
 SCRATCH = TrialConfig(model="vgg16", pretrained="none")
 
@@ -238,7 +238,7 @@ def test_a_long_error_is_cut(length: int, shown: str) -> None:
 
 def test_what_is_no_classifier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for made in (nn.Flatten(), nn.Conv2d(3, 2, 3)):
-        monkeypatch.setattr("trainable.models._build", lambda *_, made=made, **__: made)
+        monkeypatch.setattr("trainable.networks.models._build", lambda *_, made=made, **__: made)
         with pytest.raises(ValueError, match="resnet18 is not a classifier of images"):
             check_model(replace(SCRATCH, model="resnet18"), num_classes=2, image_size=16)
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainable.config import ACTIVATIONS, TrialConfig
 from trainable.data.cache import open_data
 from trainable.finetune import finetune
-from trainable.models import build_model, check_model, freeze_all_but, last_gammas
-from trainable.normalization import GhostBatchNorm2d, apply_norm, precise_statistics
+from trainable.networks.models import build_model, check_model, freeze_all_but, last_gammas
+from trainable.networks.normalization import GhostBatchNorm2d, apply_norm, precise_statistics
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
 GENERATOR = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainable.noise import NoiseSums, estimate, measure, probe_images
+from trainable.training.noise import NoiseSums, estimate, measure, probe_images
 
 
 def test_estimates_are_exact_where_expectations_are() -> None:

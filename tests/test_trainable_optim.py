@@ -13,7 +13,7 @@ from timm.optim.lars import Lars
 from torch import nn, optim
 
 from trainable.config import OPTIMIZERS, TrialConfig
-from trainable.optim import build_optimizer, parameter_groups, set_lr
+from trainable.training.optim import build_optimizer, parameter_groups, set_lr
 
 # No value is a default, of ours or of the libraries: one that is lost on the way shows.
 CONFIG = TrialConfig(

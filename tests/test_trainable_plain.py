@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trainable.config import TrialConfig
-from trainable.models import build_model
-from trainable.plain import ResidualBlock
+from trainable.networks.models import build_model
+from trainable.networks.plain import ResidualBlock
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", width=8)
 

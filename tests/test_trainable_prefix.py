@@ -11,13 +11,19 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from trainable import feed
-from trainable.augment import augment
 from trainable.config import TrialConfig
+from trainable.data.augment import augment
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.models import bare_network, draws, freeze_all_but, replace_head, set_training
-from trainable.prefix import bypassed, find_prefix, run_prefix
-from trainable.storage import Folder
+from trainable.host.storage import Folder
+from trainable.networks.models import (
+    bare_network,
+    draws,
+    freeze_all_but,
+    replace_head,
+    set_training,
+)
+from trainable.networks.prefix import bypassed, find_prefix, run_prefix
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from trainable import ray_adaptor
 from trainable.config import TrialConfig
 from trainable.data.cache import open_data
 from trainable.finetune import finetune
+from trainable.host.storage import NoSpaceError, TakenOverError
 from trainable.ray_adaptor import train_trial
-from trainable.storage import NoSpaceError, TakenOverError
 
 CONFIG = TrialConfig(
     dataset="digits",

@@ -6,7 +6,7 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from trainable.config import TrialConfig
-from trainable.schedule import adam_constants, growth, lr_at, peak_lr, timetable
+from trainable.training.schedule import adam_constants, growth, lr_at, peak_lr, timetable
 
 UPDATES_PER_EPOCH, EPOCHS = 20, 5
 

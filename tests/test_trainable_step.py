@@ -13,8 +13,8 @@ from torch import nn
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.models import build_model
-from trainable.step import Step
+from trainable.networks.models import build_model
+from trainable.training.step import Step
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
 CPU = torch.device("cpu")

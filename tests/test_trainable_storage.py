@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from trainable import storage
-from trainable.storage import Folder, NoSpaceError
+from trainable.host import storage
+from trainable.host.storage import Folder, NoSpaceError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

@@ -9,9 +9,9 @@ import torch
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
-from trainable.models import build_model
-from trainable.storage import Folder
-from trainable.teacher import KEPT, kept_network, load_teacher, resolve_teacher
+from trainable.host.storage import Folder
+from trainable.networks.models import build_model
+from trainable.networks.teacher import KEPT, kept_network, load_teacher, resolve_teacher
 from trainable.trial import Trial
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")

@@ -12,14 +12,15 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from trainable import noise, trial
+from trainable import trial
 from trainable.config import SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
-from trainable.noise import NoiseSums
+from trainable.host.storage import Folder
+from trainable.networks.teacher import KEPT, kept_network
 from trainable.record import EpochResult
-from trainable.storage import Folder
-from trainable.teacher import KEPT, kept_network
+from trainable.training import noise
+from trainable.training.noise import NoiseSums
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ def out_of_memory() -> None:
     """Let the third step of the trial find no memory, as CUDA says it."""
     import torch
 
-    from trainable.step import Step
+    from trainable.training.step import Step
 
     accumulate, calls = Step._accumulate, []
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from trainable import storage
-from trainable.storage import Folder, TakenOverError
+from trainable.host import storage
+from trainable.host.storage import Folder, TakenOverError
 
 logger = logging.getLogger(__name__)
 

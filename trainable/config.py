@@ -9,7 +9,7 @@ from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
 
-from trainable import credentials
+from trainable.host import credentials
 
 # Part of every trial key. Raise it when a change of code changes the numbers a config gives.
 RECIPE_VERSION = 1

@@ -22,9 +22,9 @@ from trainable.data.batches import (
     training_batches,
 )
 from trainable.data.cache import Dataset, Split
-from trainable.device import room_bytes
-from trainable.prefix import Prefix, run_prefix
-from trainable.schedule import growth
+from trainable.host.device import room_bytes
+from trainable.networks.prefix import Prefix, run_prefix
+from trainable.training.schedule import growth
 
 # Images that go through a network at once where no gradient is wanted. On a CPU more of them leave
 # its caches: at 96x96 batches of 256 are 1.1 (VGG16) to 4 times (MobileNet-V2) slower than of 32.

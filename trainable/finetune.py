@@ -10,9 +10,9 @@ import torch
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, open_data
-from trainable.device import pick_device
+from trainable.host.device import pick_device
+from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
-from trainable.storage import Folder
 from trainable.trial import Trial
 
 

@@ -16,7 +16,7 @@ import altair as alt
 import pandas as pd
 
 from trainable.config import TrialConfig
-from trainable.schedule import growth, lr_at, timetable
+from trainable.training.schedule import growth, lr_at, timetable
 
 MOST_POINTS = 1000
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from trainable.config import TrialConfig
 from trainable.data.batches import Place, seed_for
 from trainable.data.cache import Dataset
-from trainable.device import pick_device
-from trainable.models import set_training
-from trainable.schedule import peak_lr
+from trainable.host.device import pick_device
+from trainable.networks.models import set_training
+from trainable.training.schedule import peak_lr
 from trainable.trial import Trial
 
 Floats = NDArray[np.float64]

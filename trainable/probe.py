@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainable import noise
 from trainable.config import TrialConfig
 from trainable.data.batches import DeviceSplit
 from trainable.data.cache import Dataset
-from trainable.device import device_name, memory_held_gib, pick_device, set_threads
 from trainable.feed import IMAGES_AT_ONCE
-from trainable.models import set_training
-from trainable.schedule import growth
+from trainable.host.device import device_name, memory_held_gib, pick_device, set_threads
+from trainable.networks.models import set_training
+from trainable.training import noise
+from trainable.training.schedule import growth
 from trainable.trial import Trial
 
 WARMUP_UPDATES = {"cpu": 1, "cuda": 3}

@@ -19,8 +19,8 @@ import ray
 from ray import tune
 
 from trainable.config import TrialConfig
+from trainable.host.storage import Folder, NoSpaceError, TakenOverError
 from trainable.record import finite_score
-from trainable.storage import Folder, NoSpaceError, TakenOverError
 
 PARENT_CHECK_S = 2.0
 MEMORY_WAIT_S = 30.0  # less than what makes a silent worker count as hung
@@ -101,7 +101,7 @@ def _settle(num_cpus: int) -> None:
     """
     import torch
 
-    from trainable.device import limit_memory, pick_device, set_threads, wait_for_memory
+    from trainable.host.device import limit_memory, pick_device, set_threads, wait_for_memory
 
     set_threads(num_cpus)
     device, share = pick_device(), _num_gpus()

@@ -10,30 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainable import checkpoint, noise
+from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import SCORES, TrialConfig, trial_key
 from trainable.data.batches import DeviceSplit, Place, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
-from trainable.device import (
+from trainable.feed import Feed
+from trainable.host.device import (
     device_name,
     keep_freed_memory,
     peak_memory_gib,
     reset_peak_memory,
     set_precision,
 )
-from trainable.feed import Feed
-from trainable.metrics import Scores, auroc_interval, score
-from trainable.models import build_model, set_training, trained_state
-from trainable.noise import NoiseSums
-from trainable.normalization import precise_statistics
-from trainable.prefix import bypassed, find_prefix, prefix_at
+from trainable.host.storage import Folder
+from trainable.networks.models import build_model, set_training, trained_state
+from trainable.networks.normalization import precise_statistics
+from trainable.networks.prefix import bypassed, find_prefix, prefix_at
+from trainable.networks.teacher import keep_weights
 from trainable.record import EpochResult, TrialResult
-from trainable.schedule import growth, lr_at, peak_lr, timetable
-from trainable.step import Step
-from trainable.storage import Folder
-from trainable.teacher import keep_weights
+from trainable.training import noise
+from trainable.training.metrics import Scores, auroc_interval, score
+from trainable.training.noise import NoiseSums
+from trainable.training.schedule import growth, lr_at, peak_lr, timetable
+from trainable.training.step import Step
 
 # A loss that is not finite is noticed after at most so many updates; reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100

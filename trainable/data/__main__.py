@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from trainable.augment import DRAWS, augment
 from trainable.config import augmentations
+from trainable.data.augment import DRAWS, augment
 from trainable.data.batches import generator_for, stratified_subset
 from trainable.data.cache import EMBEDDED, Dataset, Split, open_data
 from trainable.data.sources import DataError

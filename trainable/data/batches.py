@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
-from trainable.augment import DRAWS, augment
 from trainable.config import TrialConfig, augmentations
+from trainable.data.augment import DRAWS, augment
 from trainable.data.cache import Split
 from trainable.data.sources import DataError, Images, Labels
 

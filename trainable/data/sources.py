@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from trainable.storage import is_name
+from trainable.host.storage import is_name
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Labels = NDArray[np.int64]  # (N,)

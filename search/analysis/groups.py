@@ -1,0 +1,128 @@
+"""A study's tables -> the surfaces in them: one analysis for each setting of what else varies."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from search.analysis.analysis import Analysis, analyse
+from trainable.config import TrialConfig
+
+CROSSED = ("batch_size", "base_lr")
+# Decided by the others, or different by design between trials of one surface.
+NO_CHOICE = (*CROSSED, "seed", "microbatch_size", "until_share", "begins_from", "select_by")
+CHOICES = tuple(each.name for each in fields(TrialConfig) if each.name not in NO_CHOICE)
+# A search draws its other fields anew for each trial: they are the spread within a cell, save those
+# without which two learning rates cannot be compared.
+APART_IN_SEARCHES = ("dataset", "data_fingerprint", "optimizer")
+STEP = "step"  # the column of the step of an ablation, or of the variant
+SEARCHES = ("Random", "Optuna", "Pbt")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a study explored, as its study.json says: the class's name, and an ablation's steps."""
+
+    name: str
+    steps: Mapping[str, Mapping[str, Any]]
+
+
+def kind_of(about: Mapping[str, Any]) -> Kind:
+    """From study.json's `explore`; `Grid` where it does not say."""
+    said = str(about.get("explore") or "Grid")
+    name = said.partition("(")[0]
+    if name not in ("Ablation", "Variants"):
+        return Kind(name, {})
+    try:
+        call = ast.parse(said, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return Kind(name, {})
+        steps = ast.literal_eval(call.keywords[0].value)
+    except (SyntaxError, ValueError, IndexError):
+        return Kind(name, {})
+    if name == "Variants":
+        return Kind(name, steps)
+    together: dict[str, dict[str, Any]] = {}
+    so_far: dict[str, Any] = {}
+    for step, more in steps.items():
+        so_far = so_far | more
+        together[step] = so_far
+    return Kind(name, together)
+
+
+def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
+    """The trials that belong to a step of an ablation or to a variant, with its name in `step`.
+
+    A trial belongs to the steps whose fields it has, on top of the study's base: two steps that
+    change nothing have the same trials, which then come twice.
+    """
+    base = about.get("base", {})
+    steps = kind_of(about).steps
+    changed = sorted({name for more in steps.values() for name in more} & set(trials))
+    parts = []
+    for step, more in steps.items():
+        mine = pd.Series(True, index=trials.index)
+        for name in changed:
+            wanted = more.get(name, base.get(name))
+            mine &= trials[name].isna() if wanted is None else trials[name] == wanted
+        parts.append(trials[mine].assign(**{STEP: step}))
+    return pd.concat(parts) if parts else trials.iloc[:0].assign(**{STEP: ""})
+
+
+def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:
+    """The columns that tell surfaces apart."""
+    kind = kind_of(about)
+    if kind.name in SEARCHES:
+        among: Sequence[str] = APART_IN_SEARCHES
+    elif STEP in trials:  # what a step changes, its name says
+        changed = {name for more in kind.steps.values() for name in more}
+        return [STEP, *_varied(trials, [n for n in _apart() if n not in changed])]
+    else:
+        among = _apart()
+    return _varied(trials, among)
+
+
+def _apart() -> list[str]:
+    return [*CHOICES, "data_fingerprint"]
+
+
+def _varied(trials: pd.DataFrame, among: Sequence[str]) -> list[str]:
+    return [n for n in among if n in trials and trials[n].nunique(dropna=False) > 1]
+
+
+def varied_fields(trials: pd.DataFrame) -> list[str]:
+    """Fields of a configuration that differ between trials: what a leaderboard names."""
+    found = _varied(trials, [*CROSSED, *CHOICES])
+    return found or [name for name in CROSSED if name in trials]
+
+
+def analyses(
+    trials: pd.DataFrame,
+    epochs: pd.DataFrame | None,
+    about: Mapping[str, Any],
+    *,
+    metric: str,
+    mode: str,
+    lr: str = "base_lr",
+) -> list[Analysis]:
+    """One analysis a surface, that with the best mean first; one of nothing where nothing is."""
+    if kind_of(about).steps:
+        trials = with_steps(trials, about)
+    others = others_of(trials, about)
+    groups = trials.groupby(others, dropna=False) if others else [((), trials)]
+    found = []
+    for values, group in groups:
+        of = dict(zip(others, values, strict=True))
+        mine = None
+        if epochs is not None and metric in epochs:  # a test score is of whole trials only
+            mine = epochs[epochs["trial_key"].isin(group["trial_key"])]
+        found.append(analyse(group, mine, metric=metric, mode=mode, lr=lr, of=of))
+    sign = 1.0 if mode == "max" else -1.0
+
+    def score(analysis: Analysis) -> float:
+        best = (sign * analysis.cells["mean"]).max()
+        return float("-inf") if pd.isna(best) else float(best)
+
+    return sorted(found, key=score, reverse=True)

@@ -1,0 +1,54 @@
+"""The best configurations, and the steps of an ablation, over the same seeds."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from search.analysis.surface import LEVEL, USABLE
+
+
+def leaderboard(
+    trials: pd.DataFrame, *, by: Sequence[str], metric: str, mode: str, rows: int
+) -> pd.DataFrame:
+    """The best configurations: the fields `by`, then mean, std, n, low, high, mean test score.
+
+    `low` and `high` bound Student's 95 % interval of the mean, NaN below two seeds.
+    """
+    used = trials[trials["status"].isin(USABLE)]
+    test = metric.replace("val_", "test_")
+    aggregates: dict[str, tuple[str, str | Callable[..., object]]] = {
+        "mean": (metric, "mean"),
+        "std": (metric, "std"),
+        "n": (metric, "count"),
+    }
+    if test in used:
+        aggregates[test] = (test, "mean")
+    table = used.groupby(list(by), dropna=False).agg(**aggregates)
+    half = stats.t.ppf(0.5 + LEVEL / 2, table["n"].where(table["n"] > 1) - 1)
+    half = half * table["std"] / np.sqrt(table["n"])
+    table["low"], table["high"] = table["mean"] - half, table["mean"] + half
+    return table.sort_values("mean", ascending=mode == "min").head(rows).reset_index()
+
+
+def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:
+    """One row a step: mean, std and n over seeds, and what changed from the step before.
+
+    `change` and `change_std` are the mean and deviation of the differences between the two steps
+    of one seed: the seeds are paired, so the noise that they share drops out. `pairs` counts them.
+    """
+    used = trials[trials["status"].isin(USABLE)]
+    scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
+    changes = scores.diff(axis=1)
+    return pd.DataFrame(
+        {
+            "mean": scores.mean(),
+            "std": scores.std(),
+            "n": scores.count(),
+            "change": changes.mean(),
+            "change_std": changes.std(),
+            "pairs": changes.count(),
+            "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
+        }
+    ).reindex(steps)

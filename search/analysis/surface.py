@@ -1,0 +1,174 @@
+"""The surface, a metric over (batch size, lr): cells, ridge, and what cannot be told from the best.
+
+Pure functions over the `trials` table, or over any frame with batch_size, an lr, status and a
+metric. A stopped trial is censored and a diverged one has no score: both are counted, not averaged.
+"""
+
+import functools
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+USABLE = ("completed",)
+LEVEL = 0.95  # of all intervals
+DRAWS = 2000  # of bootstraps
+SEED = 0
+
+
+def usable(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
+    """The trials whose scores may be averaged: completed, finite, of one configuration throughout.
+
+    A trial of a population (`begins_from`) was trained with several configurations.
+    """
+    rows = trials[trials["status"].isin(USABLE) & np.isfinite(trials[metric].astype(float))]
+    return rows[rows["begins_from"].isna()] if "begins_from" in rows else rows
+
+
+def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.DataFrame:
+    """One row a cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
+
+    `mean` and `std` are over the seeds of completed trials that have a score, NaN where there are
+    none; `low` and `high` bound Student's 95 % interval of the mean, NaN below two seeds. The last
+    four count the cell's trials: all, and those left out by how they ended.
+    """
+    by = ["batch_size", lr]
+    scores = usable(trials, metric=metric).groupby(by)[metric].agg(["mean", "std", "count"])
+    cells = pd.MultiIndex.from_frame(trials[by].drop_duplicates()).sort_values()
+    table = scores.reindex(cells).rename(columns={"count": "n"})
+    table["n"] = table["n"].fillna(0).astype(int)
+    n = table["n"].where(table["n"] > 1)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * table["std"] / np.sqrt(n)
+    table["low"], table["high"] = table["mean"] - half, table["mean"] + half
+    table["trials"] = trials.groupby(by).size().reindex(cells)
+    for status in ("diverged", "stopped", "failed"):
+        counts = trials[trials["status"] == status].groupby(by).size()
+        table[status] = counts.reindex(cells).fillna(0).astype(int)
+    return table.reset_index().rename(columns={lr: "lr"})
+
+
+def noise_of(cells: pd.DataFrame, *, mode: str) -> tuple[float, int]:
+    """Standard deviation over seeds and its degrees of freedom, pooled; NaN and 0 without seeds.
+
+    Pooled over the better half of the cells: scores near the edge of stability scatter far more,
+    and their noise says nothing about the best cells'.
+    """
+    known = cells[(cells["n"] > 1) & cells["std"].notna()]
+    if known.empty:
+        return float("nan"), 0
+    order = known.sort_values("mean", ascending=mode == "min")
+    half = order.head(max(1, (len(order) + 1) // 2))
+    freedom = int((half["n"] - 1).sum())
+    return float(np.sqrt(((half["n"] - 1) * half["std"] ** 2).sum() / freedom)), freedom
+
+
+def standard_errors(cells: pd.DataFrame, *, mode: str) -> tuple[NDArray[np.float64], int]:
+    """Each cell mean's standard error, and the degrees of freedom: NaN and 0 without seeds.
+
+    From the deviation of each cell where it has ten seeds or more, and else the pooled one or its
+    own, whichever is larger.
+    """
+    pooled, freedom = noise_of(cells, mode=mode)
+    own = (cells["n"] >= 10) & cells["std"].notna()
+    std = np.where(own, cells["std"], np.fmax(cells["std"].fillna(pooled), pooled))
+    return std / np.sqrt(cells["n"].clip(lower=1).to_numpy(dtype=float)), freedom
+
+
+def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np.float64] | None:
+    """Cell means as they might have come out with other seeds, (draws, cells); None without seeds.
+
+    A parametric bootstrap: each mean plus noise of its own standard error, by Student's t of the
+    pooled deviation's degrees of freedom in place of the normal, as it is itself estimated.
+    """
+    error, freedom = standard_errors(cells, mode=mode)
+    if not freedom:
+        return None
+    rng = np.random.default_rng(SEED)
+    # One scale for all cells of a draw: the pooled deviation is off by the same factor everywhere.
+    scale = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
+    noise = rng.standard_normal((draws, len(cells))) * scale
+    means: NDArray[np.float64] = cells["mean"].to_numpy(dtype=float) + noise * error
+    return means
+
+
+def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
+    """The cells that cannot be told from the best one: those of Hsu's comparison with the best.
+
+    A cell stays unless its mean is behind the best of the others by more than d s sqrt(1/n + 1/m),
+    with s the pooled noise and d Dunnett's one-sided critical value for as many comparisons as
+    there are other cells (Hsu 1984, Annals of Statistics 12:1136). The true best is among them with
+    95 % confidence. Empty without seeds: noise is then unknown.
+    """
+    noise, freedom = noise_of(cells, mode=mode)
+    scored = cells[cells["mean"].notna()]
+    if not freedom or len(scored) < 2:
+        return scored.iloc[:0]
+    sign = 1.0 if mode == "max" else -1.0
+    d = dunnett_critical(len(scored) - 1, freedom)
+    mean, n = sign * scored["mean"].to_numpy(), scored["n"].to_numpy()
+    behind = mean[None, :] - mean[:, None]  # (cell, other)
+    allowed = d * noise * np.sqrt(1 / n[:, None] + 1 / n[None, :])
+    np.fill_diagonal(behind, -np.inf)
+    stays = (behind <= allowed).all(axis=1)
+    return scored[stays].sort_values("mean", ascending=mode == "min")
+
+
+@functools.cache
+def dunnett_critical(comparisons: int, freedom: int, *, level: float = LEVEL) -> float:
+    """One-sided critical value of Dunnett's test with equal group sizes.
+
+    The d with P(max_i (Z_i - Z_0) / sqrt(2) <= d S) = level, Z standard normal and S the square
+    root of a chi-square over its degrees of freedom (Dunnett 1955), by quadrature.
+    """
+    z, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    s = np.sqrt(stats.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom)
+
+    def excess(d: float) -> float:
+        inside = special.ndtr(z[:, None] + d * s[None, :] * np.sqrt(2)) ** comparisons
+        return float((weights[:, None] * inside).sum(axis=0).mean() - level)
+
+    return float(optimize.brentq(excess, 0.0, 1000.0))
+
+
+def optimism(cells: pd.DataFrame, *, mode: str) -> float:
+    """By how much the best cell's mean is expected to flatter it, for having been picked as best.
+
+    Mean over surfaces redrawn with normal noise (Student's has no mean at one degree of freedom)
+    of what the winner's redrawn mean gained, with the sign that makes it positive. The noise is the
+    better half's in every cell: a far cell of great noise would win rarely but by much. Observed
+    means lie further apart than true ones, so those that cannot be told from the best are drawn
+    together first, by the share of their spread that is noise (empirical Bayes). NaN without seeds.
+    """
+    noise, freedom = noise_of(cells, mode=mode)
+    if not freedom:
+        return float("nan")
+    scored = cells[cells["mean"].notna()]
+    error = noise / np.sqrt(scored["n"].to_numpy(dtype=float))
+    better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
+    near = scored.index.isin(best_set(cells, mode=mode).index)
+    if near.sum() > 1 and (spread := better[near].var(ddof=1)) > 0:
+        kept = max(0.0, 1 - float((error[near] ** 2).mean()) / spread)
+        better[near] = better[near].mean() + kept * (better[near] - better[near].mean())
+    gains = error * np.random.default_rng(SEED).standard_normal((DRAWS, len(scored)))
+    winner = (better + gains).argmax(axis=1)
+    return float(gains[np.arange(DRAWS), winner].mean())
+
+
+def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:
+    """The largest stable lr of each batch size: batch_size, stable_lr, diverges_at.
+
+    The largest lr below the first at which half of the trials or more diverged; that one is
+    `diverges_at`, NaN where none did: `stable_lr` is then a lower bound. NaN for `stable_lr` where
+    the smallest lr diverged already.
+    """
+    rows = []
+    for batch_size, group in cells.groupby("batch_size"):
+        group = group.sort_values("lr")
+        unstable = group.loc[2 * group["diverged"] >= group["trials"], "lr"]
+        limit = unstable.min() if len(unstable) else np.inf
+        below = group.loc[group["lr"] < limit, "lr"]
+        largest = below.max() if len(below) else np.nan
+        rows.append((batch_size, largest, limit if np.isfinite(limit) else np.nan))
+    return pd.DataFrame(rows, columns=["batch_size", "stable_lr", "diverges_at"])

@@ -1,0 +1,137 @@
+"""A space file and settings -> a study that can run: data there, trials planned, all checked."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from search.explore import plan
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.results.tables import Results
+from search.study.space_file import SpaceFileError, apply_settings, load_study
+from search.study.study import Study, as_preview, configurations, grid_values
+from trainable.config import TrialConfig
+from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A study that can run: its data is there, its trials are planned, its folder is writable."""
+
+    study: Study
+    data_folder: Path | None
+    data_fingerprint: str
+    train_images: int
+    planned: list[PlannedTrial]
+    results: Results
+
+
+def prepare(
+    space: Path,
+    *,
+    out: str,
+    data: Path | None,
+    preview: bool,
+    settings: Sequence[str],
+    console: Console,
+) -> Ready:
+    """Load, check and plan everything; nothing is trained and no Ray is started.
+
+    Raises:
+        SpaceFileError, DataError, ResultsError: the space, the data or `out` is wrong.
+    """
+    study = load_study(space)
+    named = [s.partition("=")[2] for s in settings if s.startswith("dataset=")]
+    dataset = named[-1] if named else study.base.dataset
+    folder = data or Path(os.environ.get("DATA_DIR", "data"))
+    found = dataset in EMBEDDED or locate(dataset, folder) is not None
+    if not found and data:
+        open_data(dataset, folder)  # raises the error that says what was wanted
+    try:
+        if preview or not found:
+            study = as_preview(study, dataset=dataset if found else "synthetic")
+    except ValueError as error:
+        raise SpaceFileError(f"{space}: {error}") from error
+    study = apply_settings(study, [s for s in settings if found or not s.startswith("dataset=")])
+    if not found:
+        console.print(
+            f"no {dataset} data in {folder}: this is a preview on the embedded synthetic patches "
+            f"(dataset=synthetic); --data DIR names the real ones",
+            style="yellow",
+            markup=False,
+        )
+    data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
+    opened = open_data(study.base.dataset, data_folder)
+    study = _with_files(study, opened, console)
+    for _, config in configurations(study) or [("", study.base)]:
+        _check_trial(config, opened)
+    return Ready(
+        study=study,
+        data_folder=data_folder,
+        data_fingerprint=opened.fingerprint,
+        train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
+        planned=plan.plan_trials(study, data_fingerprint=opened.fingerprint),
+        results=tables.open_results(out, study.name),
+    )
+
+
+def _with_files(study: Study, data: Dataset, console: Console) -> Study:
+    """The study with weights and teacher as they can be had here, files with their digests.
+
+    Raises:
+        SpaceFileError: a file is missing, is not weights, or is of another network.
+    """
+    from trainable.networks.models import (
+        available_weights,  # torch: not for a command with a typing error
+    )
+    from trainable.networks.teacher import load_teacher, resolve_teacher
+
+    try:
+        if study.base.distill_from:
+            teacher = resolve_teacher(study.base.distill_from)
+            load_teacher(teacher, num_classes=len(data.classes))
+            study = replace(study, base=replace(study.base, distill_from=teacher))
+        if "pretrained" in study.vary:
+            wanted = [str(v) for v in grid_values("pretrained", study.vary["pretrained"])]
+            files = [available_weights(study.base.model, each) for each in wanted]
+            return replace(study, vary={**study.vary, "pretrained": {"grid_search": files}})
+        had = study.base.pretrained
+        for model in {config.model for _, config in configurations(study)} or {study.base.model}:
+            had = available_weights(model, study.base.pretrained)
+            if had == "none" and study.base.pretrained != "none":
+                console.print(
+                    f"no ImageNet weights for {model} in torch's cache, and fetching them failed: "
+                    f"training from scratch (pretrained=none); --set pretrained=PATH gives a file",
+                    style="yellow",
+                    markup=False,
+                )
+                break
+        blocks = None if had == "none" else study.base.train_blocks
+        return replace(study, base=replace(study.base, pretrained=had, train_blocks=blocks))
+    except ValueError as error:
+        raise SpaceFileError(str(error)) from error
+
+
+def _check_trial(config: TrialConfig, data: Dataset) -> None:
+    """Raises SpaceFileError where the data, its images' size, or the network does not fit."""
+    n = min(len(data.train.labels_N), config.train_images or sys.maxsize)
+    if config.batch_size > n:
+        raise SpaceFileError(
+            f"batch_size {config.batch_size} is larger than the {n} training images: take "
+            f"a smaller batch or more images"
+        )
+    side = min(data.train.images_NHWC.shape[1:3])
+    if config.image_size and config.image_size > side:
+        raise SpaceFileError(
+            f"image_size {config.image_size} is larger than the images ({side} px)"
+        )
+    from trainable.networks.models import check_model
+
+    try:
+        check_model(config, num_classes=len(data.classes), image_size=side)
+    except ValueError as error:
+        raise SpaceFileError(str(error)) from error

@@ -1,0 +1,118 @@
+"""What is going on, while it goes on: a live table, or plain lines where there is no terminal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.explore.plan import PlannedTrial
+
+RECENT_ROWS = 8
+STATUS_STYLES = {"completed": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}
+
+
+@dataclass
+class Progress:
+    """The state of a screen: which trials run, which ended last, how many there are."""
+
+    console: Console
+    varied: Sequence[str]
+    metric: str
+    planned: dict[str, PlannedTrial]
+    total: int
+    done_before: int
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recent: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    ended: int = 0
+    started: float = field(default_factory=time.monotonic)
+    live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        """Begin to draw."""
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, get_renderable=self.render, refresh_per_second=2)
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the last picture on the screen."""
+        if self.live is not None:
+            self.live.stop()
+
+    def epoch_ended(self, key: str, row: Mapping[str, Any]) -> None:
+        """A trial reported an evaluation."""
+        self.running[key] = dict(row)
+
+    def trial_ended(self, key: str, row: Mapping[str, Any]) -> None:
+        """A trial reported its end."""
+        self.running.pop(key, None)
+        self.recent = [*self.recent[-RECENT_ROWS + 1 :], (key, row)]
+        self.ended += 1
+        if self.live is None:
+            self.console.print(self._line(key, row), soft_wrap=True, highlight=False, markup=False)
+
+    def _line(self, key: str, row: Mapping[str, Any]) -> str:
+        config = self.planned[key].config
+        step = self.planned[key].step
+        said = " ".join(f"{name}={show(getattr(config, name))}" for name in [*self.varied, "seed"])
+        said = f"{step}: {said}" if step else said
+        score = show(row.get(self.metric))
+        reason = f" ({row['reason']})" if row.get("reason") else ""
+        wall = f" {row['train_wall_s']:.1f} s" if row.get("train_wall_s") else ""
+        return (
+            f"[{self.done_before + self.ended}/{self.total}] {said}: {row['status']} "
+            f"{self.metric}={score}{wall}{reason}"
+        )
+
+    def render(self) -> Group:
+        """The whole screen: a bar, then running trials, then those that ended last."""
+        total, done = self.total, self.done_before + self.ended
+        elapsed = time.monotonic() - self.started
+        left = elapsed / self.ended * (total - done) if self.ended else None
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=total, completed=done, width=40),
+            f"{done}/{total} trials",
+            Text(f"{clock(elapsed)} elapsed"),
+            Text("" if left is None else f"{clock(left)} left"),
+        )
+        table = Table(box=None, pad_edge=False)
+        for name in [*self.varied, "seed"]:
+            table.add_column(name, justify="right")
+        for name in ("epoch", "train_loss", self.metric, "status"):
+            table.add_column(name, justify="right")
+        for key, row in [*self.recent, *self.running.items()]:
+            config = self.planned[key].config
+            epoch = row.get("epochs_seen", row.get("epochs_completed"))
+            budget = f"/{config.epochs}" if config.epochs else ""
+            status = row.get("status", "running")
+            table.add_row(
+                *(show(getattr(config, name)) for name in [*self.varied, "seed"]),
+                f"{show(epoch)}{budget}",
+                show(row.get("train_loss")),
+                show(row.get(self.metric)),
+                Text(status, STATUS_STYLES.get(status, "bold")),
+            )
+        return Group(bar, table)
+
+
+def show(value: object) -> str:
+    """A value for people: four digits of a number, a dash for nothing."""
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,210 @@
+"""Commits what trials report, the moment it comes."""
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from search.execution.progress import Progress
+from search.execution.schedulers import EarlyStopping
+from search.execution.watchdog import HOST_MEMORY, Stalls
+from search.explore.plan import PlannedTrial
+from search.results import tables
+from search.results.tables import Results
+from search.study.study import Study
+from trainable.host.storage import NoSpaceError
+
+BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all trials of one command share."""
+
+    study: Study
+    results: Results
+    data_folder: str | None
+    data_fingerprint: str
+    train_images: int
+    attempts: Mapping[str, int]
+    code_version: str | None = None
+
+
+class Recorder(tune.Callback):
+    """Commits what trials report, the moment it comes, and tells the screen."""
+
+    def __init__(
+        self, setting: Setting, progress: Progress, scheduler: EarlyStopping | None
+    ) -> None:
+        """Begin with nothing expected."""
+        self.setting, self.progress, self.scheduler = setting, progress, scheduler
+        self.stalls = Stalls()
+        self.lost_because: dict[str, str] = {}
+        self.planned: dict[str, PlannedTrial] = {}
+        self.attempt: dict[str, int] = {}
+        self.expected: set[str] = set()
+        self.under_way: dict[str, Mapping[str, Any]] = {}
+        self.rows: dict[str, dict[int, Mapping[str, Any]]] = {}
+        self.held = tables.epochs(setting.results).groupby("trial_key")
+
+    def expect(self, trial: PlannedTrial) -> None:
+        """A trial will be sent: go on from the rows that the tables hold of it."""
+        self.planned[trial.key] = trial
+        self.expected.add(trial.key)
+        self.progress.planned[trial.key] = trial
+        self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
+        self.rows[trial.key] = {row["epoch"]: row for row in self.rows_held(trial.key)}
+
+    def rows_held(self, key: str) -> list[dict[str, Any]]:
+        """A trial's evaluations in the tables when the command began, by epoch."""
+        if key not in self.held.groups:
+            return []
+        rows = self.held.get_group(key).sort_values("epoch").to_dict("records")
+        # A whole number that a row lacks is NaN to pandas, which its column would not take back.
+        return [
+            {n: v for n, v in row.items() if v == v or tables.EPOCHS.field(n).type == "double"}
+            for row in rows
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray keeps a copy of callbacks for a restore, which is not our way to resume."""
+        return {}
+
+    def _key(self, trial: Any) -> str:
+        key: str = trial.config["trial"]["key"]
+        return key
+
+    def _identity(self, key: str) -> dict[str, Any]:
+        return {
+            "study": self.setting.study.name,
+            "trial_key": key,
+            "seed": self.planned[key].config.seed,
+            "attempt": self.attempt[key],
+        }
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray looks around: so does the watch over hung workers."""
+        for trial_id in self.stalls.end_the_hung(trials):
+            self.lost_because[trial_id] = "it reported nothing for too long"
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An evaluation, or a trial's end."""
+        key = self._key(trial)
+        self.stalls.reported(trial.trial_id)
+        if "epoch_row" in result:
+            row = self._identity(key) | result["epoch_row"]
+            self.under_way[key] = self.rows[key][row["epoch"]] = row
+            self._commit_epochs(key)
+            self.progress.epoch_ended(key, row)
+        elif "trial_row" in result:
+            row = result["trial_row"]
+            if row["status"] == "interrupted":  # there is no room: no trial would fare better
+                raise NoSpaceError(errno.ENOSPC, row["reason"])
+            self._end(key, row)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ended by itself, and its row is there; or its scheduler stopped it."""
+        reason = self.scheduler.reasons.get(trial.trial_id) if self.scheduler else None
+        key = self._key(trial)
+        if reason is not None and key in self.under_way:
+            self._end(key, self._so_far("stopped", reason, self.under_way[key]))
+        # Ray keeps a history of every metric of every trial, which would grow with the study.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker was lost: what follows is another attempt.
+
+        A node that ran out of memory is given one more chance: then the trial is too large for it.
+        """
+        self.attempt[self._key(trial)] += 1
+        self.stalls.began_again(trial.trial_id)
+        failures = trial.run_metadata.num_failures
+        if HOST_MEMORY in _last_error(trial):
+            trial.max_failures = failures
+        time.sleep(BACKOFF_S * failures)  # a node that is going away takes the next one along
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its workers were lost too often."""
+        error = _last_error(trial) or "nothing more is known"
+        failures = trial.run_metadata.num_failures
+        why = self.lost_because.get(trial.trial_id) or one_line(error)
+        reason = f"its worker ended {failures} times: {why}"
+        if HOST_MEMORY in error:
+            reason = f"{HOST_MEMORY}, {failures} times"
+        self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": error})
+
+    def _commit_epochs(self, key: str) -> None:
+        rows = [self.rows[key][epoch] for epoch in sorted(self.rows[key])]
+        tables.commit_epochs(self.setting.results, key, rows)
+
+    def _end(self, key: str, ending: Mapping[str, Any]) -> None:
+        row = dict(ending)
+        if traceback := row.pop("traceback", None):
+            where = tables.commit_traceback(self.setting.results, key, traceback)
+            row["reason"] = f"{row['reason']} (traceback: {where})"
+        completed = row.get("epochs_completed")
+        if completed is not None and len(self.rows[key]) > completed:
+            # An earlier attempt got further than this one, which diverged before.
+            self.rows[key] = {e: r for e, r in self.rows[key].items() if e <= completed}
+            self._commit_epochs(key)
+        self._commit_trial(key, row)
+        goes_on = row["status"] == "stopped" and self.planned[key].config.until_share < 1
+        # A failed one may be tried again, from where it was.
+        if row["status"] != "failed" and not goes_on:
+            from trainable import checkpoint  # torch, which a command with nothing to run spares
+
+            checkpoint.delete(self.setting.results / "checkpoints" / key)
+        self.under_way.pop(key, None)
+        self.expected.discard(key)
+        self.progress.trial_ended(key, row)
+
+    def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
+        about = {
+            "data_fingerprint": self.setting.data_fingerprint,
+            "code_version": self.setting.code_version,
+        }
+        config = asdict(self.planned[key].config)
+        tables.commit_trial(self.setting.results, {**config, **about, **self._identity(key), **row})
+
+    def _so_far(self, status: str, reason: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of a trial that did not end by itself: its scores are those of its last epoch."""
+        scores = {name: row[name] for name in row if name.startswith("val_")}
+        return {
+            "status": status,
+            "reason": reason,
+            **{name: value for name, value in scores.items() if name in tables.TRIALS.names},
+            "examples_seen": row["examples_seen"],
+            "epochs_completed": row["epoch"],
+            "updates_completed": row["updates"],
+            "images_per_s": row["images_per_s"],
+            "train_wall_s": sum(r["epoch_wall_s"] for r in self.rows[row["trial_key"]].values()),
+        }
+
+    def commit_interrupted(self) -> None:
+        """Note the trials that were under way when the command was stopped."""
+        try:
+            for key, row in self.under_way.items():
+                self._commit_trial(key, self._so_far("interrupted", "", row))
+        except NoSpaceError:  # which is why the study stops: the epochs' rows say how far each got
+            return
+
+
+def one_line(text: str) -> str:
+    """The end of a traceback, which names the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else text
+
+
+def _last_error(trial: Any) -> str:
+    """What Ray wrote when the trial's worker was last lost; empty where it wrote nothing."""
+    try:
+        return str(Path(trial.error_file).read_text().rpartition("Failure #")[2])
+    except (OSError, TypeError):
+        return ""

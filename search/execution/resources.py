@@ -1,0 +1,183 @@
+"""What a trial takes of the cluster: cores, and a GPU or a share of one."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from rich.console import Console
+
+from cluster.connect import Cluster, ConnectError
+from search.execution.cost_estimate import MOST_KINDS, NO_MATTER, Share, kinds_of
+from search.explore import Optuna, Pbt
+from search.study.domains import probes
+from search.study.study import Study, configurations
+from trainable.config import TrialConfig
+from trainable.ray_adaptor import measure_trial
+
+if TYPE_CHECKING:  # it imports torch
+    from trainable.probe import MemoryUse
+
+HEADROOM = 0.1  # of what was measured: memory is cut up, and some kernels are loaded late
+RAY_STEP = 1e-4  # Ray counts a resource in such parts
+
+
+def share_of(study: Study, config: TrialConfig) -> float:
+    """The share of a GPU that a trial takes where there are GPUs, as a number that Ray can count.
+
+    Under `auto` that is a whole one, until `with_measured_shares` says better.
+    """
+    given = study.gpus_per_trial
+    if isinstance(given, str):
+        return 1.0
+    if isinstance(given, Mapping):
+        sizes = [size for size in sorted(given) if size <= config.batch_size]
+        given = given[sizes[-1] if sizes else min(given)]
+    return round(math.floor(given / RAY_STEP + 1e-6) * RAY_STEP, 4)  # a third: three fit
+
+
+def resources_of(study: Study, cluster: Cluster, config: TrialConfig) -> dict[str, float]:
+    """What a trial takes: a share of a GPU where the cluster has any, else cores alone.
+
+    A cluster without a single core so far is one whose workers are still to come: with GPUs.
+    """
+    resources: dict[str, float] = {"CPU": study.cpus_per_trial}
+    share = share_of(study, config)
+    if share and (cluster.num_gpus or not cluster.num_cpus):
+        resources["GPU"] = share
+    return resources
+
+
+def possible_resources(study: Study, cluster: Cluster) -> list[dict[str, float]]:
+    """What the study's trials may take, the least first."""
+    given = study.gpus_per_trial
+    sizes = sorted(given) if isinstance(given, Mapping) else [study.base.batch_size]
+    each = [resources_of(study, cluster, replace(study.base, batch_size=size)) for size in sizes]
+    unique = [need for i, need in enumerate(each) if need not in each[:i]]
+    return sorted(unique, key=lambda need: need.get("GPU", 0.0))
+
+
+def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
+    """How many trials that each take this run side by side; a share is a part of one GPU."""
+    places = [int(cluster.num_cpus / resources["CPU"])]
+    if share := resources.get("GPU"):
+        places.append(cluster.num_gpus * math.floor(1 / share + 1e-9))
+    return max(1, min(places))
+
+
+def mean_slots(study: Study, cluster: Cluster, shares: Sequence[Share]) -> int:
+    """How many run side by side on average, where some take more than others.
+
+    The harmonic mean over trials: a trial takes the n-th part of a cluster that has n places for
+    its like.
+    """
+    parts = sum(s.count / slots(cluster, resources_of(study, cluster, s.config)) for s in shares)
+    count = sum(s.count for s in shares)
+    return max(1, math.floor(count / parts + 1e-9)) if parts else 1
+
+
+def mean_gpu_share(study: Study, cluster: Cluster, shares: Sequence[Share]) -> float:
+    """The share of a GPU that a trial takes on average; 0 where trials run on cores."""
+    taken = sum(s.count * resources_of(study, cluster, s.config).get("GPU", 0.0) for s in shares)
+    count = sum(s.count for s in shares)
+    return taken / count if count else 0.0
+
+
+def share_that_fits(need_gib: float, total_gib: float, *, most: int) -> float:
+    """The share of a GPU, 1/n, that holds what a trial needs and headroom; n is at most `most`.
+
+    1 where not even two fit: a trial that is too large for a GPU halves its microbatch.
+    """
+    fits = int(total_gib / (need_gib * (1 + HEADROOM)))
+    return 1 / max(1, min(fits, most))
+
+
+def with_measured_shares(
+    study: Study, cluster: Cluster, data_folder: Path | None, console: Console
+) -> Study:
+    """The study with `auto` replaced by shares of a GPU, measured where its trials will run.
+
+    A few updates and an evaluation of each kind of trial, each in a process of its own with a
+    whole GPU. Another study, and any on a cluster without GPUs, is given back as it is.
+
+    Raises:
+        ConnectError: a configuration cannot be measured; the message says why.
+    """
+    if study.gpus_per_trial != "auto" or "GPU" not in resources_of(study, cluster, study.base):
+        return study
+    # Two of a kind take the same memory, and of numbers that vary the ends of the range are known.
+    kinds = list(kinds_of(Share(config) for config in _corners(study)).values())[:MOST_KINDS]
+    console.print(
+        f"gpus_per_trial=auto: measuring the memory of {len(kinds)} kinds of trial",
+        highlight=False,
+    )
+    measured = _measured(study, kinds, data_folder)
+    total_gib = min(each.total_gib for each in measured)
+    needs_gib: dict[int, float] = {}
+    for config, each in zip(kinds, measured, strict=True):
+        size = config.batch_size
+        needs_gib[size] = max(each.need_gib, needs_gib.get(size, 0.0))
+    have = ray.cluster_resources()  # of now: a cluster may have grown for the measurement
+    most = int(have["CPU"] / have["GPU"] / study.cpus_per_trial)  # more have no cores
+    shares = shares_by_batch_size(needs_gib, total_gib, most=most)
+    for size, share in zip(sorted(needs_gib), shares.values(), strict=True):
+        n = round(1 / share)
+        who = "1 trial takes a whole GPU" if n == 1 else f"{n} trials share a GPU"
+        console.print(
+            f"  batch {size}: {who}: {needs_gib[size]:.1f} of {total_gib:.0f} GiB each",
+            highlight=False,
+        )
+    return replace(study, gpus_per_trial=shares)
+
+
+def shares_by_batch_size(
+    needs_gib: Mapping[int, float], total_gib: float, *, most: int
+) -> dict[int, float]:
+    """Shares by the smallest batch size that each applies from.
+
+    A batch size between two measured ones takes what the larger one needs, and none takes less
+    than a smaller one.
+    """
+    shares, begins, need_gib = {}, 1, 0.0
+    for size in sorted(needs_gib):
+        need_gib = max(need_gib, needs_gib[size])
+        shares[begins] = share_that_fits(need_gib, total_gib, most=most)
+        begins = size + 1
+    return shares
+
+
+def _corners(study: Study) -> list[TrialConfig]:
+    """Every configuration of a grid; of a search, those at the ends of what decides memory."""
+    if not isinstance(study.explore, Optuna | Pbt):
+        return [config for _, config in configurations(study)]
+    names = [name for name in study.vary if name not in NO_MATTER]
+    values = itertools.product(*(probes(study.vary[name]) for name in names))
+    changes: list[dict[str, Any]] = [dict(zip(names, each, strict=True)) for each in values]
+    return [replace(study.base, **change) for change in changes]
+
+
+def _measured(
+    study: Study, configs: Sequence[TrialConfig], data_folder: Path | None
+) -> "list[MemoryUse]":
+    task = ray.remote(num_cpus=study.cpus_per_trial, num_gpus=1)(measure_trial)
+    asked = [
+        {
+            "config": asdict(replace(config, begins_from=None, until_share=1.0)),
+            "data_folder": str(data_folder) if data_folder else None,
+            "num_cpus": study.cpus_per_trial,
+        }
+        for config in configs
+    ]
+    try:
+        measured: list[MemoryUse] = ray.get([task.remote(each) for each in asked])
+    except RayError as error:
+        why = " ".join(str(getattr(error, "cause", error)).split())
+        raise ConnectError(
+            f"gpus_per_trial=auto cannot be measured: {why}; say it as a number, such as "
+            f"--set gpus_per_trial=1"
+        ) from error
+    return measured

@@ -1,0 +1,348 @@
+"""Charts of one surface: heat map, lr curves, ridge, collapse.
+
+Each takes an `Analysis` and gives an Altair chart, which a notebook shows, or None where there is
+nothing to draw. Colours come from the theme, so that a page can put the dark one in its place.
+"""
+
+import math
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from search.analysis.analysis import Analysis
+from search.analysis.surface import usable
+
+Chart = alt.Chart | alt.LayerChart
+
+WIDTH, HEIGHT = 640, 320  # px
+COLUMN_WIDTH = 40  # px of a cell, below which its number does not fit: a page then scrolls it
+ROW_HEIGHT = 46  # px of a batch size in the heat map
+COLUMNS = 24  # of the heat map: beyond them each trial is drawn at its lr
+LABELLED_COLUMNS = 12  # of the heat map: beyond them a cell is too narrow for its number
+SOFT, FAINT = 0.65, 0.12  # opacity of references, and of cells without a score
+RATE = "peak learning rate"
+SHORT = "format(datum.value, '.3~g')"
+# Of a logarithmic axis' ticks only 1, 2 and 5 times a power of ten have a number, where it spans
+# more than a decade or so.
+ROUND_ONES = (
+    "domain('{axis}')[1] / domain('{axis}')[0] < 15 || "
+    "indexof(['1', '2', '5'], replace(format(datum.value, '.1e'), /\\.0e.*/, '')) >= 0"
+    f" ? {SHORT} : ''"
+)
+REFERENCES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+def theme(*, dark: bool) -> dict[str, Any]:
+    """Vega-Lite's config: viridis, of which the end that the background swallows is left out."""
+    ink, soft, grid = ("#e8e8e8", "#b9bec5", "#3a4048") if dark else ("#1b1f24", "#57606a", "#dde")
+    batches = {"scheme": "viridis", "extent": [0.35, 1.0] if dark else [0.0, 0.82]}
+    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
+    lines = {"gridColor": grid, "domainColor": soft, "tickColor": soft}
+    return {
+        "background": "transparent" if dark else "white",
+        "view": {"stroke": None},
+        "axis": {**text, **lines, "titleFontWeight": "normal"},
+        "legend": {**text, "titleFontWeight": "normal"},
+        "title": {"color": ink, "fontSize": 13},
+        "range": {
+            "heatmap": {"scheme": "viridis"},
+            "ramp": batches,
+            "ordinal": batches,
+        },
+        # What no encoding colours: lines of fits, words, outlines.
+        "mark": {"color": ink},
+        "text": {"color": ink},
+        "rule": {"color": ink},
+    }
+
+
+def finished(chart: Chart, *, title: str = "", height: int = HEIGHT, **more: Any) -> Chart:
+    """A chart with its size and the light theme."""
+    # Altair's types know only one of its two ways to be told the config.
+    shown = chart.properties(width=WIDTH, height=height, title=title, **more)
+    shown.config = alt.Config(**theme(dark=False))
+    return shown
+
+
+def over_each_other(*layers: alt.Chart) -> alt.LayerChart:
+    """The layers that have rows: an empty one would make a browser complain of its axes."""
+    return alt.LayerChart(layer=[layer for layer in layers if len(layer.data)])
+
+
+def batch_colour(**more: Any) -> alt.Color:
+    """One colour a batch size, from dark (small) to light (large)."""
+    return alt.Color("batch_size:O", title="batch size", **more)
+
+
+def score_colour(field: str, analysis: Analysis) -> alt.Color:
+    """Viridis, yellow for the best."""
+    return alt.Color(
+        f"{field}:Q",
+        title=f"mean {analysis.metric}",
+        scale=alt.Scale(reverse=analysis.mode == "min", zero=False),
+        legend=alt.Legend(orient="top", type="gradient", gradientLength=200, format=".4~g"),
+    )
+
+
+def log_axis(field: str, *, title: str, base: int = 10, axis: type = alt.X, **more: Any) -> Any:
+    """A logarithmic axis of learning rates, batch sizes or costs."""
+    place = "x" if axis is alt.X else "y"
+    return axis(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", base=base, nice=False, padding=12),
+        axis=alt.Axis(labelExpr=ROUND_ONES.format(axis=place), labelOverlap=True),
+        **more,
+    )
+
+
+def batch_axis(sizes: "pd.Series[float]") -> Any:
+    """The batch sizes along x, in the logarithm, a tick at each."""
+    return alt.X(
+        "batch_size:Q",
+        title="batch size",
+        scale=alt.Scale(type="log", base=2, nice=False, padding=16),
+        axis=alt.Axis(values=sorted({float(each) for each in sizes}), labelExpr=SHORT),
+    )
+
+
+def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
+    """The cells with what the heat map marks, and the title of their columns."""
+    cells = analysis.cells.copy()
+    crossed = not cells.duplicated(["batch_size", "grid_lr"]).any()
+    cells["column"] = cells["grid_lr"] if crossed else cells["lr"]
+    title = analysis.lr_name if crossed else "peak lr (bins)"
+    key = pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])
+    best = pd.MultiIndex.from_frame(analysis.best_set[["batch_size", "lr"]])
+    cells["in_best_set"] = key.isin(best)
+    cells["on_ridge"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
+    low, high = cells["mean"].min(), cells["mean"].max()
+    share = (cells["mean"] - low) / (high - low) if high > low else cells["mean"] * 0 + 1
+    light = share > 0.55 if analysis.mode == "max" else share < 0.45
+    cells["light"] = light
+    words = [("diverged", "div."), ("stopped", "stop."), ("failed", "fail.")]
+    small = np.nanmax(np.abs(cells["mean"])) < 0.01 if cells["mean"].notna().any() else False
+    cells["label"] = [
+        (f"{row['mean']:.1e}" if small else f"{row['mean']:.3f}")
+        if not math.isnan(row["mean"])
+        else next((word for name, word in words if row[name]), "-")
+        for row in cells.to_dict("records")
+    ]
+    some = (cells["diverged"] > 0) & cells["mean"].notna()
+    cells["some_diverged"] = np.where(some, cells["diverged"].astype(str) + " div.", "")
+    return cells, title
+
+
+def heat_map(analysis: Analysis) -> Chart | None:
+    """The surface: colour is the mean, outlined what may be best, a diamond on each best lr."""
+    known = analysis.cells["mean"].notna() | (analysis.cells["diverged"] > 0)
+    if not known.any():
+        return None
+    cells, title = _cells(analysis)
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("grid_lr:Q", title=analysis.lr_name, format=".4~g"),
+        alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
+        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
+        alt.Tooltip("std:Q", title="std over seeds", format=".4f"),
+        alt.Tooltip("n:Q", title="seeds with a score"),
+        alt.Tooltip("low:Q", title="95 % interval from", format=".4f"),
+        alt.Tooltip("high:Q", title="to", format=".4f"),
+        *(alt.Tooltip(f"{name}:Q") for name in ("trials", "diverged", "stopped", "failed")),
+    ]
+    place: dict[str, Any] = {
+        "x": alt.X(
+            "column:O",
+            title=title,
+            axis=alt.Axis(labelExpr=SHORT, labelAngle=0, labelOverlap=True),
+            scale=alt.Scale(padding=0.06),
+        ),
+        "y": alt.Y(
+            "batch_size:O",
+            title="batch size",
+            axis=alt.Axis(labelExpr=SHORT),
+            scale=alt.Scale(padding=0.06),
+        ),
+        "tooltip": tooltip,
+    }
+    if cells["column"].nunique() > COLUMNS:
+        return _scattered(analysis, cells, tooltip)
+
+    def of(rows: pd.DataFrame) -> alt.Chart:
+        return alt.Chart(rows).encode(**place)
+
+    scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
+    ink = alt.when("datum.light").then(alt.value("#000000")).otherwise(alt.value("#ffffff"))
+    diamond: dict[str, Any] = {
+        "shape": "diamond",
+        "size": 55,
+        "filled": True,
+        "opacity": 1,
+        "yOffset": -13,
+    }
+    layers = [
+        of(missing).mark_rect(opacity=FAINT),
+        of(scored).mark_rect().encode(color=score_colour("mean", analysis)),
+        of(cells[cells["in_best_set"]]).mark_rect(filled=False, strokeWidth=3),
+        of(cells[cells["on_ridge"]]).mark_point(**diamond).encode(color=ink),
+    ]
+    if cells["column"].nunique() <= LABELLED_COLUMNS:
+        some = scored[scored["some_diverged"] != ""]
+        layers += [
+            of(scored).mark_text(fontSize=11, yOffset=2).encode(text="label:N", color=ink),
+            of(missing).mark_text(fontSize=11).encode(text="label:N"),
+            of(some).mark_text(fontSize=9, yOffset=14).encode(text="some_diverged:N", color=ink),
+        ]
+    height = ROW_HEIGHT * cells["batch_size"].nunique()
+    narrow = 100 + COLUMN_WIDTH * cells["column"].nunique()
+    return finished(over_each_other(*layers), height=height, usermeta={"min_width_px": narrow})
+
+
+def _scattered(analysis: Analysis, cells: pd.DataFrame, tooltip: list[alt.Tooltip]) -> Chart:
+    """The heat map of lrs that are no grid: squares where they lie, hollow without a score."""
+    x = log_axis("column", title=analysis.lr_name)
+    y = alt.Y("batch_size:O", title="batch size", axis=alt.Axis(labelExpr=SHORT, grid=True))
+
+    def of(rows: pd.DataFrame) -> alt.Chart:
+        return alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
+
+    scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
+    diamond: dict[str, Any] = {
+        "shape": "diamond",
+        "size": 55,
+        "filled": True,
+        "opacity": 1,
+        "yOffset": -14,
+    }
+    layers = [
+        of(missing).mark_square(size=160, filled=False, opacity=SOFT),
+        of(scored).mark_square(size=220, opacity=1).encode(color=score_colour("mean", analysis)),
+        of(cells[cells["in_best_set"]]).mark_square(
+            size=260, filled=False, strokeWidth=3, opacity=1
+        ),
+        of(cells[cells["on_ridge"]]).mark_point(**diamond),
+    ]
+    height = ROW_HEIGHT * cells["batch_size"].nunique()
+    return finished(over_each_other(*layers), height=height)
+
+
+def lr_curves(analysis: Analysis) -> Chart | None:
+    """The metric against peak lr, a line a batch size through the means, a dot a seed."""
+    scored = analysis.cells.dropna(subset="mean")
+    if scored.empty:
+        return None
+    x = log_axis("lr", title=RATE)
+    y = alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False))
+    pick = alt.selection_point(fields=["batch_size"], bind="legend")
+    opacity = alt.when(pick).then(alt.value(1.0)).otherwise(alt.value(0.12))
+    points = usable(analysis.trials, metric=analysis.metric)[
+        ["batch_size", "peak", analysis.metric]
+    ]
+    points = points.rename(columns={"peak": "lr", analysis.metric: "mean"})
+    colour = batch_colour(legend=alt.Legend(orient="top"))
+    lines = alt.Chart(scored[["batch_size", "lr", "mean", "std", "n", "low", "high"]])
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
+        alt.Tooltip("mean:Q", title=analysis.metric, format=".4f"),
+    ]
+    ridge = _ridge_rows(analysis)
+    bars = ridge.dropna(subset=["lr_low", "lr_high"])
+    encoded: dict[str, Any] = {"x": x, "y": y, "color": colour, "opacity": opacity}
+    layers = [
+        lines.mark_line(strokeWidth=2).encode(**encoded, detail="batch_size:O"),
+        alt.Chart(points).mark_point(filled=True, size=22).encode(**encoded, tooltip=tooltip),
+        alt.Chart(bars)
+        .mark_rule(strokeWidth=2)
+        .encode(**encoded | {"x": log_axis("lr_low", title=RATE), "x2": "lr_high:Q"}),
+    ]
+    for is_inside in (True, False):
+        rows = alt.Chart(ridge[ridge["bracketed"] == is_inside])
+        diamonds = rows.mark_point(shape="diamond", size=130, filled=is_inside, strokeWidth=2)
+        layers.append(diamonds.encode(**encoded, tooltip=tooltip))
+    return finished(over_each_other(*layers).add_params(pick))
+
+
+def _ridge_rows(analysis: Analysis) -> pd.DataFrame:
+    """The ridge with the parabola's vertex as its lr."""
+    rows = analysis.ridge[["batch_size", "vertex", "mean", "lr_low", "lr_high", "bracketed"]]
+    return rows.rename(columns={"vertex": "lr"}).astype({"bracketed": bool})
+
+
+def ridge_chart(analysis: Analysis) -> Chart | None:
+    """The best peak lr against batch size, with the fitted power and the slopes 0, 1/2 and 1."""
+    rows = _ridge_rows(analysis)
+    if rows.empty:
+        return None
+    x = batch_axis(rows["batch_size"])
+    y = log_axis("lr", title="best peak learning rate", axis=alt.Y)
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("lr:Q", title="best peak lr", format=".4~g"),
+        alt.Tooltip("lr_low:Q", title="95 % interval from", format=".4~g"),
+        alt.Tooltip("lr_high:Q", title="to", format=".4~g"),
+        alt.Tooltip("bracketed:N"),
+    ]
+    sizes = np.array(sorted(rows["batch_size"].astype(float)))
+    layers: list[Any] = []
+    if len(sizes) > 1:
+        centre = np.log(sizes).mean(), np.log(rows["lr"]).mean()
+        ends = sizes[[0, -1]]
+        references = pd.DataFrame(
+            [
+                (name, b, float(np.exp(centre[1] + a * (np.log(b) - centre[0]))), b == ends[-1])
+                for name, a in REFERENCES.items()
+                for b in ends
+            ],
+            columns=["rule", "batch_size", "lr", "last"],
+        )
+        dashed = alt.Chart(references).encode(x=x, y=y, detail="rule:N")
+        words = alt.Chart(references[references["last"]]).mark_text(
+            align="right", dy=-8, fontSize=11, opacity=SOFT
+        )
+        layers += [
+            dashed.mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT),
+            words.encode(x=x, y=y, text="rule:N"),
+        ]
+    fit = analysis.exponent
+    if math.isfinite(fit.value):
+        used = [float(min(fit.batch_sizes)), float(max(fit.batch_sizes))]
+        line = pd.DataFrame({"batch_size": used})
+        line["lr"] = np.exp(fit.log_c) * line["batch_size"] ** fit.value
+        layers.append(alt.Chart(line).mark_line(strokeWidth=2).encode(x=x, y=y))
+    low = log_axis("lr_low", title="best peak learning rate", axis=alt.Y)
+    bars = alt.Chart(rows.dropna(subset=["lr_low", "lr_high"])).mark_rule(strokeWidth=2)
+    layers.append(bars.encode(x=x, y=low, y2="lr_high:Q"))
+    for is_inside in (True, False):
+        points = alt.Chart(rows[rows["bracketed"] == is_inside])
+        circles = points.mark_point(size=90, filled=is_inside, strokeWidth=2, opacity=1)
+        layers.append(circles.encode(x=x, y=y, tooltip=tooltip, color=batch_colour(legend=None)))
+    return finished(over_each_other(*layers))
+
+
+def collapse_chart(analysis: Analysis) -> Chart | None:
+    """How well one parabola in log lr - a log B fits all cells, against a."""
+    found = analysis.collapse
+    if not found.r2_at:
+        return None
+    rows = pd.DataFrame({"a": list(found.r2_at), "r2": list(found.r2_at.values())})
+    x = alt.X("a:Q", title="exponent a", scale=alt.Scale(domain=[0, 2]))
+    y = alt.Y("r2:Q", title="R2 of one parabola for all cells", scale=alt.Scale(zero=False))
+    line = alt.Chart(rows).mark_line(strokeWidth=2).encode(x=x, y=y)
+    named = {**{a: name for name, a in REFERENCES.items()}, found.exponent: "best"}
+    marked = pd.DataFrame(
+        [(a, found.r2_at[a], f"{name} {found.r2_at[a]:.3f}") for a, name in named.items()],
+        columns=["a", "r2", "label"],
+    )
+    rules, best = marked[marked["a"] != found.exponent], marked[marked["a"] == found.exponent]
+    words = alt.Chart(rules).mark_text(align="left", dx=8, dy=12, fontSize=11, opacity=SOFT)
+    loud = alt.Chart(best).mark_text(align="left", dx=4, dy=-12, fontSize=12)
+    layers = [
+        line,
+        alt.Chart(marked).mark_point(filled=True, size=70).encode(x=x, y=y),
+        words.encode(x=x, y=y, text="label:N"),
+        loud.encode(x=x, y=y, text="label:N"),
+    ]
+    return finished(over_each_other(*layers))

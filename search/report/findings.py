@@ -1,0 +1,285 @@
+"""All that a report states: the tables, an analysis a surface, the best configurations."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from search.analysis.analysis import Analysis, analyse
+from search.analysis.foreign_table import read_own_table
+from search.analysis.groups import (
+    CROSSED,
+    SEARCHES,
+    analyses,
+    kind_of,
+    others_of,
+    varied_fields,
+    with_steps,
+)
+from search.analysis.importance import importance
+from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.surface import USABLE
+from search.report.markup import shown
+from search.report.numbers import as_json, plain
+from search.report.sentences import listed, show
+from search.results import files
+from search.results.tables import TABLES, Results, ResultsError
+from trainable.config import SCORES, TrialConfig
+from trainable.host import storage
+
+LEADERS = 20
+TRIAL_FIELDS = tuple(each.name for each in fields(TrialConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What is known of a study or of a table.
+
+    `analyses` has the surface with the best score first, and at least one, which may be of nothing.
+    `steps` maps each setting of an ablation to its table. `about` is study.json, or what is known
+    of a table. `cautions` come beside those of the analyses.
+    """
+
+    name: str
+    metric: str
+    mode: str
+    about: Mapping[str, Any]
+    trials: pd.DataFrame
+    epochs: pd.DataFrame | None
+    analyses: Sequence[Analysis]
+    steps: Mapping[str, pd.DataFrame]
+    fields: Sequence[str]
+    leaders: pd.DataFrame
+    importance: pd.DataFrame
+    cautions: Sequence[str]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any of it was trained on drawn patches."""
+        return "dataset" in self.trials and bool((self.trials["dataset"] == "synthetic").any())
+
+
+def mode_of(metric: str) -> str:
+    """`max` or `min`; of a test score as of its validation twin.
+
+    Raises:
+        ResultsError: it is no metric of ours.
+    """
+    known = SCORES | {name.replace("val_", "test_"): mode for name, mode in SCORES.items()}
+    if metric not in known:
+        raise ResultsError(
+            f"--metric {metric} is not in the tables: take one of {listed([*known])}"
+        )
+    return known[metric]
+
+
+def of_study(folder: Results, *, metric: str | None = None) -> Findings:
+    """From a study's folder. A file that cannot be read is left out, and a caution names it.
+
+    Raises:
+        ResultsError: the metric is none of ours, or there is neither study.json nor a table.
+    """
+    about, cautions = _about(folder)
+    metric = metric or str(about.get("metric") or "val_auroc")
+    mode = mode_of(metric)
+    tables = {}
+    for name, schema in TABLES.items():
+        read, damaged = files.read_parts(folder / name, schema)
+        tables[name] = read.to_pandas()
+        cautions += [
+            f"{name}/{part} cannot be read and is left out ({why}): run the study again."
+            for part, why in damaged.items()
+        ]
+    trials, epochs = tables["trials"], tables["epochs"]
+    if not about and trials.empty and epochs.empty and len(cautions) < 2:
+        raise ResultsError(
+            f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
+            f"give a folder such as results/pcam_grid"
+        )
+    kind = kind_of(about)
+    steps: dict[str, pd.DataFrame] = {}
+    if kind.name == "Ablation":
+        named = with_steps(trials, about)
+        steps = _ablations(named, list(kind.steps), list(about.get("vary", {})), metric)
+    surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
+    found = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
+    varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
+    varied = varied or varied_fields(trials)
+    ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
+    cautions += _mixed(trials, kind.name)
+    search = kind.name in SEARCHES or len(varied) > 3
+    weights = pd.DataFrame(columns=["field", "importance"])
+    if search and kind.name != "Pbt":
+        weights = importance(trials, fields=varied, metric=metric, mode=mode)
+    return Findings(
+        name=str(about.get("name") or folder.study),
+        metric=metric,
+        mode=mode,
+        about=about,
+        trials=trials,
+        epochs=epochs,
+        analyses=found or [analyse(trials.iloc[:0], metric=metric, mode=mode)],
+        steps=steps,
+        fields=varied if search else [],
+        leaders=_leaders(trials, ranked_by, metric, mode),
+        importance=weights,
+        cautions=cautions,
+    )
+
+
+def of_table(file: Path, *, batch_size: str, lr: str, metric: str, mode: str) -> Findings:
+    """From anyone's table of results.
+
+    Raises:
+        TableError: it cannot be read as one.
+    """
+    table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric)
+    trials = table.trials
+    return Findings(
+        name=file.name,
+        metric=table.metric,
+        mode=mode,
+        about={"table": file.name, "columns": {"batch_size": batch_size, "lr": lr}},
+        trials=trials,
+        epochs=None,
+        analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr")],
+        steps={},
+        fields=[],
+        leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),
+        importance=pd.DataFrame(columns=["field", "importance"]),
+        cautions=table.cautions,
+    )
+
+
+def _about(folder: Results) -> tuple[dict[str, Any], list[str]]:
+    try:
+        about: dict[str, Any] = json.loads(storage.read(folder.folder, "study.json"))
+        return about, []
+    except FileNotFoundError:
+        return {}, ["study.json is not there: how these results were made is not known."]
+    except ValueError as error:
+        return {}, [f"study.json cannot be read ({error}): how these were made is not known."]
+
+
+def _leaders(trials: pd.DataFrame, by: Sequence[str], metric: str, mode: str) -> pd.DataFrame:
+    scored = trials[trials["status"].isin(USABLE) & np.isfinite(trials[metric].astype(float))]
+    if scored.empty or not by:
+        return pd.DataFrame()
+    return leaderboard(scored, by=by, metric=metric, mode=mode, rows=LEADERS)
+
+
+def _ablations(
+    named: pd.DataFrame, steps: Sequence[str], vary: Sequence[str], metric: str
+) -> dict[str, pd.DataFrame]:
+    """Each setting's table of an ablation, by the setting in words."""
+    by = [name for name in vary if name in named] if len(named) else []
+    groups = named.groupby(by, dropna=False) if by else [((), named)]
+    return {
+        ", ".join(f"{n}={v}" for n, v in zip(by, values, strict=True)): ablation(
+            group, steps=steps, metric=metric
+        )
+        for values, group in groups
+    }
+
+
+def _mixed(trials: pd.DataFrame, kind: str) -> list[str]:
+    said = []
+    left = int((trials["status"] == "interrupted").sum())
+    if left:
+        said.append(
+            f"{left} trials were interrupted and are left out: the study goes on with them."
+        )
+    if kind == "Pbt":
+        said.append(
+            "A population's trials change batch size and lr as they train, so none is a cell of "
+            "the surface: the best configurations below name what the members ended with."
+        )
+    return said
+
+
+def ablation_sentences(findings: Findings) -> list[str]:
+    """What each setting's steps did in all, and which of them changed most."""
+    sentences = []
+    for setting, table in findings.steps.items():
+        known = table.dropna(subset="mean")
+        if len(known) < 2:
+            sentences.append(f"Fewer than two steps have scores{_at(setting)}: nothing to compare.")
+            continue
+        first, last = known.iloc[0], known.iloc[-1]
+        text = (
+            f"From {known.index[0]} to {known.index[-1]}{_at(setting)} {findings.metric} went from "
+            f"{show(first['mean'])} to {show(last['mean'])}"
+        )
+        changes = known["change"].dropna()
+        if len(changes):
+            most = changes.abs().idxmax()
+            n, std = int(known.loc[most, "pairs"]), known.loc[most, "change_std"]
+            text += f"; {most} changed it most, by {changes[most]:+.4f}"
+            known_std = math.isfinite(std)
+            text += (
+                f" (deviation {show(std)} over {n} paired seeds)" if known_std else " (one seed)"
+            )
+        sentences.append(f"{text}.")
+    return sentences
+
+
+def _at(setting: str) -> str:
+    return f" at {setting}" if setting else ""
+
+
+def conclusions_of(findings: Findings) -> list[str]:
+    """The report's sentences: those of the ablation, and of the surface with the best score."""
+    said = ablation_sentences(findings)
+    if said and findings.analyses[0].cells.empty:
+        return said
+    if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
+        return [*said, _best_trial(findings)]
+    first: list[str] = as_json(findings.analyses[0])["conclusions"]
+    return [*said, *first]
+
+
+def _best_trial(findings: Findings) -> str:
+    """Of a search none of whose trials stands for a cell."""
+    best = findings.leaders.iloc[0]
+    fields = [name for name in findings.leaders if name in TRIAL_FIELDS]
+    had = ", ".join(f"{name} {shown(best[name])}" for name in fields)
+    return (
+        f"The best configuration is {had}: {findings.metric} {show(best['mean'])}. No trial stands "
+        f"for one cell of the surface, so how batch size and learning rate act together cannot be "
+        f"said."
+    )
+
+
+def cautions_of(findings: Findings) -> list[str]:
+    """The report's own cautions before those of the surface with the best score."""
+    first: list[str] = as_json(findings.analyses[0])["cautions"]
+    nothing = findings.analyses[0].cells.empty and bool(findings.steps)
+    return [*findings.cautions, *(first[:1] if nothing else first)]
+
+
+def numbers(findings: Findings) -> dict[str, Any]:
+    """Every number of the report for scripts: those of the best surface, and `groups` with all."""
+    groups = [as_json(analysis) for analysis in findings.analyses]
+    best = dict(groups[0])
+    best["conclusions"], best["cautions"] = conclusions_of(findings), cautions_of(findings)
+    said: dict[str, Any] = plain(
+        {
+            "study": findings.name,
+            **best,
+            "groups": groups,
+            "ablation": {
+                setting: table.rename_axis("step").reset_index().to_dict("records")
+                for setting, table in findings.steps.items()
+            },
+            "leaderboard": findings.leaders.to_dict("records"),
+            "importance": findings.importance.to_dict("records"),
+            "status_counts": findings.trials["status"].value_counts().to_dict(),
+            "about": {k: v for k, v in findings.about.items() if k != "planned"},
+        }
+    )
+    return said

@@ -1,0 +1,330 @@
+"""The tables of a report, as HTML: each function gives a part of a section, or an empty text."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+
+from search.analysis.analysis import Analysis
+from search.report.findings import Findings
+from search.report.gallery import said_of
+from search.report.markup import details, pairs, paragraph, shown, table, text
+from search.report.sentences import RULE_WORDS, show
+
+CELL = {
+    "batch_size": "batch size",
+    "grid_lr": "lr",
+    "lr": "peak lr",
+    "mean": "mean",
+    "std": "std",
+    "n": "n",
+    "low": "95 % from",
+    "high": "to",
+    "diverged": "diverged",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+REASONS = 12  # different ones of trials that diverged or failed
+FORMS = {"a=0": "constant", "a=0.5": "square root", "a=1": "linear", "power": "free power"}
+
+
+def groups_table(findings: Findings) -> str:
+    """A row a surface, where there are several."""
+    if len(findings.analyses) < 2:
+        return ""
+    rows = []
+    for each in findings.analyses:
+        cells = each.cells.dropna(subset="mean")
+        best = cells.sort_values("mean", ascending=each.mode == "min").head(1)
+        row = {"of": said_of(each), "exponent": _span(each), "p": each.interaction.p_value}
+        share = each.interaction.share_interaction
+        row["share"] = f"{share:.0%}" if math.isfinite(share) else "-"
+        if len(best):
+            row |= best.iloc[0][["mean", "batch_size", "grid_lr", "n"]].to_dict()
+        rows.append(row)
+    columns = {
+        "of": "surface",
+        "mean": f"best {findings.metric}",
+        "batch_size": "at batch size",
+        "grid_lr": f"and {findings.analyses[0].lr_name}",
+        "n": "n",
+        "exponent": "exponent [95 %]",
+        "share": "share of interaction",
+        "p": "p",
+    }
+    return table("Surfaces, the best first", pd.DataFrame(rows), columns)
+
+
+def _span(analysis: Analysis) -> str:
+    found = analysis.exponent
+    if not math.isfinite(found.value):
+        return "-"
+    if not math.isfinite(found.low):
+        return f"{found.value:.2f}"
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def surface_table(analysis: Analysis) -> str:
+    """Every cell's numbers, folded away."""
+    cells = analysis.cells.sort_values("mean", ascending=analysis.mode == "min")
+    key = pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])
+    best = key.isin(pd.MultiIndex.from_frame(analysis.best_set[["batch_size", "lr"]]))
+    columns = CELL | {"grid_lr": analysis.lr_name}
+    if np.allclose(cells["lr"], cells["grid_lr"]):
+        del columns["grid_lr"]
+    shown_cells = table(f"{analysis.metric}, cells by mean", cells, columns, best=list(best))
+    return details("The numbers of all cells", shown_cells)
+
+
+def ridge_table(analysis: Analysis) -> str:
+    """The best lr of each batch size."""
+    columns = {
+        "batch_size": "batch size",
+        "vertex": "best peak lr",
+        "lr_low": "95 % from",
+        "lr_high": "to",
+        "bracketed": "bracketed",
+        "lr": "best peak lr tried",
+        "mean": f"its {analysis.metric}",
+    }
+    return table("Best learning rate of each batch size", analysis.ridge, columns)
+
+
+def rules_table(analysis: Analysis) -> str:
+    """What the exponent's interval says of each scaling rule, and rival forms by AIC."""
+    found = analysis.exponent
+    parts = []
+    if math.isfinite(found.value):
+        rules = pd.DataFrame(
+            [(words, found.verdict(rule)) for rule, words in RULE_WORDS.items()],
+            columns=["rule", "verdict"],
+        )
+        headings = {"rule": "rule", "verdict": "verdict"}
+        parts.append(table(f"The exponent is {_span(analysis)}", rules, headings))
+    if found.left_out:
+        left = pd.DataFrame(list(found.left_out.items()), columns=["batch_size", "why"])
+        headings = {"batch_size": "batch size", "why": "why it is left out of the exponent"}
+        parts.append(table("Batch sizes left out", left, headings, long=["why"]))
+    forms = analysis.forms.assign(form=analysis.forms["form"].replace(FORMS))
+    headings = {"form": "form", "parameters": "parameters", "delta": "AIC above the best"}
+    parts.append(table("Forms of the best lr against batch size", forms, headings))
+    return "".join(parts)
+
+
+def interaction_table(analysis: Analysis) -> str:
+    """The analysis of variance, and the rank correlation at each lr."""
+    mixed = analysis.interaction
+    parts = []
+    if math.isfinite(mixed.share_interaction):
+        shares = pd.DataFrame(
+            [
+                ("batch size", mixed.share_batch_size),
+                (analysis.lr_name, mixed.share_lr),
+                ("their interaction", mixed.share_interaction),
+            ],
+            columns=["part", "share"],
+        )
+        shares["share"] = shares["share"].map("{:.1%}".format)
+        headings = {"part": "part", "share": "share"}
+        parts.append(table("Variance between cells", shares, headings))
+        tests = {
+            "p, permutation (Freedman-Lane)": _p(mixed.p_value),
+            "p, robust to unequal noise (HC3)": _p(mixed.p_robust),
+            "F": shown(mixed.f) if math.isfinite(mixed.f) else None,
+            "batch sizes used": ", ".join(map(show, mixed.batch_sizes)),
+            "learning rates used": ", ".join(map(show, mixed.lrs)),
+            "scored cells left out": mixed.left_out or None,
+            "seeds in each cell, at least": mixed.replicates,
+        }
+        parts.append(pairs("Test of the interaction", tests))
+    if mixed.why:
+        parts.append(paragraph(f"What cannot be said: {mixed.why}."))
+    known = [(lr, rho) for lr, rho in sorted(analysis.spearman.items()) if math.isfinite(rho)]
+    spearman = pd.DataFrame(known, columns=["lr", "rho"]).assign(
+        rho=[f"{rho:+.2f}" for _, rho in known]
+    )
+    headings = {"lr": analysis.lr_name, "rho": "Spearman's rho"}
+    parts.append(table(f"Rank correlation of batch size and {analysis.metric}", spearman, headings))
+    return "".join(parts)
+
+
+def _p(value: float) -> str | None:
+    return shown(value) if math.isfinite(value) else None
+
+
+def equal_table(analysis: Analysis) -> str:
+    """The best score of each batch size at equal images, updates and seconds, side by side."""
+    titles = {"examples_seen": "images", "updates": "updates", "train_s": "seconds"}
+    merged: pd.DataFrame | None = None
+    columns = {"batch_size": "batch size"}
+    for name, unit in titles.items():
+        if name not in analysis.equal:
+            continue
+        one = analysis.equal[name]
+        spent = float(one["spent"].iloc[0])
+        renamed = one[["batch_size", "mean", "lr"]].rename(
+            columns={"mean": f"mean_{name}", "lr": f"lr_{name}"}
+        )
+        merged = renamed if merged is None else merged.merge(renamed, on="batch_size", how="outer")
+        columns[f"mean_{name}"] = f"at {shown(float(f'{spent:.4g}'))} {unit}"
+        columns[f"lr_{name}"] = "at peak lr"
+    if merged is None:
+        return ""
+    caption = f"Best mean {analysis.metric} of each batch size at equal cost"
+    return table(caption, merged.sort_values("batch_size"), columns) + paragraph(
+        "The running best score up to the least that all batch sizes spent. A schedule made for "
+        "more had not decayed yet: such a score is a lower bound.",
+        kind="soft",
+    )
+
+
+def target_table(analysis: Analysis) -> str:
+    """What the target took."""
+    columns = {
+        "batch_size": "batch size",
+        "lr": "peak lr",
+        "updates": "updates",
+        "examples_seen": "images",
+        "train_s": "seconds",
+        "n": "seeds",
+    }
+    rows = analysis.needed.round({"updates": 0, "examples_seen": 0, "train_s": 1})
+    return table(f"To reach {analysis.metric} {show(analysis.target)}", rows, columns)
+
+
+def noise_table(analysis: Analysis) -> str:
+    """The measured noise scale."""
+    columns = {"batch_size": "batch size", "noise_scale": "noise scale (images)", "n": "trials"}
+    return table("Gradient noise scale", analysis.noise_scales, columns)
+
+
+def cost_table(findings: Findings) -> str:
+    """Speed by batch size, and what all trials took."""
+    columns = {
+        "batch_size": "batch size",
+        "images_per_s": "images/s",
+        "train_wall_s": "seconds a trial",
+        "peak_memory_gib": "peak memory (GiB)",
+        "n": "trials",
+    }
+    parts = [table("Medians", findings.analyses[0].throughput, columns)]
+    rows = findings.trials
+    if "train_wall_s" in rows and rows["train_wall_s"].notna().any():
+        hours = rows["train_wall_s"].sum() / 3600
+        gpu_hours = (rows["train_wall_s"] * rows["num_gpus"].fillna(0)).sum() / 3600
+        on = ", ".join(sorted({str(d) for d in rows["device"].dropna()}))
+        time = f"{show(hours)} hours" if hours >= 1 else f"{show(60 * hours)} minutes"
+        words = f"All {len(rows)} trials together trained for {time}"
+        words += f", {show(gpu_hours)} GPU-hours" if gpu_hours else ""
+        parts.append(paragraph(f"{words}{' on ' + on if on else ''}."))
+    return "".join(parts)
+
+
+def ablation_tables(findings: Findings) -> str:
+    """A table a setting: each step, and its change from the one before over paired seeds."""
+    columns = {
+        "step": "step",
+        "mean": f"mean {findings.metric}",
+        "std": "std",
+        "n": "seeds",
+        "change": "change",
+        "change_std": "std of change",
+        "test": "test",
+    }
+    parts = []
+    for setting, steps in findings.steps.items():
+        rows = steps.rename_axis("step").reset_index()
+        known = rows["change"].notna()
+        rows["change"] = rows["change"].map("{:+.4f}".format).where(known, "-")
+        parts.append(table(f"Step by step {setting}".strip(), rows, columns))
+    if parts:
+        parts.append(
+            paragraph("Change: from the step before, over the seeds that both have.", kind="soft")
+        )
+    return "".join(parts)
+
+
+def leaders_table(findings: Findings) -> str:
+    """The best configurations with intervals."""
+    rows = findings.leaders
+    figures = ("mean", "std", "n", "low", "high")
+    headings = {"mean": f"mean {findings.metric}", "low": "95 % from", "high": "to", "n": "n"}
+    rows = rows.rename(columns={findings.metric: "again"})
+    columns = {n: n for n in rows if n not in (*figures, "again")}
+    test = [n for n in columns if n.startswith("test_")]
+    by = {n: n for n in columns if n not in test}
+    shown_by = by | {n: headings.get(n, n) for n in figures} | {n: f"mean {n}" for n in test}
+    ranked = rows.assign(rank=range(1, len(rows) + 1))
+    return table("Best configurations", ranked, {"rank": "", **shown_by})
+
+
+def troubles(findings: Findings) -> str:
+    """How trials ended by batch size, the largest stable lr, and the first reasons."""
+    trials = findings.trials
+    if trials.empty:
+        return ""
+    counts = trials.groupby(["batch_size", "status"]).size().unstack(fill_value=0).reset_index()
+    columns = {"batch_size": "batch size"} | {str(n): str(n) for n in counts if n != "batch_size"}
+    stable = findings.analyses[0].stable
+    headings = {"batch_size": "batch size", "stable_lr": "stable up to", "diverges_at": "not at"}
+    parts = [
+        table("How the trials ended", counts, columns),
+        table("Largest peak lr at which training was stable", stable, headings)
+        if stable["diverges_at"].notna().any()
+        else "",
+    ]
+    if "reason" in trials:
+        bad = trials[trials["status"].isin(("diverged", "failed")) & trials["reason"].notna()]
+        alike = bad["reason"].str.replace(r" \(traceback.*", "", regex=True)
+        first = bad[~alike.duplicated()].head(REASONS)
+        headings = {
+            "batch_size": "batch size",
+            "base_lr": "base_lr",
+            "seed": "seed",
+            "status": "status",
+            "reason": "reason",
+        }
+        parts.append(table("The first reasons", first, headings, long=["reason"]))
+    return "".join(parts)
+
+
+def provenance(findings: Findings) -> str:
+    """How it was made, from study.json."""
+    about = findings.about
+    trials = findings.trials
+    hardware = about.get("hardware", {})
+    devices = sorted({str(d) for d in trials["device"].dropna()}) if "device" in trials else []
+    dates = trials["ended_at"].dropna() if "ended_at" in trials else pd.Series(dtype=object)
+    seeds = sorted(trials["seed"].dropna().unique()) if "seed" in trials else []
+    known = {
+        "table": about.get("table"),
+        "columns": ", ".join(f"{k} is {v}" for k, v in about.get("columns", {}).items()),
+        "dataset": ", ".join(sorted({str(d) for d in trials.get("dataset", [])})),
+        "data fingerprint": about.get("data_fingerprint"),
+        "preview": "yes: small network, few images, few epochs" if about.get("preview") else None,
+        "metric": f"{findings.metric}, {findings.mode} is best",
+        "explored by": about.get("explore"),
+        "stopped by": None if about.get("stop") == "None" else about.get("stop"),
+        "varied": ", ".join(f"{k}: {_range(v)}" for k, v in about.get("vary", {}).items()),
+        "seeds": ", ".join(map(str, seeds)),
+        "space file": about.get("space_file"),
+        "its SHA-256": about.get("space_sha256"),
+        "settings": " ".join(about.get("settings", [])),
+        "commit": about.get("commit"),
+        "versions": ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items()),
+        "hardware": ", ".join(f"{v} {k}" for k, v in hardware.items()),
+        "device": ", ".join(devices),
+        "trained": f"{dates.min():%Y-%m-%d %H:%M} to {dates.max():%Y-%m-%d %H:%M} UTC"
+        if len(dates)
+        else None,
+    }
+    base = json.dumps(about.get("base", {}), indent=1)
+    folded = details("The study's base trial", f"<pre>{text(base)}</pre>" if len(base) > 2 else "")
+    return pairs("How it was made", known) + folded
+
+
+def _range(domain: object) -> str:
+    if isinstance(domain, dict) and "grid_search" in domain:
+        return " ".join(map(shown, domain["grid_search"]))
+    return str(domain)

@@ -1,0 +1,230 @@
+"""What the command prints at its end: surface, ridge, best configurations, where the files are."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.ridge import ridge
+from search.analysis.surface import USABLE, surface
+from search.execution.progress import show
+from search.explore import Ablation, Optuna, Pbt, Random, Variants
+from search.explore.pbt import lineage
+from search.explore.plan import PlannedTrial
+from search.results.tables import Results
+from search.study.study import TRIAL_FIELDS, Study, steps_of
+
+LEADERS = 5
+EDGES = {"low": "smallest", "high": "largest"}
+# From the worst cell to the best: dark blue to yellow, readable in either colour blindness.
+COLOURS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
+
+
+def print_answer(
+    console: Console,
+    study: Study,
+    trials: pd.DataFrame,
+    results: Results,
+    planned: Sequence[PlannedTrial],
+) -> None:
+    """The answer that the study's trials give, from the tables alone."""
+    dataset = ", ".join(sorted(set(trials["dataset"]))) or study.base.dataset
+    counts = trials["status"].value_counts().to_dict()
+    said = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
+    console.print(
+        f"\n[bold]{study.name}[/bold]  dataset={dataset}  {said} of {len(planned)} trials"
+    )
+    if not trials.empty:
+        if isinstance(study.explore, Ablation):
+            _print_ablation(console, study, trials, planned)
+        if isinstance(study.explore, Variants):
+            steps = {trial.key: trial.step for trial in planned}
+            trials = trials.assign(variant=trials["trial_key"].map(steps))
+        scattered = isinstance(study.explore, Random | Optuna | Pbt)
+        if {"batch_size", "base_lr"} <= set(study.vary) and not scattered:
+            _print_surfaces(console, study, trials)
+        if not isinstance(study.explore, Ablation):
+            _print_leaders(console, study, trials)
+        if isinstance(study.explore, Pbt):
+            _print_lineage(console, study, trials)
+        _print_troubles(console, trials)
+    where = results.folder.uri
+    console.print("\nEvery trial and every evaluation:", highlight=False)
+    for table in ("trials", "epochs"):
+        console.print(f'  pd.read_parquet("{where}/{table}")', soft_wrap=True, highlight=False)
+
+
+def _print_ablation(
+    console: Console, study: Study, trials: pd.DataFrame, planned: Sequence[PlannedTrial]
+) -> None:
+    """A row a step: the metric and what the step changed, over the same seeds, at each setting."""
+    by = list(study.vary)
+    named = trials.assign(step=trials["trial_key"].map({t.key: t.step for t in planned}))
+    groups = named.groupby(by, dropna=False) if by else [((), named)]
+    for values, group in groups:
+        about = ", ".join(f"{n}={show(v)}" for n, v in zip(by, values, strict=True))
+        table = Table(box=None, pad_edge=False)
+        headings = ("step", study.metric, "std", "seeds", "change", "std of change", "test")
+        for name in headings:
+            table.add_column(name, justify="left" if name == "step" else "right")
+        steps = ablation(group, steps=list(steps_of(study)), metric=study.metric)
+        for step, row in steps.iterrows():
+            figures = (_score(row["mean"]), _score(row["std"]), str(int(row["n"])))
+            changes = (_signed(row["change"]), _score(row["change_std"]), _score(row["test"]))
+            table.add_row(str(step), *figures, *changes)
+        console.print(f"\n[italic]{study.metric} step by step {about}[/italic]", highlight=False)
+        console.print(table)
+    console.print("change: from the step before, of the same seeds", style="dim")
+
+
+def _signed(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:+.4f}"
+
+
+def _others(study: Study) -> list[str]:
+    """What varies beside batch size and lr: each combination of it has a surface of its own."""
+    variant = ["variant"] if isinstance(study.explore, Variants) else []
+    return variant + [name for name in study.vary if name not in ("batch_size", "base_lr")]
+
+
+def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    others = _others(study)
+    groups = trials.groupby(others, dropna=False) if others else [((), trials)]
+    for values, group in groups:
+        cells = surface(group, metric=study.metric)
+        best = ridge(cells, mode=study.mode)
+        about = ", ".join(f"{n}={show(v)}" for n, v in zip(others, values, strict=True))
+        title = " ".join(filter(None, [study.metric, about and f"({about})"]))
+        seeds = cells["n"].max()
+        title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
+        console.print(f"\n[italic]{title}[/italic]", highlight=False)
+        console.print(_surface_table(cells, best, mode=study.mode))
+        tried = cells.groupby("batch_size").size()
+        whole = best["batch_size"].map(tried) == cells["lr"].nunique()  # else an edge is not one
+        for (edge, lr), rows in best[whole & (best["edge"] != "")].groupby(["edge", "lr"]):
+            console.print(
+                f"the best learning rate for {', '.join(map(str, rows['batch_size']))} lies on "
+                f"the grid's edge ({show(lr)}, the {EDGES[edge]} tried): widen it",
+                style="yellow",
+                highlight=False,
+            )
+    console.print(
+        "rows: batch_size, columns: base_lr; * the best learning rate of a batch size",
+        style="dim",
+    )
+
+
+def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Table:
+    lrs = sorted(cells["lr"].unique())
+    table = Table(pad_edge=False, box=None, padding=(0, 1))
+    table.add_column("", justify="right", style="bold")
+    for lr in lrs:
+        table.add_column(show(lr), justify="right")
+    table.add_column("best base_lr", justify="right")
+    ridge_lr = dict(zip(best["batch_size"], best["lr"], strict=True))
+    overall = cells["mean"].max() if mode == "max" else cells["mean"].min()
+    indexed = cells.set_index(["batch_size", "lr"])
+    for batch_size in sorted(cells["batch_size"].unique()):
+        row = [Text(str(batch_size))]
+        for lr in lrs:
+            if (batch_size, lr) not in indexed.index:
+                row.append(Text("-", "dim"))
+                continue
+            cell = indexed.loc[(batch_size, lr)]
+            row.append(
+                _cell_text(
+                    cell,
+                    low=cells["mean"].min(),
+                    high=cells["mean"].max(),
+                    mode=mode,
+                    is_ridge=ridge_lr.get(batch_size) == lr,
+                    is_best=cell["mean"] == overall,
+                )
+            )
+        row.append(Text(show(ridge_lr.get(batch_size)), "bold"))
+        table.add_row(*row)
+    return table
+
+
+def _cell_text(
+    cell: "pd.Series[float]", *, low: float, high: float, mode: str, is_ridge: bool, is_best: bool
+) -> Text:
+    if pd.isna(cell["mean"]):
+        return Text("diverged", "red") if cell["diverged"] else Text("-", "dim")
+    share = (cell["mean"] - low) / (high - low) if high > low else 1.0
+    share = share if mode == "max" else 1.0 - share
+    colour = COLOURS[min(int(share * len(COLOURS)), len(COLOURS) - 1)]
+    ink = "black" if share > 0.5 else "white"
+    mark = "*" if is_ridge else " "
+    some = f" {int(cell['diverged'])} div." if cell["diverged"] else ""
+    style = f"{ink} on {colour}{' bold underline' if is_best else ''}"
+    return Text(f"{cell['mean']:.3f}{mark}{some}", style)
+
+
+def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    by = list(study.vary) or _varied(trials)
+    by = ["variant", *by] if isinstance(study.explore, Variants) else by
+    table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
+    if table.empty:
+        return
+    shown = Table(title="best configurations", title_justify="left", pad_edge=False, box=None)
+    test = study.metric.replace("val_", "test_")
+    headings = {"mean": study.metric, "std": "std", "n": "seeds", test: test}
+    for name in [*by, *headings]:
+        shown.add_column(headings.get(name, name), justify="right")
+    for row in table.to_dict("records"):
+        figures = (_score(row[name]) for name in ("mean", "std"))
+        shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), _score(row[test]))
+    console.print()
+    console.print(shown)
+
+
+def _varied(trials: pd.DataFrame) -> list[str]:
+    """The fields that differ between trials: what a define-by-run space chose."""
+    ours = [n for n in TRIAL_FIELDS if n not in ("seed", "microbatch_size")]
+    found = [n for n in ours if trials[n].nunique(dropna=False) > 1]
+    return found or ["batch_size", "base_lr"]
+
+
+def _print_lineage(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    """What the best member was trained with, generation by generation."""
+    ended = trials[trials["status"].isin(USABLE)].dropna(subset=study.metric)
+    if ended.empty:
+        return
+    scores = ended.set_index("trial_key")[study.metric]
+    best = str(scores.idxmax() if study.mode == "max" else scores.idxmin())
+    shown = Table(title="how the best came about", title_justify="left", pad_edge=False, box=None)
+    by = [*study.vary, study.metric]
+    for name in ("until", *by):
+        shown.add_column(name, justify="right")
+    for row in lineage(trials, best).to_dict("records"):
+        values = [show(row[name]) for name in study.vary]
+        shown.add_row(f"{row['until_share']:.0%}", *values, _score(row[study.metric]))
+    console.print()
+    console.print(shown)
+
+
+def _score(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.4f}"
+
+
+def _print_troubles(console: Console, trials: pd.DataFrame) -> None:
+    for status, style, cure in (
+        ("diverged", "yellow", "a finding: the learning rate is too high there"),
+        ("failed", "red", "--retry failed runs them again"),
+    ):
+        rows = trials[trials["status"] == status]
+        if rows.empty:
+            continue
+        console.print(f"\n{len(rows)} {status} ({cure}), the first reasons:", style=style)
+        alike = rows["reason"].str.replace(r" \(traceback.*", "", regex=True)
+        for row in rows[~alike.duplicated()].head(3).itertuples():
+            console.print(
+                f"  batch_size={row.batch_size} base_lr={show(row.base_lr)} seed={row.seed}: "
+                f"{row.reason}",
+                highlight=False,
+                markup=False,
+            )

@@ -1,0 +1,186 @@
+"""Charts of what trainings cost: learning curves, updates to a target, noise scale, throughput."""
+
+import math
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from search.analysis.analysis import Analysis
+from search.analysis.surface import usable
+from search.report.charts import (
+    SOFT,
+    Chart,
+    batch_axis,
+    batch_colour,
+    finished,
+    log_axis,
+    over_each_other,
+)
+
+OTHER_CURVES = 40  # of lrs that are not the best of their batch size
+EVALUATIONS = 60  # drawn of a curve
+
+
+def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | None:
+    """Each batch size at its best lr, mean and range over seeds; the other lrs thin behind."""
+    if epochs is None or analysis.metric not in epochs or analysis.ridge.empty:
+        return None
+    scored = usable(analysis.trials, metric=analysis.metric)
+    known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "peak_lr"})
+    rows = epochs[["trial_key", "epoch", analysis.metric]].merge(known, on="trial_key")
+    rows = rows.rename(columns={analysis.metric: "score"})
+    rows = rows[np.isfinite(rows["score"].astype(float))]
+    if rows.empty:
+        return None
+    step = -(-int(rows["epoch"].max()) // EVALUATIONS)
+    last = rows.groupby("trial_key")["epoch"].transform("max")
+    rows = rows[(rows["epoch"] % step == 0) | (rows["epoch"] == last) | (rows["epoch"] == 1)]
+    curves = rows.groupby(["batch_size", "peak_lr", "epoch"])["score"]
+    table = curves.agg(["mean", "min", "max", "count"]).reset_index()
+    key = pd.MultiIndex.from_frame(table[["batch_size", "peak_lr"]])
+    best = pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]])
+    table["best"] = key.isin(best)
+    others = key[~table["best"]].unique()
+    if len(others) > OTHER_CURVES:
+        at = np.linspace(0, len(others) - 1, OTHER_CURVES).astype(int)
+        table = table[table["best"] | key.isin(others[at])]
+    sizes = sorted(int(b) for b in table["batch_size"].unique())
+    choose = alt.binding_select(
+        options=[None, *sizes], labels=["all", *map(str, sizes)], name="batch size "
+    )
+    pick = alt.selection_point(fields=["batch_size"], bind=choose)
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("peak_lr:Q", title="peak lr", format=".4~g"),
+        alt.Tooltip("epoch:Q", title="evaluation"),
+        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
+        alt.Tooltip("count:Q", title="seeds"),
+    ]
+
+    def of(rows: pd.DataFrame) -> alt.Chart:
+        return (
+            alt.Chart(rows)
+            .transform_filter(pick)
+            .encode(
+                x=alt.X("epoch:Q", title="evaluation", axis=alt.Axis(tickMinStep=1, format="d")),
+                y=alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
+                color=batch_colour(
+                    legend=alt.Legend(orient="top", symbolOpacity=1),
+                    scale=alt.Scale(domain=sizes),
+                ),
+                detail=alt.Detail(["batch_size:O", "peak_lr:Q"]),
+            )
+        )
+
+    best_rows, other_rows = table[table["best"]], table[~table["best"]]
+    repeated = best_rows[best_rows["count"] > 1]
+    layers = [
+        of(other_rows).mark_line(strokeWidth=1, opacity=0.3),
+        of(repeated).mark_area(opacity=0.18).encode(y=alt.Y("min:Q"), y2="max:Q"),
+        of(best_rows).mark_line(strokeWidth=2.5),
+        of(best_rows).mark_point(size=30, filled=True, opacity=1).encode(tooltip=tooltip),
+    ]
+    return finished(over_each_other(*layers).add_params(pick))
+
+
+def target_chart(analysis: Analysis) -> Chart | None:
+    """Updates to the common target against batch size: perfect scaling, and the fitted front."""
+    needed = analysis.needed
+    if len(needed) < 2:
+        return None
+    rows = needed.astype(float)
+    half = 1.96 * rows["spread"].clip(upper=0.5)
+    rows["low"], rows["high"] = rows["updates"] * (1 - half), rows["updates"] * (1 + half)
+    x = batch_axis(rows["batch_size"])
+    y = log_axis("updates", title="updates to the target", axis=alt.Y)
+    b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), 40)
+    first = rows.iloc[0]
+    perfect = pd.DataFrame({"batch_size": b, "updates": first["updates"] * first["batch_size"] / b})
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
+        alt.Tooltip("updates:Q", format=",.0f"),
+        alt.Tooltip("examples_seen:Q", title="images", format=",.0f"),
+        alt.Tooltip("train_s:Q", title="seconds", format=",.1f"),
+        alt.Tooltip("n:Q", title="seeds"),
+    ]
+    points = alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
+    words = alt.Chart(perfect.tail(1)).mark_text(align="right", dy=-12, opacity=SOFT)
+    low = log_axis("low", title="updates to the target", axis=alt.Y)
+    layers: list[Any] = [
+        alt.Chart(perfect)
+        .mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT)
+        .encode(x=x, y=y),
+        words.encode(x=x, y=y, text=alt.value("perfect scaling")),
+        alt.Chart(rows.dropna(subset="low"))
+        .mark_rule(strokeWidth=2)
+        .encode(x=x, y=low, y2="high:Q"),
+        points.mark_point(size=90, filled=True, opacity=1).encode(color=batch_colour(legend=None)),
+    ]
+    front = analysis.front
+    if math.isfinite(front.critical_batch_size):
+        curve = pd.DataFrame({"batch_size": b})
+        curve["updates"] = front.s_min * (1 + front.critical_batch_size / b)
+        layers.append(alt.Chart(curve).mark_line(strokeWidth=2).encode(x=x, y=y))
+        if not front.why and b[0] <= front.critical_batch_size <= b[-1]:
+            at = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
+            rule = alt.Chart(at).encode(x=x)
+            layers += [
+                rule.mark_rule(strokeWidth=1, opacity=SOFT),
+                rule.mark_text(opacity=SOFT, align="left", dx=4, y=10).encode(text="text:N"),
+            ]
+    return finished(over_each_other(*layers))
+
+
+def noise_scale_chart(analysis: Analysis) -> Chart | None:
+    """The measured gradient noise scale by batch size, and where the two are equal."""
+    rows = analysis.noise_scales[["batch_size", "noise_scale", "n"]].astype(float)
+    rows = rows[rows["noise_scale"] > 0]
+    if rows.empty:
+        return None
+    x = batch_axis(rows["batch_size"])
+    y = log_axis("noise_scale", title="gradient noise scale (images)", axis=alt.Y)
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("noise_scale:Q", title="noise scale (images)", format=".4~g"),
+        alt.Tooltip("n:Q", title="trials"),
+    ]
+    points = alt.Chart(rows).encode(x=x, y=y)
+    equal = rows[["batch_size"]].assign(noise_scale=rows["batch_size"])
+    dashed = alt.Chart(equal)
+    layers = [
+        dashed.mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT).encode(x=x, y=y),
+        points.mark_line(strokeWidth=1),
+        points.mark_point(size=90, filled=True, opacity=1).encode(
+            color=batch_colour(legend=None), tooltip=tooltip
+        ),
+    ]
+    return finished(over_each_other(*layers))
+
+
+def throughput_chart(analysis: Analysis) -> Chart | None:
+    """Images trained on in a second, by batch size."""
+    rows = analysis.throughput.dropna(subset="images_per_s")
+    if rows.empty:
+        return None
+    columns = [n for n in ("batch_size", "images_per_s", "train_wall_s", "n") if n in rows]
+    rows = rows[columns].astype(float)
+    tooltip = [
+        alt.Tooltip("batch_size:Q", title="batch size"),
+        alt.Tooltip("images_per_s:Q", title="images/s", format=",.0f"),
+        alt.Tooltip("train_wall_s:Q", title="seconds a trial", format=",.1f"),
+        alt.Tooltip("n:Q", title="trials"),
+    ]
+    points = alt.Chart(rows).encode(
+        x=batch_axis(rows["batch_size"]),
+        y=alt.Y("images_per_s:Q", title="images per second", scale=alt.Scale(zero=True)),
+    )
+    layers = [
+        points.mark_line(strokeWidth=1),
+        points.mark_point(size=90, filled=True, opacity=1).encode(
+            color=batch_colour(legend=None), tooltip=tooltip
+        ),
+    ]
+    return finished(over_each_other(*layers))

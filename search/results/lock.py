@@ -1,0 +1,149 @@
+"""One writer a study: a lock file that names its holder, beats while it lives, and can go stale."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainable.host import storage
+from trainable.host.storage import Folder
+
+NAME = "lock.json"
+BEAT_S = 5.0
+STALE_BEATS = 4  # without a beat for so long, as this process sees it, a holder elsewhere is dead
+
+
+class LockedError(RuntimeError):
+    """Another process writes to the study; the message names it."""
+
+
+@contextmanager
+def held(folder: Folder) -> Iterator[None]:
+    """Hold a study's lock: others are refused, or take it over once this process is dead.
+
+    A holder on this machine is dead when its process is; one elsewhere when its beat has not
+    changed for twenty seconds, by this process's own clock, so that clocks need not agree.
+
+    Raises:
+        LockedError: a live process holds it.
+    """
+    mine: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _start_of(os.getpid()),
+        "token": uuid.uuid4().hex,
+        "beat": 0,
+    }
+    _take(folder, mine)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            mine["beat"] += 1
+            try:
+                storage.write(folder, NAME, json.dumps(mine).encode())
+            except OSError:  # a full disk is for the tables' writer to report
+                continue
+
+    beater = threading.Thread(target=beat, name="lock", daemon=True)
+    beater.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beater.join()
+        if (_read(folder) or {}).get("token") == mine["token"]:
+            storage.delete_file(folder, NAME)
+
+
+def _take(folder: Folder, mine: dict[str, Any]) -> None:
+    content = json.dumps(mine).encode()
+    dead: bytes | None = None
+    while True:
+        if folder.is_local:
+            put = storage.create(folder, NAME, content)
+        else:
+            put = storage.create_in_store(folder, NAME, content, instead_of=dead)
+        if put:
+            return
+        try:
+            dead = storage.read(folder, NAME)
+        except FileNotFoundError:
+            continue  # it let go between the two calls
+        holder = _parsed(dead)
+        if _is_alive(folder, holder):
+            raise LockedError(
+                f"{folder.uri} is being written to by process {holder.get('pid')} on "
+                f"{holder.get('host')}: wait for it, stop it, or give another --out"
+            )
+        if folder.is_local:
+            _clear_away(folder, holder)
+
+
+def _clear_away(folder: Folder, dead: dict[str, Any]) -> None:
+    """Remove a dead holder's file, and not that of one who took it over in the meantime."""
+    aside = f".{NAME}-{uuid.uuid4().hex}"
+    path = Path(folder.uri)
+    try:
+        (path / NAME).rename(path / aside)
+    except FileNotFoundError:
+        return
+    if (_read(folder, aside) or {}).get("token") != dead.get("token"):
+        storage.create(folder, NAME, storage.read(folder, aside))  # a live one's: put it back
+    (path / aside).unlink()
+
+
+def _read(folder: Folder, name: str = NAME) -> dict[str, Any] | None:
+    try:
+        return _parsed(storage.read(folder, name))
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
+    if not holder:
+        return False
+    if holder.get("host") == socket.gethostname():
+        pid = holder.get("pid")
+        return isinstance(pid, int) and _start_of(pid) == holder.get("started") != ""
+    deadline = time.monotonic() + STALE_BEATS * BEAT_S
+    while time.monotonic() < deadline:
+        time.sleep(min(BEAT_S, 1.0))
+        now = _read(folder)
+        if now is None:
+            return False
+        if now != holder:
+            return True
+    return False
+
+
+def _start_of(pid: int) -> str:
+    """When a process of this machine started, in the kernel's ticks; empty where there is none.
+
+    A process number is used again, and then with another start; a reboot has another boot id.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return ""
+        return "?"  # alive, on a system that does not say since when
+    fields = status.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else f"{boot}-{fields[19]}"

@@ -1,0 +1,233 @@
+"""The Parquet tables of a study: commit, read, verify, compact.
+
+One file a trial in `trials/` and in `epochs/`, rewritten whole: whatever crashes, a reader finds
+each (trial_key, epoch) once. The driver is the only writer, and holds the study's lock.
+"""
+
+import json
+import logging
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from search.results import files
+from trainable.config import TrialConfig
+from trainable.host import credentials, storage
+from trainable.host.storage import Folder
+from trainable.record import EpochResult, TrialResult
+
+logger = logging.getLogger(__name__)
+
+STATUSES = ("completed", "stopped", "diverged", "failed", "interrupted")
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ID = [
+    ("study", pa.string()),
+    ("trial_key", pa.string()),
+    ("seed", pa.int64()),
+    ("attempt", pa.int64()),
+]
+
+
+def _columns(dataclass_type: type, *, leave_out: Sequence[str] = ()) -> list[tuple[str, Any]]:
+    columns = []
+    for each in fields(dataclass_type):
+        kind: Any = next(iter(typing.get_args(each.type)), each.type)
+        if each.name not in leave_out:
+            columns.append((each.name, _ARROW[kind]))
+    return columns
+
+
+_UTC = pa.timestamp("us", tz="UTC")
+TRIALS = pa.schema(
+    [
+        *_ID,
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        *_columns(TrialConfig, leave_out=["seed", "microbatch_size"]),
+        *_columns(TrialResult, leave_out=["status", "reason"]),
+        ("num_gpus", pa.float64()),
+        ("gpu_shared", pa.bool_()),
+        ("host", pa.string()),
+        ("started_at", _UTC),
+        ("ended_at", _UTC),
+        ("data_fingerprint", pa.string()),
+        ("code_version", pa.string()),
+    ]
+)
+EPOCHS = pa.schema([*_ID, *_columns(EpochResult)])
+TABLES = {"trials": TRIALS, "epochs": EPOCHS}
+
+
+class ResultsError(ValueError):
+    """The results' folder cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's folder."""
+
+    study: str
+    folder: Folder
+
+    def __truediv__(self, name: str) -> Folder:
+        """A folder of it."""
+        return self.folder / name
+
+
+def open_results(out: str, study: str) -> Results:
+    """The folder `OUT/<study>`, made if need be, and found writable.
+
+    Raises:
+        ResultsError: it cannot be made or written to.
+    """
+    try:
+        folder = storage.folder_at(out) / study
+        storage.write(folder, ".writable", b"")
+    except (OSError, ValueError) as error:
+        shown = "that URI" if credentials.in_uri(out) else out
+        raise ResultsError(f"cannot write to --out {shown}: {error}") from error
+    return Results(study, folder)
+
+
+def commit_study(results: Results, about: Mapping[str, Any]) -> None:
+    """Write study.json: what the study was when it was last run."""
+    content = json.dumps(about, indent=1, default=str) + "\n"
+    storage.write(results.folder, "study.json", content.encode())
+
+
+def commit_epochs(results: Results, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write all epoch rows of a trial in place of those it had."""
+    files.write_part(results / "epochs", f"{key}.parquet", EPOCHS, rows)
+
+
+def commit_trial(results: Results, row: Mapping[str, Any]) -> None:
+    """Write a trial's row; what it does not say is null."""
+    files.write_part(results / "trials", f"{row['trial_key']}.parquet", TRIALS, [row])
+
+
+def commit_traceback(results: Results, key: str, text: str) -> str:
+    """Keep a failed trial's traceback; returns where."""
+    storage.write(results / "errors", f"{key}.txt", text.encode())
+    return f"{(results / 'errors').uri}/{key}.txt"
+
+
+def trials(results: Results) -> pd.DataFrame:
+    """One row a trial that ended or was interrupted; a file that cannot be read is passed over."""
+    return _read(results / "trials", TRIALS)
+
+
+def epochs(results: Results) -> pd.DataFrame:
+    """One row an evaluation, by trial and epoch; a file that cannot be read is passed over."""
+    return _read(results / "epochs", EPOCHS)
+
+
+def _read(folder: Folder, schema: pa.Schema) -> pd.DataFrame:
+    table, damaged = files.read_parts(folder, schema)
+    for name, why in damaged.items():
+        logger.warning("%s/%s cannot be read and is left out: %s", folder.uri, name, why)
+    return table.to_pandas()
+
+
+def damaged(results: Results) -> dict[str, str]:
+    """The tables' files that cannot be read, as `epochs/NAME`, with what is wrong with them."""
+    return {
+        f"{table}/{name}": why
+        for table, schema in TABLES.items()
+        for name, why in files.read_parts(results / table, schema)[1].items()
+    }
+
+
+def make_sound(results: Results) -> list[str]:
+    """Make the tables ready for their one writer; returns the files that were set aside.
+
+    Clears up after what was killed and moves files that cannot be read to `damaged/`. A trial whose
+    epochs are lost with one is set aside too, and so runs again.
+    """
+    aside = []
+    for table, schema in TABLES.items():
+        folder = results / table
+        files.recover(folder)
+        broken = files.read_parts(folder, schema)[1]
+        files.set_aside(folder, broken, into=results / "damaged" / table)
+        files.pack_doubles(folder, schema)
+        aside += [f"{table}/{name}" for name in broken]
+    if short := _short_of_epochs(trials(results), epochs(results)):
+        take_apart(results, short)
+        names = [f"{key}.parquet" for key in short]
+        files.set_aside(results / "trials", names, into=results / "damaged" / "trials")
+        aside += [f"trials/{name}" for name in names]
+    return aside
+
+
+def take_apart(results: Results, keys: Collection[str]) -> None:
+    """Give trials that are in packed files their own files, to be replaced when they run again."""
+    for table, schema in TABLES.items():
+        if again := files.packed_keys(results / table) & set(keys):
+            files.pack(results / table, schema, apart=again)
+
+
+def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+    """Trials that have fewer epochs in the table than they completed."""
+    known = ended[ended["status"].isin(("completed", "stopped"))].set_index("trial_key")
+    have = rows.groupby("trial_key")["epoch"].nunique().reindex(known.index).fillna(0)
+    return list(known.index[have < known["epochs_completed"].fillna(0)])
+
+
+def num_files(results: Results) -> int:
+    """How many files the tables are in."""
+    return sum(len(storage.names(results / table, ".parquet")) for table in TABLES)
+
+
+def compact(results: Results) -> int:
+    """Pack each table into one file, for tables of many trials; returns how many files fewer.
+
+    Raises:
+        ResultsError: a file is damaged, or there is no room.
+    """
+    try:
+        return sum(files.pack(results / table, schema) for table, schema in TABLES.items())
+    except OSError as error:
+        raise ResultsError(f"cannot compact {results.folder.uri}: {error}") from error
+
+
+def faults(results: Results) -> list[str]:
+    """What is wrong with the tables, in sentences: damage, doubles, gaps."""
+    found = [f"{name} cannot be read: {why}" for name, why in damaged(results).items()]
+    rows, ended = epochs(results), trials(results)
+    for table, by, frame in (
+        ("epochs", ["trial_key", "epoch"], rows),
+        ("trials", ["trial_key"], ended),
+    ):
+        if doubles := int(frame.duplicated(by).sum()):
+            found.append(f"{table}: {doubles} rows are there twice")
+    counts = rows.groupby("trial_key")["epoch"].agg(["min", "max", "nunique"])
+    gaps = counts[(counts["min"] != 1) | (counts["max"] != counts["nunique"])]
+    found += [f"epochs of trial {key} are not 1, 2, 3 and so on" for key in gaps.index]
+    return found + [
+        f"trial {key} has fewer epochs in the table than it completed"
+        for key in _short_of_epochs(ended, rows)
+    ]
+
+
+def open_folder(path: str) -> Results:
+    """The results in a study's folder, as `results/pcam_grid`.
+
+    Raises:
+        ResultsError: there are no tables there.
+    """
+    try:
+        folder = storage.folder_at(path.rstrip("/"))
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
+    results = Results(folder.name, folder)
+    if not any(storage.names(results / table, ".parquet") for table in TABLES):
+        raise ResultsError(
+            f"{path} is not a study's results: it has no trials/ and epochs/ with Parquet files; "
+            f"give a folder such as results/pcam_grid"
+        )
+    return results

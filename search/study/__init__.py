@@ -1,0 +1,3 @@
+from search.study.study import Study
+
+__all__ = ["Study"]

@@ -1,0 +1,1 @@
+"""The networks: by name, our own, normalization, the frozen prefix, teachers."""

@@ -1,0 +1,117 @@
+"""The teacher of a distillation: a network with weights, or the best trial of another study."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from trainable.config import OWN_MODELS, TrialConfig, file_of
+from trainable.host import storage
+from trainable.host.storage import Folder
+from trainable.networks.models import (
+    bare_network,
+    build_model,
+    drop_auxiliary_heads,
+    load_weights,
+    one_line,
+    replace_head,
+    with_digest,
+)
+
+KEPT = "weights.pt"
+
+
+def keep_weights(folder: Folder, config: TrialConfig, model: nn.Module, num_classes: int) -> None:
+    """Write a trained network so that it can be built again from the file alone."""
+    packed = io.BytesIO()
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    torch.save({"config": asdict(config), "num_classes": num_classes, "model": state}, packed)
+    storage.write(folder, KEPT, packed.getvalue())
+
+
+def kept_network(path: Path) -> tuple[nn.Module, int]:
+    """The network of a kept file, and its number of classes.
+
+    Raises:
+        ValueError: the file is not one that `keep_weights` wrote.
+    """
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        fields = kept["config"] | {"pretrained": "none", "train_blocks": None, "zero_gamma": False}
+        frozen_norm = fields["norm"] == "frozen"
+        config = TrialConfig(**fields | ({"norm": "batch"} if frozen_norm else {}))
+        model = build_model(config, num_classes=kept["num_classes"])
+        model.load_state_dict(kept["model"], strict=not frozen_norm)
+    except Exception as error:  # rubbish makes the unpickler fail in many ways
+        raise ValueError(f"{path} is not the kept weights of a trial: {one_line(error)}") from error
+    return model, kept["num_classes"]
+
+
+def resolve_teacher(distill_from: str) -> str:
+    """`distill_from` with its file found and its digest added; the driver calls this.
+
+    Raises:
+        ValueError: there is no such file, or a study's folder has no kept weights.
+    """
+    network, colon, path = distill_from.rpartition(":")
+    if colon and network and not Path(distill_from).exists():
+        return f"{network}:{with_digest(path, 'distill_from')}"
+    folder = Path(distill_from)
+    if folder.is_dir():
+        return with_digest(str(_best_kept(folder)), "distill_from")
+    return with_digest(distill_from, "distill_from")
+
+
+def _best_kept(results: Path) -> Path:
+    if not (results / "trials").is_dir():
+        raise ValueError(f"distill_from: {results} is not a study's results folder: no trials/")
+    rows = pq.read_table(results / "trials", columns=["trial_key", "status", "val_auroc"])
+    kept = [
+        (row["val_auroc"], results / "checkpoints" / row["trial_key"] / KEPT)
+        for row in rows.to_pylist()
+        if row["status"] == "completed" and row["val_auroc"] is not None
+        if storage.is_name(row["trial_key"])
+    ]
+    kept = [(score, path) for score, path in kept if path.is_file() and score == score]
+    if not kept:
+        raise ValueError(
+            f"distill_from: {results} has no trial with kept weights: run it with "
+            f"--set keep_weights=True"
+        )
+    best: Path = max(kept)[1]
+    return best
+
+
+def load_teacher(distill_from: str, *, num_classes: int) -> nn.Module:
+    """The teacher in evaluation mode, its parameters frozen.
+
+    Raises:
+        ValueError: it cannot be built, or knows another number of classes.
+    """
+    said = file_of(distill_from)
+    network, colon, path = said.rpartition(":")
+    if colon and network and not Path(said).exists():
+        if network in OWN_MODELS:
+            raise ValueError(f"distill_from: a {network} teacher comes as a trial's kept weights")
+        model = bare_network(network)
+        drop_auxiliary_heads(model)
+        try:
+            load_weights(model, Path(path))
+        except ValueError:  # perhaps it has our head
+            replace_head(model, num_classes=num_classes, dropout=0.0)
+            load_weights(model, Path(path))
+        classes = _outputs(model)
+    else:
+        model, classes = kept_network(Path(said))
+    if classes != num_classes:
+        raise ValueError(f"the teacher {said} knows {classes} classes, the data has {num_classes}")
+    return model.requires_grad_(False).eval()
+
+
+def _outputs(model: nn.Module) -> int:
+    last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels

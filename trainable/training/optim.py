@@ -1,0 +1,71 @@
+"""Optimizers and their parameter groups: torch.optim's, LARS and LAMB from timm."""
+
+from typing import Any
+
+from timm.optim.lamb import Lamb
+from timm.optim.lars import Lars
+from torch import Tensor, nn, optim
+
+from trainable.config import TrialConfig
+from trainable.training.schedule import adam_constants
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    no_bias_decay: bool,
+    head: nn.Module | None = None,
+    head_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """The trained parameters in groups that share `weight_decay` and `lr_factor`.
+
+    With `no_bias_decay` only weights of convolutions and linear layers decay; biases and the
+    gamma and beta of normalization, all of one dimension, do not (He et al. 2019, section 3.1).
+    """
+    in_head = {id(each) for each in head.parameters()} if head is not None else set()
+    groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same ones for every weight_decay
+    for each in model.parameters():
+        if not each.requires_grad:
+            continue
+        decays = each.ndim > 1 or not no_bias_decay
+        factor = head_lr_factor if id(each) in in_head else 1.0
+        groups.setdefault((decays, factor), []).append(each)
+    return [
+        {"params": params, "weight_decay": weight_decay * decays, "lr_factor": factor}
+        for (decays, factor), params in groups.items()
+    ]
+
+
+def build_optimizer(
+    config: TrialConfig, model: nn.Module, *, lr: float, head: nn.Module | None = None
+) -> optim.Optimizer:
+    """The optimizer over the model's trained parameters; `lr` is that of the first update."""
+    groups = parameter_groups(
+        model,
+        weight_decay=config.weight_decay,
+        no_bias_decay=config.no_bias_decay,
+        head=head,
+        head_lr_factor=config.head_lr_factor,
+    )
+    betas, eps = adam_constants(config)
+    momentum = config.momentum
+    if config.optimizer == "sgd":
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=config.nesterov, fused=True)
+    if config.optimizer == "adam":
+        return optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if config.optimizer == "adamw":
+        return optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    if config.optimizer == "rmsprop":
+        return optim.RMSprop(groups, lr=lr, momentum=momentum, eps=eps)
+    if config.optimizer == "adagrad":
+        return optim.Adagrad(groups, lr=lr, eps=eps)
+    if config.optimizer == "lars":
+        return Lars(groups, lr=lr, momentum=momentum, nesterov=config.nesterov)
+    return Lamb(groups, lr=lr, betas=betas, eps=eps)
+
+
+def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
+    """Give every group the update's lr, the head's group its multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
