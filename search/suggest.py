@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from search.execution.preflight import prepare
-from search.execution.progress import show
 from search.results.tables import ResultsError
 from search.study.domains import probes
-from search.study.space_file import SpaceFileError
+from search.study.shown import print_error, show
+from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import open_data
@@ -36,7 +36,7 @@ from trainable.data.sources import DataError
 if TYPE_CHECKING:  # it imports torch, which a command with a typing error need not wait for
     from trainable.lr_range import LrRange
 
-OK, NONE_STABLE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, NONE_STABLE, INTERRUPTED = 0, 1, 130  # and 2, wrong input
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,35 +62,32 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    given = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     console = Console()
     try:
         with tempfile.TemporaryDirectory() as out:  # prepare wants a place for results
             ready = prepare(
-                given.space,
+                load_study(options.space),
                 out=out,
-                data=given.data,
-                preview=given.preview,
-                settings=given.settings,
+                data=options.data,
+                preview=options.preview,
+                settings=options.settings,
                 console=console,
             )
         configs = probed_configs(ready.study)
-        _print_what(console, ready.study)
+        _print_study(console, ready.study)
         ranges = _probe(console, ready.study, configs, ready.data_folder)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (SpaceFileError, ResultsError, DataError) as error:
-        Console(stderr=True).print(
-            f"search.suggest: {error}", style="red", soft_wrap=True, highlight=False, markup=False
-        )
-        return WRONG_INPUT
+        return print_error("search.suggest", error)
     console.print(_table(ranges))
     ends = suggested_ends(list(ranges.values()))
     if ends is None:
         console.print("no rate that was tested is stable: there is nothing to suggest")
         return NONE_STABLE
     console.print("\nto paste into the study's vary:")
-    if given.preview or ready.study.base.dataset == "synthetic":
+    if options.preview or ready.study.base.dataset == "synthetic":
         console.print(
             "(rates of a preview belong into its preview: a list without tune.grid_search)"
         )
@@ -115,13 +112,13 @@ def probed_configs(study: Study) -> list[TrialConfig]:
         raise SpaceFileError(f"the study's base trial: {error}") from error
 
 
-def _print_what(console: Console, study: Study) -> None:
+def _print_study(console: Console, study: Study) -> None:
     base = study.base
     others = [name for name in study.vary if name not in ("batch_size", "base_lr")]
     named = dict.fromkeys(["dataset", "model", "optimizer", *others])
-    said = (f"{n}={show(getattr(base, n))}{' (varies)' * (n in others)}" for n in named)
+    values = (f"{n}={show(getattr(base, n))}{' (varies)' * (n in others)}" for n in named)
     console.print(
-        f"{study.name}  {' '.join(said)}",
+        f"{study.name}  {' '.join(values)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -163,17 +160,17 @@ def _table(ranges: dict[int, "LrRange"]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("\npeak_lr", justify="right")
     table.add_column("\nedge")
-    for batch_size, found in ranges.items():
+    for batch_size, lr_range in ranges.items():
         edge, words = "between two rates tested", ""
-        if found.unstable_lr is None:
+        if lr_range.unstable_lr is None:
             edge, words = "hit the highest rate tested", "at least "
-        elif found.stable_lr is None:
+        elif lr_range.stable_lr is None:
             edge, words = "hit the lowest rate tested", "below "
-        stable = found.stable_lr or found.unstable_lr
+        stable = lr_range.stable_lr or lr_range.unstable_lr
         cells = [
             "-" if lr is None else f"{prefix}{lr / unit:.2g}"
-            for prefix, lr in (("", found.steepest_lr), (words, stable))
-            for unit in (found.peak_per_base, 1.0)
+            for prefix, lr in (("", lr_range.steepest_lr), (words, stable))
+            for unit in (lr_range.peak_per_base, 1.0)
         ]
         table.add_row(str(batch_size), *cells, edge)
     return table
@@ -185,11 +182,11 @@ def suggested_ends(ranges: Sequence["LrRange"]) -> tuple[float, float] | None:
     None where no batch size has a stable rate.
     """
     lows, highs = [], []
-    for each in ranges:
-        if each.stable_lr is not None:
-            low = min(each.steepest_lr or each.stable_lr, each.stable_lr)
-            lows.append(low / each.peak_per_base / 10)
-            highs.append((each.unstable_lr or each.stable_lr) / each.peak_per_base)
+    for lr_range in ranges:
+        if lr_range.stable_lr is not None:
+            low = min(lr_range.steepest_lr or lr_range.stable_lr, lr_range.stable_lr)
+            lows.append(low / lr_range.peak_per_base / 10)
+            highs.append((lr_range.unstable_lr or lr_range.stable_lr) / lr_range.peak_per_base)
     if not lows:
         return None
     begin, end = min(lows), max(highs)

@@ -4,6 +4,7 @@ The only file here with Ray.
 """
 
 import gc
+import json
 import os
 import socket
 import threading
@@ -28,13 +29,13 @@ KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
 def train_trial(planned: dict[str, Any]) -> None:
-    """Train `planned["trial"]`: a dict of config, data and checkpoint folder, as tuning.py sends.
+    """Train `planned["task"]`: JSON of config, data and checkpoint folder, as the runner sends it.
 
     Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`.
     An error of the trial's own (bad data, a bug) is a row too, with status `failed`: it would
     only fail again, so Ray is not asked to retry it. What kills the process is Ray's to notice.
     """
-    trial = planned["trial"]
+    trial = json.loads(planned["task"])
     started_at = datetime.now(UTC)
     config = TrialConfig(**trial["config"])
     num_gpus = _num_gpus()
@@ -81,11 +82,11 @@ def measure_trial(planned: dict[str, Any]) -> Any:
 
 
 def bundle_of(planned: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray sets aside for `planned["trial"]`; a worker is used again only for the same.
+    """What Ray sets aside for a trial; a worker is used again only for the same.
 
     It is here since the workers must be able to import it.
     """
-    return tune.PlacementGroupFactory([planned["trial"]["resources"]])
+    return tune.PlacementGroupFactory([planned["resources"]])
 
 
 def _num_gpus() -> float:

@@ -18,38 +18,52 @@ CHOICES = tuple(each.name for each in fields(TrialConfig) if each.name not in NO
 # without which two learning rates cannot be compared.
 APART_IN_SEARCHES = ("dataset", "data_fingerprint", "optimizer")
 STEP = "step"  # the column of the step of an ablation, or of the variant
-SEARCHES = ("Random", "Optuna", "Pbt")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How a study explored, as its study.json says: the class's name, and an ablation's steps."""
+class Exploration:
+    """How a study explored, as its study.json says.
 
-    name: str
+    `kind` is the explorer's name. `steps` maps each step of an ablation, with those before it, or
+    each variant to the fields that it changes. `is_search`: configurations are drawn, so that
+    other fields differ at random within a cell.
+    """
+
+    kind: str
+    is_search: bool
     steps: Mapping[str, Mapping[str, Any]]
 
 
-def kind_of(about: Mapping[str, Any]) -> Kind:
+def exploration_of(about: Mapping[str, Any]) -> Exploration:
     """From study.json's `explore`; `Grid` where it does not say."""
-    said = str(about.get("explore") or "Grid")
-    name = said.partition("(")[0]
-    if name not in ("Ablation", "Variants"):
-        return Kind(name, {})
-    try:
-        call = ast.parse(said, mode="eval").body
-        if not isinstance(call, ast.Call):
-            return Kind(name, {})
-        steps = ast.literal_eval(call.keywords[0].value)
-    except (SyntaxError, ValueError, IndexError):
-        return Kind(name, {})
-    if name == "Variants":
-        return Kind(name, steps)
+    explore = about.get("explore") or "Grid"
+    values = _from_repr(explore) if isinstance(explore, str) else explore
+    kind = str(values.get("kind"))
+    vary = about.get("vary", {})
+    is_search = any(not isinstance(domain, dict) for domain in vary.values())
+    is_search = is_search or (not vary and kind == "Optuna")
+    if kind == "Variants":
+        return Exploration(kind, is_search, values.get("each", {}))
     together: dict[str, dict[str, Any]] = {}
-    so_far: dict[str, Any] = {}
-    for step, more in steps.items():
-        so_far = so_far | more
-        together[step] = so_far
-    return Kind(name, together)
+    changes: dict[str, Any] = {}
+    for step, more in values.get("steps", {}).items():
+        changes = changes | more
+        together[step] = changes
+    return Exploration(kind, is_search, together)
+
+
+def _from_repr(explore: str) -> dict[str, Any]:
+    """An explorer as study.json said it before it held JSON: `Grid(widen=0, refine=0)`."""
+    values: dict[str, Any] = {"kind": explore.partition("(")[0]}
+    try:
+        call = ast.parse(explore, mode="eval").body
+        if isinstance(call, ast.Call):
+            for keyword in call.keywords:
+                if keyword.arg in ("steps", "each"):
+                    values[keyword.arg] = ast.literal_eval(keyword.value)
+    except (SyntaxError, ValueError):
+        pass  # a define-by-run function, which its repr does not show
+    return values
 
 
 def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
@@ -59,7 +73,7 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     change nothing have the same trials, which then come twice.
     """
     base = about.get("base", {})
-    steps = kind_of(about).steps
+    steps = exploration_of(about).steps
     changed = sorted({name for more in steps.values() for name in more} & set(trials))
     parts = []
     for step, more in steps.items():
@@ -73,11 +87,11 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
 
 def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:
     """The columns that tell surfaces apart."""
-    kind = kind_of(about)
-    if kind.name in SEARCHES:
+    exploration = exploration_of(about)
+    if exploration.is_search:
         among: Sequence[str] = APART_IN_SEARCHES
     elif STEP in trials:  # what a step changes, its name says
-        changed = {name for more in kind.steps.values() for name in more}
+        changed = {name for more in exploration.steps.values() for name in more}
         return [STEP, *_varied(trials, [n for n in _apart() if n not in changed])]
     else:
         among = _apart()
@@ -108,7 +122,7 @@ def analyses(
     lr: str = "base_lr",
 ) -> list[Analysis]:
     """One analysis a surface, that with the best mean first; one of nothing where nothing is."""
-    if kind_of(about).steps:
+    if exploration_of(about).steps:
         trials = with_steps(trials, about)
     others = others_of(trials, about)
     groups = trials.groupby(others, dropna=False) if others else [((), trials)]

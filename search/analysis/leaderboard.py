@@ -52,3 +52,12 @@ def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.D
             "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
         }
     ).reindex(steps)
+
+
+def lineage(trials: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The rows of a trial and of those it went on from, the first generation first."""
+    by_key = trials.set_index("trial_key", drop=False)
+    keys = [key]
+    while isinstance(before := by_key.loc[keys[-1], "begins_from"], str) and before in by_key.index:
+        keys.append(before)
+    return by_key.loc[keys[::-1]].reset_index(drop=True)

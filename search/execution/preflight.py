@@ -8,30 +8,29 @@ from pathlib import Path
 
 from rich.console import Console
 
-from search.explore import plan
-from search.explore.plan import PlannedTrial
-from search.results import tables
-from search.results.tables import Results
-from search.study.space_file import SpaceFileError, apply_settings, load_study
-from search.study.study import Study, as_preview, configurations, grid_values
+from search.results.tables import Results, open_results
+from search.study.domains import probes
+from search.study.preview import as_preview
+from search.study.settings import apply_settings
+from search.study.space_file import SpaceFileError
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A study that can run: its data is there, its trials are planned, its folder is writable."""
+    """A study that can run: its data is there, its trials can be made, its folder is writable."""
 
     study: Study
     data_folder: Path | None
     data_fingerprint: str
     train_images: int
-    planned: list[PlannedTrial]
     results: Results
 
 
 def prepare(
-    space: Path,
+    study: Study,
     *,
     out: str,
     data: Path | None,
@@ -39,25 +38,26 @@ def prepare(
     settings: Sequence[str],
     console: Console,
 ) -> Ready:
-    """Load, check and plan everything; nothing is trained and no Ray is started.
+    """Check everything; nothing is trained and no Ray is started.
 
     Raises:
-        SpaceFileError, DataError, ResultsError: the space, the data or `out` is wrong.
+        SpaceFileError, DataError, ResultsError: the study, the data or `out` is wrong.
     """
-    study = load_study(space)
-    named = [s.partition("=")[2] for s in settings if s.startswith("dataset=")]
-    dataset = named[-1] if named else study.base.dataset
+    datasets = [text.partition("=")[2] for text in settings if text.startswith("dataset=")]
+    dataset = datasets[-1] if datasets else study.base.dataset
     folder = data or Path(os.environ.get("DATA_DIR", "data"))
-    found = dataset in EMBEDDED or locate(dataset, folder) is not None
-    if not found and data:
+    is_there = dataset in EMBEDDED or locate(dataset, folder) is not None
+    if not is_there and data:
         open_data(dataset, folder)  # raises the error that says what was wanted
-    try:
-        if preview or not found:
-            study = as_preview(study, dataset=dataset if found else "synthetic")
-    except ValueError as error:
-        raise SpaceFileError(f"{space}: {error}") from error
-    study = apply_settings(study, [s for s in settings if found or not s.startswith("dataset=")])
-    if not found:
+    if preview or not is_there:
+        try:
+            study = as_preview(study, dataset=dataset if is_there else "synthetic")
+        except ValueError as error:
+            raise SpaceFileError(str(error)) from error
+    study = apply_settings(
+        study, [text for text in settings if is_there or not text.startswith("dataset=")]
+    )
+    if not is_there:
         console.print(
             f"no {dataset} data in {folder}: this is a preview on the embedded synthetic patches "
             f"(dataset=synthetic); --data DIR names the real ones",
@@ -67,15 +67,14 @@ def prepare(
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     opened = open_data(study.base.dataset, data_folder)
     study = _with_files(study, opened, console)
-    for _, config in configurations(study) or [("", study.base)]:
+    for config in study.configs:
         _check_trial(config, opened)
     return Ready(
         study=study,
         data_folder=data_folder,
         data_fingerprint=opened.fingerprint,
         train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
-        planned=plan.plan_trials(study, data_fingerprint=opened.fingerprint),
-        results=tables.open_results(out, study.name),
+        results=open_results(out, study.name),
     )
 
 
@@ -96,11 +95,13 @@ def _with_files(study: Study, data: Dataset, console: Console) -> Study:
             load_teacher(teacher, num_classes=len(data.classes))
             study = replace(study, base=replace(study.base, distill_from=teacher))
         if "pretrained" in study.vary:
-            wanted = [str(v) for v in grid_values("pretrained", study.vary["pretrained"])]
-            files = [available_weights(study.base.model, each) for each in wanted]
+            files = [
+                available_weights(study.base.model, str(weights))
+                for weights in probes(study.vary["pretrained"])
+            ]
             return replace(study, vary={**study.vary, "pretrained": {"grid_search": files}})
         had = study.base.pretrained
-        for model in {config.model for _, config in configurations(study)} or {study.base.model}:
+        for model in {config.model for config in study.configs}:
             had = available_weights(model, study.base.pretrained)
             if had == "none" and study.base.pretrained != "none":
                 console.print(

@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from search.explore.plan import PlannedTrial
+from search.study.explorer import PlannedTrial
+from search.study.shown import show
 
 RECENT_ROWS = 8
 STATUS_STYLES = {"completed": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}
@@ -24,11 +25,10 @@ class Progress:
     console: Console
     varied: Sequence[str]
     metric: str
-    planned: dict[str, PlannedTrial]
     total: int
     done_before: int
-    running: dict[str, dict[str, Any]] = field(default_factory=dict)
-    recent: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    running: dict[str, tuple[PlannedTrial, Mapping[str, Any]]] = field(default_factory=dict)
+    recent: list[tuple[PlannedTrial, Mapping[str, Any]]] = field(default_factory=list)
     ended: int = 0
     started: float = field(default_factory=time.monotonic)
     live: Live | None = None
@@ -45,28 +45,29 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
-    def epoch_ended(self, key: str, row: Mapping[str, Any]) -> None:
+    def epoch_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported an evaluation."""
-        self.running[key] = dict(row)
+        self.running[trial.key] = (trial, row)
 
-    def trial_ended(self, key: str, row: Mapping[str, Any]) -> None:
+    def trial_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported its end."""
-        self.running.pop(key, None)
-        self.recent = [*self.recent[-RECENT_ROWS + 1 :], (key, row)]
+        self.running.pop(trial.key, None)
+        self.recent = [*self.recent[-RECENT_ROWS + 1 :], (trial, row)]
         self.ended += 1
         if self.live is None:
-            self.console.print(self._line(key, row), soft_wrap=True, highlight=False, markup=False)
+            line = self._line(trial, row)
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    def _line(self, key: str, row: Mapping[str, Any]) -> str:
-        config = self.planned[key].config
-        step = self.planned[key].step
-        said = " ".join(f"{name}={show(getattr(config, name))}" for name in [*self.varied, "seed"])
-        said = f"{step}: {said}" if step else said
+    def _line(self, trial: PlannedTrial, row: Mapping[str, Any]) -> str:
+        names = [*self.varied, "seed"]
+        values = " ".join(f"{name}={show(getattr(trial.config, name))}" for name in names)
+        part = trial.step or trial.variant
+        values = f"{part}: {values}" if part else values
         score = show(row.get(self.metric))
         reason = f" ({row['reason']})" if row.get("reason") else ""
         wall = f" {row['train_wall_s']:.1f} s" if row.get("train_wall_s") else ""
         return (
-            f"[{self.done_before + self.ended}/{self.total}] {said}: {row['status']} "
+            f"[{self.done_before + self.ended}/{self.total}] {values}: {row['status']} "
             f"{self.metric}={score}{wall}{reason}"
         )
 
@@ -87,8 +88,8 @@ class Progress:
             table.add_column(name, justify="right")
         for name in ("epoch", "train_loss", self.metric, "status"):
             table.add_column(name, justify="right")
-        for key, row in [*self.recent, *self.running.items()]:
-            config = self.planned[key].config
+        for trial, row in [*self.recent, *self.running.values()]:
+            config = trial.config
             epoch = row.get("epochs_seen", row.get("epochs_completed"))
             budget = f"/{config.epochs}" if config.epochs else ""
             status = row.get("status", "running")
@@ -100,15 +101,6 @@ class Progress:
                 Text(status, STATUS_STYLES.get(status, "bold")),
             )
         return Group(bar, table)
-
-
-def show(value: object) -> str:
-    """A value for people: four digits of a number, a dash for nothing."""
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
 
 
 def clock(seconds: float) -> str:

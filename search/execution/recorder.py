@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from ray import tune
 from search.execution.progress import Progress
 from search.execution.schedulers import EarlyStopping
 from search.execution.watchdog import HOST_MEMORY, Stalls
-from search.explore.plan import PlannedTrial
 from search.results import tables
 from search.results.tables import Results
+from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
+from trainable.host import storage
 from trainable.host.storage import NoSpaceError
 
 BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
@@ -30,6 +31,7 @@ class Setting:
     data_folder: str | None
     data_fingerprint: str
     train_images: int
+    tables: Tables
     attempts: Mapping[str, int]
     code_version: str | None = None
 
@@ -46,7 +48,6 @@ class Recorder(tune.Callback):
         self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
-        self.expected: set[str] = set()
         self.under_way: dict[str, Mapping[str, Any]] = {}
         self.rows: dict[str, dict[int, Mapping[str, Any]]] = {}
         self.held = tables.epochs(setting.results).groupby("trial_key")
@@ -54,8 +55,6 @@ class Recorder(tune.Callback):
     def expect(self, trial: PlannedTrial) -> None:
         """A trial will be sent: go on from the rows that the tables hold of it."""
         self.planned[trial.key] = trial
-        self.expected.add(trial.key)
-        self.progress.planned[trial.key] = trial
         self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
         self.rows[trial.key] = {row["epoch"]: row for row in self.rows_held(trial.key)}
 
@@ -75,7 +74,7 @@ class Recorder(tune.Callback):
         return {}
 
     def _key(self, trial: Any) -> str:
-        key: str = trial.config["trial"]["key"]
+        key: str = trial.config["key"]
         return key
 
     def _identity(self, key: str) -> dict[str, Any]:
@@ -87,7 +86,7 @@ class Recorder(tune.Callback):
         }
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Ray looks around: so does the watch over hung workers."""
+        """Check for hung workers on every controller step."""
         for trial_id in self.stalls.end_the_hung(trials):
             self.lost_because[trial_id] = "it reported nothing for too long"
 
@@ -101,7 +100,7 @@ class Recorder(tune.Callback):
             row = self._identity(key) | result["epoch_row"]
             self.under_way[key] = self.rows[key][row["epoch"]] = row
             self._commit_epochs(key)
-            self.progress.epoch_ended(key, row)
+            self.progress.epoch_ended(self.planned[key], row)
         elif "trial_row" in result:
             row = result["trial_row"]
             if row["status"] == "interrupted":  # there is no room: no trial would fare better
@@ -114,9 +113,7 @@ class Recorder(tune.Callback):
         key = self._key(trial)
         if reason is not None and key in self.under_way:
             self._end(key, self._so_far("stopped", reason, self.under_way[key]))
-        # Ray keeps a history of every metric of every trial, which would grow with the study.
-        trial.run_metadata.metric_analysis.clear()
-        trial.run_metadata.metric_n_steps.clear()
+        self._forget(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker was lost: what follows is another attempt.
@@ -139,6 +136,16 @@ class Recorder(tune.Callback):
         if HOST_MEMORY in error:
             reason = f"{HOST_MEMORY}, {failures} times"
         self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": error})
+        self._forget(trial)
+
+    def _forget(self, trial: Any) -> None:
+        """Drop what is no longer needed of an ended trial: it would grow with the study."""
+        key = self._key(trial)
+        for kept in (self.planned, self.rows, self.attempt):
+            kept.pop(key, None)
+        # Ray keeps every trial, with a history of every metric and with its config twice.
+        trial.run_metadata.metric_analysis.clear()
+        trial.run_metadata.metric_n_steps.clear()
 
     def _commit_epochs(self, key: str) -> None:
         rows = [self.rows[key][epoch] for epoch in sorted(self.rows[key])]
@@ -162,8 +169,8 @@ class Recorder(tune.Callback):
 
             checkpoint.delete(self.setting.results / "checkpoints" / key)
         self.under_way.pop(key, None)
-        self.expected.discard(key)
-        self.progress.trial_ended(key, row)
+        self.setting.tables.ended[key] = tables.ending_of(row, metric=self.setting.study.metric)
+        self.progress.trial_ended(self.planned[key], row)
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
         about = {
@@ -194,6 +201,17 @@ class Recorder(tune.Callback):
                 self._commit_trial(key, self._so_far("interrupted", "", row))
         except NoSpaceError:  # which is why the study stops: the epochs' rows say how far each got
             return
+
+
+def delete_states(results: Results, trials: Sequence[PlannedTrial]) -> None:
+    """Remove what later generations went on from, once there are none to come."""
+    for trial in trials:
+        if trial.config.until_share < 1:
+            folder = results / "checkpoints" / trial.key
+            if storage.names(folder, ".pt"):
+                from trainable import checkpoint  # torch, which a study at its end may spare
+
+                checkpoint.delete(folder)
 
 
 def one_line(text: str) -> str:

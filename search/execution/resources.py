@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,10 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
-from cluster.connect import Cluster, ConnectError
+from cluster.connect import TOKEN_HINT, Cluster, ConnectError
 from search.execution.cost_estimate import MOST_KINDS, NO_MATTER, Share, kinds_of
-from search.explore import Optuna, Pbt
 from search.study.domains import probes
-from search.study.study import Study, configurations
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.ray_adaptor import measure_trial
 
@@ -31,13 +31,13 @@ def share_of(study: Study, config: TrialConfig) -> float:
 
     Under `auto` that is a whole one, until `with_measured_shares` says better.
     """
-    given = study.gpus_per_trial
-    if isinstance(given, str):
+    shares = study.gpus_per_trial
+    if isinstance(shares, str):
         return 1.0
-    if isinstance(given, Mapping):
-        sizes = [size for size in sorted(given) if size <= config.batch_size]
-        given = given[sizes[-1] if sizes else min(given)]
-    return round(math.floor(given / RAY_STEP + 1e-6) * RAY_STEP, 4)  # a third: three fit
+    if isinstance(shares, Mapping):
+        sizes = [size for size in sorted(shares) if size <= config.batch_size]
+        shares = shares[sizes[-1] if sizes else min(shares)]
+    return round(math.floor(shares / RAY_STEP + 1e-6) * RAY_STEP, 4)  # a third: three fit
 
 
 def resources_of(study: Study, cluster: Cluster, config: TrialConfig) -> dict[str, float]:
@@ -54,10 +54,10 @@ def resources_of(study: Study, cluster: Cluster, config: TrialConfig) -> dict[st
 
 def possible_resources(study: Study, cluster: Cluster) -> list[dict[str, float]]:
     """What the study's trials may take, the least first."""
-    given = study.gpus_per_trial
-    sizes = sorted(given) if isinstance(given, Mapping) else [study.base.batch_size]
-    each = [resources_of(study, cluster, replace(study.base, batch_size=size)) for size in sizes]
-    unique = [need for i, need in enumerate(each) if need not in each[:i]]
+    shares = study.gpus_per_trial
+    sizes = sorted(shares) if isinstance(shares, Mapping) else [study.base.batch_size]
+    needs = [resources_of(study, cluster, replace(study.base, batch_size=size)) for size in sizes]
+    unique = [need for i, need in enumerate(needs) if need not in needs[:i]]
     return sorted(unique, key=lambda need: need.get("GPU", 0.0))
 
 
@@ -85,6 +85,40 @@ def mean_gpu_share(study: Study, cluster: Cluster, shares: Sequence[Share]) -> f
     taken = sum(s.count * resources_of(study, cluster, s.config).get("GPU", 0.0) for s in shares)
     count = sum(s.count for s in shares)
     return taken / count if count else 0.0
+
+
+def check_cluster(study: Study, cluster: Cluster, console: Console) -> None:
+    """Print what there is to run on.
+
+    Raises:
+        ConnectError: a trial cannot run on it; the message says what to lower.
+    """
+    needs = possible_resources(study, cluster)
+    least, most = needs[0], needs[-1]
+    needed = ", ".join(
+        f"{n:g} {kind}" if n == least[kind] else f"{least[kind]:g} to {n:g} {kind}"
+        for kind, n in most.items()
+    )
+    console.print(
+        f"Ray {version('ray')}, {cluster.num_nodes} node(s), {cluster.num_cpus} cores, "
+        f"{cluster.num_gpus} GPUs; a trial takes {needed}"
+        + ("" if "GPU" in most else " (no GPU here: trials run on cores)"),
+        highlight=False,
+    )
+    if cluster.dashboard:
+        console.print(
+            f"dashboard: http://{cluster.dashboard}  (token: {TOKEN_HINT})", highlight=False
+        )
+    available = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
+    for kind, n in most.items():
+        # A cluster may grow: there Ray waits for a node that has room.
+        if cluster.address == "local" and n > available[kind]:
+            raise ConnectError(
+                f"a trial takes {n:g} {kind} and this machine has {available[kind]}: lower "
+                f"{'cpus' if kind == 'CPU' else 'gpus'}_per_trial"
+            )
+    if "GPU" not in most and any(config.precision == "fp16" for config in study.configs):
+        raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
 
 
 def share_that_fits(need_gib: float, total_gib: float, *, most: int) -> float:
@@ -152,11 +186,11 @@ def shares_by_batch_size(
 
 def _corners(study: Study) -> list[TrialConfig]:
     """Every configuration of a grid; of a search, those at the ends of what decides memory."""
-    if not isinstance(study.explore, Optuna | Pbt):
-        return [config for _, config in configurations(study)]
+    if all(isinstance(domain, dict) for domain in study.vary.values()):
+        return study.configs
     names = [name for name in study.vary if name not in NO_MATTER]
-    values = itertools.product(*(probes(study.vary[name]) for name in names))
-    changes: list[dict[str, Any]] = [dict(zip(names, each, strict=True)) for each in values]
+    corners = itertools.product(*(probes(study.vary[name]) for name in names))
+    changes: list[dict[str, Any]] = [dict(zip(names, corner, strict=True)) for corner in corners]
     return [replace(study.base, **change) for change in changes]
 
 

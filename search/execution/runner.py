@@ -1,5 +1,6 @@
 """Runs trials on Ray Tune: the only file that builds a Tuner."""
 
+import json
 import logging
 import os
 import tempfile
@@ -12,19 +13,20 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are in the tables and on screen
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even at verbose=0
+# Ray asks an unknown searcher for one trial at a time; so many wait where a cluster may grow.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
 
 from ray import tune
 
 from cluster.connect import Cluster
 from search.execution.progress import Progress
+from search.execution.queue import Queue
 from search.execution.recorder import Recorder, Setting
 from search.execution.resources import possible_resources, resources_of, slots
-from search.execution.schedulers import OptunaSearcher, scheduler_of
+from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
 from search.execution.watchdog import host_memory_survived
-from search.explore.optuna import Suggestions
-from search.explore.plan import DONE, PlannedTrial
-from search.results import tables
-from search.study.study import configurations
+from search.explore.ask import total
+from search.study.explorer import PlannedTrial
 from trainable.host.storage import NoSpaceError
 from trainable.ray_adaptor import bundle_of, train_trial
 from trainable.record import finite_score
@@ -43,81 +45,48 @@ def run_trials(
     trials: Sequence[PlannedTrial],
     cluster: Cluster,
     progress: Progress,
-    suggestions: Suggestions | None = None,
-    past: Sequence[PlannedTrial] = (),
-) -> int:
-    """Train the trials and commit their rows as they come; returns how many did not end.
+) -> bool:
+    """Train the trials and those that the study then calls for; commit their rows as they come.
 
-    That is more than none only when interrupted: trials that were under way when SIGINT or
-    SIGTERM came are then committed as `interrupted`. With `suggestions` its configurations are
-    trained instead, as they come. `past` trials, which ended before, are what the scheduler
+    Returns whether all of them ended. If not, SIGINT or SIGTERM came: trials that were under way
+    are committed as `interrupted`. Trials that ended in earlier commands are what a scheduler
     compares with from the start.
 
     Raises:
-        ValueError: the study's `stop` does not fit its budget.
+        NoSpaceError: the disk is full.
+        SpaceFileError: the explorer chose what cannot be trained.
     """
-    scheduler = scheduler_of(
-        setting.study,
-        [config for _, config in configurations(setting.study)] or [setting.study.base],
-        train_images=setting.train_images,
-    )
+    study = setting.study
+    scheduler = scheduler_of(study, train_images=setting.train_images)
     record = Recorder(setting, progress, scheduler)
     if scheduler is not None:
-        for trial in past:
-            rows = record.rows_held(trial.key)
-            scheduler.learn(
-                trial.key,
-                trial.config.batch_size,
-                [
-                    {
-                        "score": finite_score(setting.study.metric, row),
-                        "examples_seen": row["examples_seen"],
-                    }
-                    for row in rows
-                ],
-            )
+        _teach(scheduler, setting, record)
 
     def send(trial: PlannedTrial) -> dict[str, Any]:
-        """What a worker is told of a trial."""
         record.expect(trial)
-        return {
-            "key": trial.key,
-            "config": asdict(trial.config),
-            "metric": setting.study.metric,
-            "data_folder": setting.data_folder,
-            "data_fingerprint": setting.data_fingerprint,
-            "checkpoint_folder": (setting.results / "checkpoints" / trial.key).uri,
-            "start_folder": (setting.results / "checkpoints" / begins_from).uri
-            if (begins_from := trial.config.begins_from)
-            else None,
-            "keep_weights": setting.study.keep_weights,
-            "num_cpus": setting.study.cpus_per_trial,
-            # What its own batches fill, which may be less than the largest of the study.
-            "total_images": timetable(trial.config, train_images=setting.train_images).total,
-            "resources": resources_of(setting.study, cluster, trial.config),
-        }
+        progress.total = total(study, setting.tables)
+        return task_of(trial, setting, cluster)
 
-    tune_config = tune.TuneConfig(
-        reuse_actors=True, trial_name_creator=_trial_name, scheduler=scheduler
+    needs = possible_resources(study, cluster)
+    queue = Queue(
+        study,
+        setting.tables,
+        trials,
+        send=send,
+        slots=lambda: max(slots(cluster, need) for need in needs),
     )
-    param_space: dict[str, Any] = {}
-    if suggestions is None:
-        param_space["trial"] = tune.grid_search([send(trial) for trial in trials])
-    else:
-        held = {row["trial_key"]: row for row in tables.trials(setting.results).to_dict("records")}
-        held = {key: row for key, row in held.items() if row["status"] in DONE}
-        tune_config.search_alg = OptunaSearcher(suggestions, send, held)
-        tune_config.num_samples = -1  # the searcher says when there are no more
-        # Ray would keep one trial pending at a time for a searcher that it does not know.
-        each = [slots(cluster, need) for need in possible_resources(setting.study, cluster)]
-        tune_config.max_concurrent_trials = max(each)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(train_trial, bundle_of),
-            param_space=param_space,
-            tune_config=tune_config,
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                scheduler=scheduler or InOrder(),  # type: ignore[no-untyped-call]
+                search_alg=queue,
+                num_samples=-1,  # the queue says when there are no more
+            ),
             run_config=tune.RunConfig(
-                name=setting.study.name,
+                name=study.name,
                 storage_path=scratch,
                 verbose=0,
                 callbacks=[record],
@@ -131,7 +100,51 @@ def run_trials(
             raise _no_space_in(error) or error from None
         finally:
             record.commit_interrupted()
-    return len(record.expected)
+    return queue.finished
+
+
+def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str, Any]:
+    """What a worker is told of a trial.
+
+    What only the worker reads is one string: Ray keeps several copies of a config for as long as
+    the study runs, and of a string all are the same object.
+    """
+    checkpoints = setting.results / "checkpoints"
+    begins_from = trial.config.begins_from
+    task = {
+        "config": asdict(trial.config),
+        "metric": setting.study.metric,
+        "data_folder": setting.data_folder,
+        "data_fingerprint": setting.data_fingerprint,
+        "checkpoint_folder": (checkpoints / trial.key).uri,
+        "start_folder": (checkpoints / begins_from).uri if begins_from else None,
+        "keep_weights": setting.study.keep_weights,
+        "num_cpus": setting.study.cpus_per_trial,
+    }
+    images = timetable(trial.config, train_images=setting.train_images).total
+    return {
+        "key": trial.key,
+        "name": f"b{trial.config.batch_size}-lr{trial.config.base_lr:g}-seed{trial.config.seed}",
+        "batch_size": trial.config.batch_size,
+        "total_images": images,  # what its own batches fill, which may be less than the largest
+        "whole": trial.whole,
+        "resources": resources_of(setting.study, cluster, trial.config),
+        "task": json.dumps(task),
+    }
+
+
+def _teach(scheduler: EarlyStopping, setting: Setting, record: Recorder) -> None:
+    """Tell the scheduler how the trials of earlier commands went."""
+    for trial in setting.tables.asked:
+        if trial.key in setting.tables.ended:
+            evaluations = [
+                {
+                    "score": finite_score(setting.study.metric, row),
+                    "examples_seen": row["examples_seen"],
+                }
+                for row in record.rows_held(trial.key)
+            ]
+            scheduler.learn(trial.key, trial.config.batch_size, evaluations)
 
 
 def _no_space_in(error: BaseException | None) -> NoSpaceError | None:
@@ -143,5 +156,5 @@ def _no_space_in(error: BaseException | None) -> NoSpaceError | None:
 
 def _trial_name(trial: Any) -> str:
     """What the Ray dashboard shows for the trial's process."""
-    config = trial.config["trial"]["config"]
-    return f"b{config['batch_size']}-lr{config['base_lr']:g}-seed{config['seed']}"
+    name: str = trial.config["name"]
+    return name

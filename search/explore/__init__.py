@@ -1,16 +1,17 @@
-from search.explore.declarations import (
-    Ablation,
-    Asha,
-    Grid,
-    HyperBand,
-    Leaders,
-    Median,
-    Optuna,
-    Pbt,
-    Random,
-    Stopper,
-    Variants,
-)
+"""One file for each way to choose trials, with its declaration.
+
+Imports study, results (reading) and `analysis.surface`; no torch, no Tuner; Optuna only inside
+functions. Space files use the names below; nobody else asks which explorer a study has.
+"""
+
+from search.explore.ablation import Ablation
+from search.explore.grid import Grid
+from search.explore.leaders import Leaders
+from search.explore.optuna import Optuna
+from search.explore.pbt import Pbt
+from search.explore.random import Random
+from search.explore.stop import Asha, HyperBand, Median
+from search.explore.variants import Variants
 
 __all__ = [
     "Ablation",
@@ -22,6 +23,5 @@ __all__ = [
     "Optuna",
     "Pbt",
     "Random",
-    "Stopper",
     "Variants",
 ]

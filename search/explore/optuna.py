@@ -1,213 +1,127 @@
-"""An Optuna study in a journal file: what to try next, and how what was tried ended.
-
-Ray's own OptunaSearch leaves a trial whose score is NaN running for ever, and tells one that a
-scheduler stopped as if it had ended. Here a score is always finite, and how a trial ended is told.
-"""
+"""Configurations suggested by an Optuna sampler, which learns from those that ended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
-import pandas as pd
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from ray.tune.search.sample import Categorical, Integer
+from search.explore.plan import drawn_from
+from search.results.tables import ResultsError
+from search.study.domains import is_log, step_of
+from search.study.explorer import PlannedTrial, Tables
+from search.study.study import Study, check_number
+from trainable.config import TrialConfig
 
-from search.explore.declarations import Optuna
-from search.explore.plan import PlannedTrial
-from search.study.domains import ends_of, is_log, step_of
-from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
-from trainable.host import credentials
-from trainable.record import finite_score
+if TYPE_CHECKING:  # it imports Optuna, which a space file need not wait for
+    from search.explore.journal import Journal
 
+SAMPLERS = ("tpe", "gp", "cmaes", "random", "nsga2")
+OBJECTIVES = {"train_wall_s": "min", "peak_memory_gib": "min", "examples_seen": "min"}
 JOURNAL = "optuna.journal"
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def distribution_of(domain: Any) -> BaseDistribution:
-    """A Ray Tune domain as Optuna's."""
-    if isinstance(domain, Categorical):
-        return CategoricalDistribution(list(domain.categories))
-    low, high = ends_of(domain)
-    if isinstance(domain, Integer):
-        step = int(step_of(domain) or 1)
-        return IntDistribution(low, high, log=is_log(domain), step=step)
-    return FloatDistribution(low, high, log=is_log(domain), step=step_of(domain))
+EXAMPLES_SEED = 0
 
 
-def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
-    """The sampler by its name; after `asked` trials it does not draw the first ones again.
+@dataclass(frozen=True, kw_only=True)
+class Optuna:
+    """So many configurations suggested by an Optuna sampler, which learns from those that ended.
 
-    TPE's first third is random, as much as BOHB draws at random (Falkner et al. 2018,
-    arXiv:1807.01774): with Optuna's ten it ended worse than random draws on one of the two
-    recordings of benchmarks.efficiency.
+    `points` are tried first; `warm_start` is another study's results folder whose trials the
+    sampler knows from the start. `space` is Optuna's define-by-run function, for spaces in which
+    one choice decides which others there are: it takes an Optuna trial and returns fields; `vary`
+    is then empty. With `objectives` beside the study's metric (`train_wall_s`, `peak_memory_gib`,
+    `examples_seen`) the sampler seeks the trade-off; take `sampler="nsga2"`.
     """
-    seed = explore.sampling_seed + asked
-    startup = max(10, explore.num_configs // 3)
-    samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup),
-        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
-    }
-    return samplers[explore.sampler]()
 
+    num_configs: int
+    sampler: str = "tpe"
+    points: Sequence[Mapping[str, object]] = ()
+    warm_start: str | None = None
+    space: Callable[[Any], Mapping[str, object]] | None = None
+    objectives: Sequence[str] = ()
+    sampling_seed: int = 0
 
-class Suggestions:
-    """An Optuna study kept in a journal file: asks for configurations, is told how they ended."""
-
-    def __init__(self, study: Study, journal: Path, *, data_fingerprint: str) -> None:
-        """Open the journal, or begin it with the points and the warm start.
-
-        Raises:
-            ValueError: a point or the warm start does not fit the space.
-        """
-        if not isinstance(study.explore, Optuna):
-            raise TypeError("only an Optuna study has suggestions")
-        self.study, self.explore = study, study.explore
-        self.data_fingerprint = data_fingerprint
-        self.space = {name: distribution_of(domain) for name, domain in study.vary.items()}
-        self.optuna = optuna.create_study(
-            study_name=study.name,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            directions=[StudyDirection.MAXIMIZE]
-            + [StudyDirection.MINIMIZE for _ in self.explore.objectives],
-            load_if_exists=True,
-        )
-        if not self.optuna.get_trials(deepcopy=False):
-            self._begin()
-        self.optuna.sampler = sampler_of(self.explore, asked=len(self.asked()))
-
-    def _begin(self) -> None:
-        for point in self.explore.points:
-            self.optuna.enqueue_trial(dict(point))
-        if self.explore.warm_start:
-            objectives = self.explore.objectives
-            for params, values in past_scores(
-                Path(self.explore.warm_start), self.study, objectives=objectives
-            ):
-                known = optuna.trial.create_trial(
-                    params=params,
-                    distributions=self.space,
-                    values=values,
-                    user_attrs={"warm_start": self.explore.warm_start},
+    def __post_init__(self) -> None:
+        """Check the names."""
+        check_number("num_configs", self.num_configs, whole=True, low=1)
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        for name in self.objectives:
+            if name not in OBJECTIVES:
+                raise ValueError(
+                    f"objectives must be of {', '.join(OBJECTIVES)}, beside the study's metric, "
+                    f"got {name!r}"
                 )
-                self.optuna.add_trial(known)
 
-    def asked(self) -> list[optuna.trial.FrozenTrial]:
-        """The trials of this study's own that were asked for, oldest first."""
-        every = self.optuna.get_trials(deepcopy=False)
-        return [t for t in every if "configs" in t.user_attrs]
+    def domains(self, vary: Mapping[str, object]) -> dict[str, Any]:
+        """Domains to draw from."""
+        return drawn_from(vary)
 
-    def planned(self) -> list[PlannedTrial]:
-        """What has been asked for so far, each with its seeds."""
-        return [p for trial in self.asked() for p in self._planned_of(trial.user_attrs["configs"])]
+    def check(self, study: Study) -> None:
+        """Raises ValueError where the space is given twice, or is not one that Optuna takes."""
+        if (self.space is None) == (not study.vary):
+            raise ValueError("Optuna takes its space from `vary` or from `space`: give one")
+        if self.objectives and (study.stop or study.seeds > 1):
+            raise ValueError("several objectives go with one seed and without a stopper")
+        if self.space is not None and study.gpus_per_trial == "auto":
+            raise ValueError(
+                "gpus_per_trial='auto' cannot know what batch sizes `space` will choose: give a "
+                "number, or shares by batch size such as {16: 0.25, 1024: 1.0}"
+            )
+        for name, domain in study.vary.items():
+            if is_log(domain) and step_of(domain):
+                raise ValueError(f"{name}: Optuna takes a range in steps or in its logarithm")
+        for point in self.points:
+            changes: dict[str, Any] = dict(point)
+            replace(study.base, **changes)
 
-    def _planned_of(self, configs: Sequence[Mapping[str, Any]]) -> list[PlannedTrial]:
-        made = [TrialConfig(**config) for config in configs]
-        return [PlannedTrial(trial_key(c, self.data_fingerprint), c) for c in made]
+    def configs(self, study: Study) -> list[TrialConfig]:
+        """None: each depends on how the others ended."""
+        return []
 
-    def ask(self) -> tuple[int, list[PlannedTrial]] | None:
-        """The next configuration with its seeds, by its Optuna number; None when all were asked."""
-        if len(self.asked()) >= self.explore.num_configs:
+    def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
+        """The points that were not tried yet, then random draws."""
+        import optuna
+
+        from search.explore.journal import distributions_of
+
+        num_asked = len({replace(trial.config, seed=0) for trial in tables.asked})
+        draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(EXAMPLES_SEED))
+        for point in self.points[num_asked:]:
+            draws.enqueue_trial(dict(point))
+        space = None if self.space else distributions_of(study.vary)
+        configs = []
+        for _ in range(num):
+            trial = draws.ask(space)
+            changes: dict[str, Any] = dict(self.space(trial) if self.space else trial.params)
+            try:
+                configs.append(replace(study.base, **changes))
+            except ValueError as error:
+                raise ValueError(f"the search may choose {changes}: {error}") from error
+        return configs
+
+    def total(self, study: Study, tables: Tables) -> int:
+        """Every configuration with its seeds; one that is chosen twice is trained once."""
+        own = [trial.key for trial in tables.asked if trial.config.seed < study.seeds]
+        return len(set(own)) + self.num_configs * study.seeds - len(own)
+
+    def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
+        """What an earlier command asked for; then as many as there is room for."""
+        if "journal" not in tables.memory:
+            tables.memory["journal"] = self._journal(study, tables, may_begin=room > 0)
+        journal: Journal | None = tables.memory["journal"]
+        if journal is None:
+            del tables.memory["journal"]
+            return []
+        return journal.next(tables, room)
+
+    def _journal(self, study: Study, tables: Tables, *, may_begin: bool) -> "Journal | None":
+        from search.explore.journal import Journal
+
+        if not tables.folder.is_local:
+            raise ResultsError(
+                "an Optuna study keeps a journal file: give --out a folder on a disk"
+            )
+        path = Path(tables.folder.uri) / JOURNAL
+        if not path.exists() and not may_begin:
             return None
-        trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
-        changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
-        for name in [*trial.params, *changes]:
-            if credentials.is_secret_name(name):
-                raise ValueError(f"{name} {credentials.REFUSED}")
-        config = replace(self.study.base, **changes)
-        seeds = [replace(config, seed=seed) for seed in range(self.study.seeds)]
-        trial.set_user_attr("configs", [asdict(each) for each in seeds])
-        return trial.number, self._planned_of([asdict(each) for each in seeds])
-
-    def report(self, number: int, score: float, step: int) -> None:
-        """A score on the way, for one seed and one objective."""
-        if self.study.seeds == 1 and not self.explore.objectives:
-            self._live(number).report(score, step)
-
-    def tell(self, number: int, endings: Sequence[Mapping[str, Any]]) -> None:
-        """How a configuration ended, from the rows of its seeds.
-
-        The mean score where all ended; PRUNED where one was stopped; a diverged seed counts with
-        the worst score there is, so that the sampler learns that the region is bad; FAIL where
-        there is nothing to learn.
-        """
-        if self._live(number).storage.get_trial(self._live(number)._trial_id).state.is_finished():
-            return
-        statuses = {row["status"] for row in endings}
-        if "failed" in statuses or not endings:
-            self.optuna.tell(number, state=TrialState.FAIL)
-            return
-        scores = [finite_score(self.study.metric, dict(row)) for row in endings]
-        mean = sum(scores) / len(scores)
-        if "stopped" in statuses:
-            if not self.optuna.trials[number].intermediate_values:
-                self._live(number).report(mean, int(endings[0].get("examples_seen") or 0))
-            self.optuna.tell(number, state=TrialState.PRUNED)
-            return
-        others = [float(endings[0][name]) for name in self.explore.objectives]
-        self.optuna.tell(number, [mean, *others])
-
-    def _live(self, number: int) -> optuna.Trial:
-        frozen = self.optuna.trials[number]
-        return optuna.Trial(self.optuna, frozen._trial_id)
-
-    def unfinished(self) -> list[tuple[int, list[PlannedTrial]]]:
-        """Configurations that were asked for and never told: a killed command leaves them."""
-        return [
-            (trial.number, self._planned_of(trial.user_attrs["configs"]))
-            for trial in self.asked()
-            if trial.state == TrialState.RUNNING
-        ]
-
-
-def past_scores(
-    results: Path, study: Study, *, objectives: Sequence[str] = ()
-) -> list[tuple[dict[str, Any], list[float]]]:
-    """Completed configurations of another study that lie in this one's space, with mean scores.
-
-    After each score the means of the objectives.
-
-    Raises:
-        ValueError: there are no tables, or nothing of them fits.
-    """
-    if not (results / "trials").is_dir():
-        raise ValueError(f"warm_start: {results} is not a study's results folder: no trials/")
-    rows = pd.read_parquet(results / "trials")
-    rows = rows[rows["status"] == "completed"]
-    names = list(study.vary)
-    sign = 1 if study.mode == "max" else -1
-    known = []
-    for values, group in rows.groupby(names):
-        params = dict(zip(names, map(_plain, values), strict=True))
-        if all(_lies_in(study.vary[name], value) for name, value in params.items()):
-            others = [float(group[name].mean()) for name in objectives]
-            known.append((params, [sign * float(group[study.metric].mean()), *others]))
-    if not known:
-        raise ValueError(f"warm_start: no completed trial in {results} lies in this study's space")
-    return known
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _lies_in(domain: Any, value: Any) -> bool:
-    if isinstance(domain, Categorical):
-        return value in domain.categories
-    low, high = ends_of(domain)
-    return bool(low <= value <= high)
+        return Journal(study, self, path, data_fingerprint=tables.data_fingerprint)

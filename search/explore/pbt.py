@@ -1,53 +1,129 @@
-"""Population based training: the generations of a Pbt study, from its tables alone."""
+"""Population based training: a schedule is searched, generation by generation."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from search.explore.declarations import Pbt
-from search.explore.plan import PlannedTrial
-from search.results.tables import Results
+from search.explore.plan import drawn_from, trials_of
 from search.study.domains import draw, perturbed
-from search.study.study import Study
-from trainable.config import SCORES, TrialConfig, trial_key
-from trainable.host import storage
+from search.study.explorer import PlannedTrial, Tables
+from search.study.study import Study, check_number
+from trainable.config import TrialConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TRIES = 100  # at drawing a configuration that no other member has
+# What may change between generations: none of it changes the network's shape.
+CHANGED_ON_THE_WAY = (
+    *("batch_size", "base_lr", "weight_decay", "momentum", "label_smoothing"),
+    *("mixup_alpha", "cutmix_alpha", "augment", "clip_grad_norm"),
+)
 
 
-def next_generation(
-    study: Study, planned: Sequence[PlannedTrial], trials: pd.DataFrame, *, data_fingerprint: str
-) -> list[PlannedTrial]:
-    """The members' next trials once all of a generation have ended; none after the last one.
+@dataclass(frozen=True, kw_only=True)
+class Pbt:
+    """Population based training (Jaderberg 2017, arXiv:1711.09846): a schedule is searched.
 
-    A member without a score (diverged, failed) is replaced as the worst ones are. Each seed is a
-    population of its own. The same tables give the same generation again.
+    `size` configurations drawn from the domains train side by side, an equal part of the budget a
+    generation. After each, the worst `quantile` of them go on from the state of one of the best
+    `quantile`, with its values changed: a number times 0.8 or 1.2, a choice to its neighbour, or,
+    with probability `resample`, drawn anew. A member's generations are trials of their own, so that
+    each row says what it was trained with and from which trial it went on (`begins_from`).
     """
-    explore = study.explore
-    if not isinstance(explore, Pbt):
-        raise TypeError("only a Pbt study has generations")
-    sign = 1 if SCORES[study.metric] == "max" else -1
-    rows = trials[trials["status"] == "stopped"]  # a generation but the last ends so
-    scores = dict(zip(rows["trial_key"], sign * rows[study.metric], strict=True))
-    scores = {key: score for key, score in scores.items() if math.isfinite(score)}
-    new: list[PlannedTrial] = []
-    for seed in sorted({trial.config.seed for trial in planned}):
-        own = [trial for trial in planned if trial.config.seed == seed]
-        generation = max(generation_of(trial.config, explore) for trial in own)
-        if generation == explore.generations:
-            continue
-        members = [t for t in own if generation_of(t.config, explore) == generation]
-        rng = np.random.RandomState([explore.sampling_seed, seed, generation])
-        configs = _configs_of_next(study.vary, explore, members, scores, rng)
-        share = (generation + 1) / explore.generations
-        for config in configs:
-            each = replace(config, until_share=share)
-            new.append(PlannedTrial(trial_key(each, data_fingerprint), each))
-    return new
+
+    size: int = 8
+    generations: int = 5
+    quantile: float = 0.25
+    resample: float = 0.25
+    sampling_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the counts and the shares."""
+        check_number("size", self.size, whole=True, low=2)
+        check_number("generations", self.generations, whole=True, low=2)
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(f"quantile must be above 0 and at most 0.5, got {self.quantile!r}")
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"resample must be from 0 to 1, got {self.resample!r}")
+
+    def domains(self, vary: Mapping[str, object]) -> dict[str, Any]:
+        """Domains to draw from."""
+        return drawn_from(vary)
+
+    def check(self, study: Study) -> None:
+        """Raises ValueError for what cannot change while a trial trains."""
+        if others := sorted(set(study.vary) - set(CHANGED_ON_THE_WAY)):
+            raise ValueError(
+                f"{', '.join(others)}: cannot change while a trial trains; Pbt can vary "
+                f"{', '.join(CHANGED_ON_THE_WAY)}"
+            )
+        if not study.vary:
+            raise ValueError("Pbt needs domains in `vary` to draw its members from")
+        if study.stop or study.leaders:
+            raise ValueError("Pbt goes without stop and leaders: it replaces the worse itself")
+        if study.base.seconds is not None:
+            raise ValueError(
+                "Pbt counts training images: give a budget in epochs, updates or examples, "
+                "not in seconds"
+            )
+
+    def configs(self, study: Study) -> list[TrialConfig]:
+        """The members of the first generation."""
+        import numpy as np
+
+        rng = np.random.RandomState(self.sampling_seed)
+        members: list[dict[str, Any]] = [draw(study.vary, rng) for _ in range(self.size)]
+        share = 1 / self.generations
+        return [replace(study.base, **member, until_share=share) for member in members]
+
+    def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
+        """Members of a first generation: each generation trains as long."""
+        configs = self.configs(study)
+        return [configs[i % len(configs)] for i in range(num)]
+
+    def total(self, study: Study, tables: Tables) -> int:
+        """Every member in every generation."""
+        return self.size * self.generations * study.seeds
+
+    def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
+        """The first generation; then the next one of each population whose members have ended.
+
+        A member without a score (diverged, failed) is replaced as the worst ones are. Each seed is
+        a population of its own.
+        """
+        if not tables.asked:
+            return trials_of(tables, self.configs(study), seeds=range(study.seeds))
+        return [
+            trial
+            for seed in range(study.seeds)
+            for trial in self._next_generation(study, tables, seed)
+        ]
+
+    def _next_generation(self, study: Study, tables: Tables, seed: int) -> list[PlannedTrial]:
+        """None where a member has not ended, or where this was the last generation."""
+        import numpy as np
+
+        trials = [trial for trial in tables.asked if trial.config.seed == seed]
+        generation = max(generation_of(trial.config, self) for trial in trials)
+        members = [t for t in trials if generation_of(t.config, self) == generation]
+        if generation == self.generations or any(t.key not in tables.ended for t in members):
+            return []
+        sign = 1 if study.mode == "max" else -1
+        endings = {trial.key: tables.ended[trial.key] for trial in members}
+        scores = {  # a generation but the last ends as stopped
+            key: sign * float(ending[study.metric])
+            for key, ending in endings.items()
+            if ending["status"] == "stopped" and ending[study.metric] is not None
+        }
+        scores = {key: score for key, score in scores.items() if math.isfinite(score)}
+        rng = np.random.RandomState([self.sampling_seed, seed, generation])
+        configs = _configs_of_next(study.vary, self, members, scores, rng)
+        share = (generation + 1) / self.generations
+        return trials_of(
+            tables, [replace(config, until_share=share) for config in configs], seeds=[seed]
+        )
 
 
 def generation_of(config: TrialConfig, explore: Pbt) -> int:
@@ -60,15 +136,17 @@ def _configs_of_next(
     explore: Pbt,
     members: Sequence[PlannedTrial],
     scores: Mapping[str, float],
-    rng: np.random.RandomState,
+    rng: "np.random.RandomState",
 ) -> list[TrialConfig]:
     """Each member's next config: its own, or for the worst a changed one of the best's."""
     ranked = sorted(members, key=lambda t: scores.get(t.key, -math.inf), reverse=True)
-    some = max(1, int(explore.quantile * len(members)))
-    best = [trial for trial in ranked[:some] if trial.key in scores]
+    num_replaced = max(1, int(explore.quantile * len(members)))
+    best = [trial for trial in ranked[:num_replaced] if trial.key in scores]
     if not best:
         return []
-    worst = {t.key for t in ranked[-some:]} | {t.key for t in members if t.key not in scores}
+    worst = {t.key for t in ranked[-num_replaced:]} | {
+        t.key for t in members if t.key not in scores
+    }
     configs = [replace(t.config, begins_from=t.key) for t in members if t.key not in worst]
     for _ in worst:
         donor = best[rng.randint(len(best))]
@@ -83,21 +161,3 @@ def _configs_of_next(
                 break
             values = draw(vary, rng)
     return configs
-
-
-def lineage(trials: pd.DataFrame, key: str) -> pd.DataFrame:
-    """The rows of a trial and of those it went on from, the first generation first."""
-    by_key = trials.set_index("trial_key", drop=False)
-    keys = [key]
-    while isinstance(before := by_key.loc[keys[-1], "begins_from"], str) and before in by_key.index:
-        keys.append(before)
-    return by_key.loc[keys[::-1]].reset_index(drop=True)
-
-
-def delete_states(results: Results, planned: Sequence[PlannedTrial]) -> None:
-    """Remove what later generations went on from, once there are none to come."""
-    from trainable import checkpoint  # torch, which a command with nothing to run spares
-
-    for trial in planned:
-        if storage.names(folder := results / "checkpoints" / trial.key, ".pt"):
-            checkpoint.delete(folder)

@@ -14,9 +14,8 @@ from search.analysis.analysis import Analysis, analyse
 from search.analysis.foreign_table import read_own_table
 from search.analysis.groups import (
     CROSSED,
-    SEARCHES,
     analyses,
-    kind_of,
+    exploration_of,
     others_of,
     varied_fields,
     with_steps,
@@ -101,20 +100,20 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
             f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
             f"give a folder such as results/pcam_grid"
         )
-    kind = kind_of(about)
+    exploration = exploration_of(about)
     steps: dict[str, pd.DataFrame] = {}
-    if kind.name == "Ablation":
+    if exploration.kind == "Ablation":
         named = with_steps(trials, about)
-        steps = _ablations(named, list(kind.steps), list(about.get("vary", {})), metric)
+        steps = _ablations(named, list(exploration.steps), list(about.get("vary", {})), metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
     found = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
     varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
     varied = varied or varied_fields(trials)
     ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
-    cautions += _mixed(trials, kind.name)
-    search = kind.name in SEARCHES or len(varied) > 3
+    cautions += _mixed(trials, exploration.kind)
+    search = exploration.is_search or len(varied) > 3
     weights = pd.DataFrame(columns=["field", "importance"])
-    if search and kind.name != "Pbt":
+    if search and exploration.kind != "Pbt":
         weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
         name=str(about.get("name") or folder.study),

@@ -304,8 +304,8 @@ def provenance(findings: Findings) -> str:
         "data fingerprint": about.get("data_fingerprint"),
         "preview": "yes: small network, few images, few epochs" if about.get("preview") else None,
         "metric": f"{findings.metric}, {findings.mode} is best",
-        "explored by": about.get("explore"),
-        "stopped by": None if about.get("stop") == "None" else about.get("stop"),
+        "explored by": _declared(about.get("explore")),
+        "stopped by": None if about.get("stop") == "None" else _declared(about.get("stop")),
         "varied": ", ".join(f"{k}: {_range(v)}" for k, v in about.get("vary", {}).items()),
         "seeds": ", ".join(map(str, seeds)),
         "space file": about.get("space_file"),
@@ -322,6 +322,14 @@ def provenance(findings: Findings) -> str:
     base = json.dumps(about.get("base", {}), indent=1)
     folded = details("The study's base trial", f"<pre>{text(base)}</pre>" if len(base) > 2 else "")
     return pairs("How it was made", known) + folded
+
+
+def _declared(part: object) -> str | None:
+    """An explorer or a stopper as a space file writes it; older studies have it as text."""
+    if not isinstance(part, dict):
+        return None if part is None else str(part)
+    values = ", ".join(f"{name}={value!r}" for name, value in part.items() if name != "kind")
+    return f"{part.get('kind')}({values})"
 
 
 def _range(domain: object) -> str:

@@ -1,21 +1,19 @@
 """What the command prints at its end: surface, ridge, best configurations, where the files are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.ridge import ridge
 from search.analysis.surface import USABLE, surface
-from search.execution.progress import show
-from search.explore import Ablation, Optuna, Pbt, Random, Variants
-from search.explore.pbt import lineage
-from search.explore.plan import PlannedTrial
 from search.results.tables import Results
-from search.study.study import TRIAL_FIELDS, Study, steps_of
+from search.study.explorer import PlannedTrial
+from search.study.shown import show
+from search.study.study import TRIAL_FIELDS, Study
 
 LEADERS = 5
 EDGES = {"low": "smallest", "high": "largest"}
@@ -33,23 +31,14 @@ def print_answer(
     """The answer that the study's trials give, from the tables alone."""
     dataset = ", ".join(sorted(set(trials["dataset"]))) or study.base.dataset
     counts = trials["status"].value_counts().to_dict()
-    said = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
+    statuses = ", ".join(f"{n} {status}" for status, n in counts.items())
+    num_planned = len({trial.key for trial in planned})
     console.print(
-        f"\n[bold]{study.name}[/bold]  dataset={dataset}  {said} of {len(planned)} trials"
+        f"\n[bold]{study.name}[/bold]  dataset={dataset}  "
+        + (f"{statuses} of {num_planned} trials" if statuses else "no trial finished yet")
     )
     if not trials.empty:
-        if isinstance(study.explore, Ablation):
-            _print_ablation(console, study, trials, planned)
-        if isinstance(study.explore, Variants):
-            steps = {trial.key: trial.step for trial in planned}
-            trials = trials.assign(variant=trials["trial_key"].map(steps))
-        scattered = isinstance(study.explore, Random | Optuna | Pbt)
-        if {"batch_size", "base_lr"} <= set(study.vary) and not scattered:
-            _print_surfaces(console, study, trials)
-        if not isinstance(study.explore, Ablation):
-            _print_leaders(console, study, trials)
-        if isinstance(study.explore, Pbt):
-            _print_lineage(console, study, trials)
+        _print_tables(console, study, trials, planned)
         _print_troubles(console, trials)
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
@@ -57,12 +46,33 @@ def print_answer(
         console.print(f'  pd.read_parquet("{where}/{table}")', soft_wrap=True, highlight=False)
 
 
-def _print_ablation(
+def _print_tables(
     console: Console, study: Study, trials: pd.DataFrame, planned: Sequence[PlannedTrial]
+) -> None:
+    """What suits the study: the steps of an ablation, or surfaces and the best configurations."""
+    if steps := list(dict.fromkeys(trial.step for trial in planned if trial.step)):
+        _print_ablation(console, study, trials, planned, steps)
+        return
+    if any(trial.variant for trial in planned):
+        trials = _with_names(trials, {"variant": [trial.variant for trial in planned]}, planned)
+    is_grid = all(isinstance(domain, dict) for domain in study.vary.values())
+    if {"batch_size", "base_lr"} <= set(study.vary) and is_grid:
+        _print_surfaces(console, study, trials)
+    _print_leaders(console, study, trials)
+    if trials["begins_from"].notna().any():
+        _print_lineage(console, study, trials)
+
+
+def _print_ablation(
+    console: Console,
+    study: Study,
+    trials: pd.DataFrame,
+    planned: Sequence[PlannedTrial],
+    names: Sequence[str],
 ) -> None:
     """A row a step: the metric and what the step changed, over the same seeds, at each setting."""
     by = list(study.vary)
-    named = trials.assign(step=trials["trial_key"].map({t.key: t.step for t in planned}))
+    named = _with_names(trials, {"step": [trial.step for trial in planned]}, planned)
     groups = named.groupby(by, dropna=False) if by else [((), named)]
     for values, group in groups:
         about = ", ".join(f"{n}={show(v)}" for n, v in zip(by, values, strict=True))
@@ -70,7 +80,7 @@ def _print_ablation(
         headings = ("step", study.metric, "std", "seeds", "change", "std of change", "test")
         for name in headings:
             table.add_column(name, justify="left" if name == "step" else "right")
-        steps = ablation(group, steps=list(steps_of(study)), metric=study.metric)
+        steps = ablation(group, steps=names, metric=study.metric)
         for step, row in steps.iterrows():
             figures = (_score(row["mean"]), _score(row["std"]), str(int(row["n"])))
             changes = (_signed(row["change"]), _score(row["change_std"]), _score(row["test"]))
@@ -80,18 +90,26 @@ def _print_ablation(
     console.print("change: from the step before, of the same seeds", style="dim")
 
 
+def _with_names(
+    trials: pd.DataFrame, names: Mapping[str, Sequence[str]], planned: Sequence[PlannedTrial]
+) -> pd.DataFrame:
+    """The trials with the step or variant that asked for each; of two that did, a row each."""
+    asked = pd.DataFrame({"trial_key": [trial.key for trial in planned], **names})
+    return asked.merge(trials, on="trial_key")
+
+
 def _signed(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:+.4f}"
 
 
-def _others(study: Study) -> list[str]:
+def _others(study: Study, trials: pd.DataFrame) -> list[str]:
     """What varies beside batch size and lr: each combination of it has a surface of its own."""
-    variant = ["variant"] if isinstance(study.explore, Variants) else []
+    variant = ["variant"] if "variant" in trials else []
     return variant + [name for name in study.vary if name not in ("batch_size", "base_lr")]
 
 
 def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> None:
-    others = _others(study)
+    others = _others(study, trials)
     groups = trials.groupby(others, dropna=False) if others else [((), trials)]
     for values, group in groups:
         cells = surface(group, metric=study.metric)
@@ -166,7 +184,7 @@ def _cell_text(
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
     by = list(study.vary) or _varied(trials)
-    by = ["variant", *by] if isinstance(study.explore, Variants) else by
+    by = ["variant", *by] if "variant" in trials else by
     table = leaderboard(trials, by=by, metric=study.metric, mode=study.mode, rows=LEADERS)
     if table.empty:
         return

@@ -23,6 +23,8 @@ from trainable.record import EpochResult, TrialResult
 logger = logging.getLogger(__name__)
 
 STATUSES = ("completed", "stopped", "diverged", "failed", "interrupted")
+ENDED = STATUSES[:-1]  # an interrupted trial goes on
+WEIGHED = ("train_wall_s", "peak_memory_gib", "examples_seen")  # beside a study's metric
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ID = [
@@ -131,6 +133,16 @@ def _read(folder: Folder, schema: pa.Schema) -> pd.DataFrame:
     for name, why in damaged.items():
         logger.warning("%s/%s cannot be read and is left out: %s", folder.uri, name, why)
     return table.to_pandas()
+
+
+def ending_of(row: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
+    """What explorers weigh of an ended trial's row."""
+    return {name: row.get(name) for name in ("status", metric, *WEIGHED)}
+
+
+def of_trials(table: pd.DataFrame, keys: Collection[str]) -> pd.DataFrame:
+    """The rows of these trials: a results folder may hold those of other plans too."""
+    return table[table["trial_key"].isin(keys)].reset_index(drop=True)
 
 
 def damaged(results: Results) -> dict[str, str]:

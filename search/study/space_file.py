@@ -1,21 +1,14 @@
 """A space file's path -> its Study, or a SpaceFileError that says what to change."""
 
-import ast
 import hashlib
 import re
 import runpy
 import traceback
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-from ray import tune
 
 from search.study.study import TRIAL_FIELDS, Study, unknown
 from trainable.host import credentials
-
-SETTABLE = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
 
 
 class SpaceFileError(ValueError):
@@ -40,7 +33,7 @@ def load_study(path: Path) -> Study:
         raise SpaceFileError(f"{path} is not Python: it is not text ({error})") from error
     except (Exception, SystemExit) as error:
         where = _line_in(path, error)
-        raise SpaceFileError(f"{path}{where}: {_said(error)}") from error
+        raise SpaceFileError(f"{path}{where}: {_sentence(error)}") from error
     study = names.get("study")
     if not isinstance(study, Study):
         got = "nothing of that name" if study is None else f"a {type(study).__name__}"
@@ -66,14 +59,14 @@ def _line_in(path: Path, error: BaseException) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _said(error: BaseException) -> str:
+def _sentence(error: BaseException) -> str:
     """The error in one line; for a misspelt field, the right one."""
     if isinstance(error, TypeError):
-        found = re.search(
+        unexpected = re.search(
             r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
         )
-        if found:
-            owner, name = found.groups()
+        if unexpected:
+            owner, name = unexpected.groups()
             if credentials.is_secret_name(name):
                 return f"{owner}: {name} {credentials.REFUSED}"
             known = TRIAL_FIELDS if owner == "TrialConfig" else [f.name for f in fields(Study)]
@@ -81,47 +74,3 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ValueError):
         return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def apply_settings(study: Study, settings: Sequence[str]) -> Study:
-    """The study with `FIELD=VALUE` of the command applied, each checked as in a space file.
-
-    A field of the study is set; a field of the trial is fixed, or given the values of a comma
-    list to try.
-
-    Raises:
-        SpaceFileError: one does not parse, or names or gives something impossible.
-    """
-    for setting in settings:  # before any is said again in an error
-        name, _, text = setting.partition("=")
-        if credentials.is_secret_name(name) or credentials.in_uri(text):
-            raise SpaceFileError(f"--set {name} {credentials.REFUSED}")
-    own: dict[str, Any] = {}
-    fixed: dict[str, Any] = {}
-    vary = dict(study.vary)
-    try:
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals or not name or not text:
-                raise ValueError("--set takes FIELD=VALUE, such as seeds=3")
-            if name in SETTABLE:
-                own[name] = text if name in ("name", "metric") else _value(text)
-            elif name not in TRIAL_FIELDS or name == "seed":
-                known = [*SETTABLE, *(each for each in TRIAL_FIELDS if each != "seed")]
-                raise ValueError(unknown("field", name, known))
-            elif "," in text:
-                vary[name] = tune.grid_search([_value(each) for each in text.split(",") if each])
-            else:
-                vary.pop(name, None)
-                fixed[name] = _value(text)
-        # All at once: two settings may be right only together.
-        return replace(study, **own, base=replace(study.base, **fixed), vary=vary)
-    except ValueError as error:
-        raise SpaceFileError(f"--set {' --set '.join(settings)}: {error}") from error
-
-
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

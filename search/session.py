@@ -1,0 +1,386 @@
+"""A study from its first trial to its report: what the command, scripts and notebooks do.
+
+from search.session import run_study
+results = run_study(study, preview=True)
+"""
+
+import errno
+import os
+import platform
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from cluster.connect import ConnectError
+from search.results import lock, tables
+from search.results.lock import LockedError
+from search.results.tables import ENDED, Results, ResultsError
+from search.study.explorer import PlannedTrial, Tables
+from search.study.space_file import SpaceFileError, load_study, space_sha256
+from search.study.study import Study
+from trainable.data.sources import DataError
+from trainable.host import storage
+from trainable.host.storage import NoSpaceError
+
+if TYPE_CHECKING:  # both import Ray
+    from cluster.connect import Cluster
+    from search.execution.preflight import Ready
+
+COMPACT_FROM = 2000  # files: from there on reading one after the other takes seconds
+LEAST_FREE_BYTES = 20_000_000
+RETRIES = {"failed": ("failed",), "diverged": ("diverged",), "all": ("failed", "diverged")}
+INTERRUPTED = 75  # exit status where the cluster's head is gone
+INPUT_ERRORS = (SpaceFileError, ResultsError, DataError, ConnectError, LockedError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be run and how: the command's arguments, or those of `run_study`.
+
+    `resume` tells the user what to type to go on.
+    """
+
+    study: Study
+    space_file: Path | None = None
+    out: str = "results"
+    data: Path | None = None
+    address: str = "local"
+    preview: bool = False
+    settings: Sequence[str] = ()
+    retry: str | None = None
+    resume: str = "call run_study again to go on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a study ended: trials that failed, and trials that are left after an interruption."""
+
+    results: Results
+    num_failed: int
+    num_left: int
+
+
+def run_study(
+    study: Study | str | Path,
+    *,
+    out: str | Path = "results",
+    data: str | Path | None = None,
+    address: str = "local",
+    preview: bool = False,
+    settings: Sequence[str] = (),
+    retry: str | None = None,
+) -> Results:
+    """Run a study, or go on with it, as `python -m search.run` does; returns its results.
+
+    `study` is a `Study` or the path of a space file. What the command prints is shown here, in a
+    notebook too. `settings` are those of `--set`, such as `["seeds=3"]`.
+
+    Raises:
+        SpaceFileError, DataError, ResultsError, ConnectError, LockedError: the same one-line
+            errors as the command's.
+        KeyboardInterrupt: Ctrl-C, or the notebook's stop button; what was trained is kept, and
+            the same call goes on.
+    """
+    path = None if isinstance(study, Study) else Path(study)
+    order = Order(
+        study=load_study(path) if path else study,  # type: ignore[arg-type]
+        space_file=path,
+        out=str(out),
+        data=Path(data) if data else None,
+        address=address,
+        preview=preview,
+        settings=settings,
+        retry=retry,
+    )
+    outcome = run(order, Console())
+    if outcome.num_left:
+        raise KeyboardInterrupt
+    return outcome.results
+
+
+def run(order: Order, console: Console) -> Outcome:
+    """Train what is missing, then answer from the tables.
+
+    Raises:
+        NoSpaceError: the disk is full; what was trained is kept.
+    """
+    from search.execution.preflight import prepare  # once the command's arguments are known good
+
+    ready = prepare(
+        order.study,
+        out=order.out,
+        data=order.data,
+        preview=order.preview,
+        settings=order.settings,
+        console=console,
+    )
+    with lock.held(ready.results.folder):
+        for name in tables.make_sound(ready.results):
+            console.print(
+                f"{name} could not be read, is in damaged/ now and is made anew", style="yellow"
+            )
+        known, finished = _train_missing(order, ready, console)
+        if tables.num_files(ready.results) > COMPACT_FROM:
+            tables.compact(ready.results)
+    return _answer(order, ready, known, console, finished=finished)
+
+
+def dry_run(order: Order, console: Console) -> None:
+    """Print the trials and, from updates timed where they will run, what they will cost."""
+    from cluster.connect import connect, disconnect
+    from search.execution.dry_run import plan_of, print_cost, print_plan
+    from search.execution.preflight import prepare
+    from search.explore.ask import ask, total
+
+    ready = prepare(
+        order.study,
+        out=order.out,
+        data=order.data,
+        preview=order.preview,
+        settings=order.settings,
+        console=console,
+    )
+    known = known_trials(ready, tables.trials(ready.results), retry=order.retry)
+    ask(ready.study, known, room=0)
+    plan = plan_of(ready.study, known, total=total(ready.study, known))
+    print_plan(console, ready.study, plan)
+    if plan.todo or plan.num_later:
+        with ExitStack() as stack:
+            cluster = connect(order.address)
+            stack.callback(disconnect)
+            stack.enter_context(_stopped_by_sigterm())
+            ready = _check_cluster(ready, cluster, console)
+            print_cost(console, ready, cluster, known, plan)
+
+
+def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tables:
+    """What the tables say of a study; trials to `retry` count as not ended."""
+    again = RETRIES.get(retry or "", ())
+    statuses = set(ENDED) - set(again)
+    ended = rows[rows["status"].isin(statuses)]
+    names = ["status", ready.study.metric, *tables.WEIGHED]
+    return Tables(
+        data_fingerprint=ready.data_fingerprint,
+        folder=ready.results.folder,
+        ended=dict(zip(ended["trial_key"], ended[names].to_dict("records"), strict=True)),
+    )
+
+
+def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tables, bool]:
+    """Train all that the study calls for; returns what is known then, and whether all ended."""
+    from search.explore.ask import ask, total
+
+    rows = tables.trials(ready.results)
+    known = known_trials(ready, rows, retry=order.retry)
+    first = ask(ready.study, known, room=1)
+    num_trials = total(ready.study, known)
+    num_done = len({trial.key for trial in known.asked if trial.key in known.ended})
+    console.print(
+        f"[bold]{ready.study.name}[/bold]: {num_trials} trials on "
+        f"dataset={ready.study.base.dataset}, {num_done} done before, "
+        f"{num_trials - num_done} to run"
+    )
+    todo = [trial for trial in first if trial.key not in known.ended]
+    if not todo:
+        return known, True
+    attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
+    return known, _train(order, ready, known, todo, attempts, (num_trials, num_done), console)
+
+
+def _train(
+    order: Order,
+    ready: "Ready",
+    known: Tables,
+    todo: Sequence[PlannedTrial],
+    attempts: dict[str, int],
+    counts: tuple[int, int],
+    console: Console,
+) -> bool:
+    """Connect to the cluster and train; returns whether all trials ended."""
+    from cluster.connect import connect, disconnect
+    from search.execution.progress import Progress
+    from search.execution.recorder import Setting
+    from search.execution.runner import run_trials
+    from search.execution.watchdog import head_watched
+    from search.report.report import written_meanwhile
+
+    tables.commit_study(ready.results, provenance(order, ready, known))
+    with ExitStack() as stack:
+        cluster = connect(order.address)
+        stack.callback(disconnect)
+        stack.enter_context(_stopped_by_sigterm())
+        ready = _check_cluster(ready, cluster, console)
+        stack.enter_context(head_watched(INTERRUPTED, order.resume))
+        tables.take_apart(ready.results, {trial.key for trial in todo})
+        _check_room(ready)
+        stack.enter_context(written_meanwhile(ready.results))
+        num_trials, num_done = counts
+        progress = Progress(
+            console=console,
+            varied=list(ready.study.vary) or ["batch_size", "base_lr"],
+            metric=ready.study.metric,
+            total=num_trials,
+            done_before=num_done,
+        )
+        setting = Setting(
+            study=ready.study,
+            results=ready.results,
+            tables=known,
+            data_folder=str(ready.data_folder) if ready.data_folder else None,
+            data_fingerprint=ready.data_fingerprint,
+            train_images=ready.train_images,
+            attempts=attempts,
+            code_version=_commit(),
+        )
+        with progress:
+            finished = run_trials(setting, todo, cluster, progress)
+        tables.commit_study(ready.results, provenance(order, ready, known))
+        return finished
+
+
+def _answer(
+    order: Order, ready: "Ready", known: Tables, console: Console, *, finished: bool
+) -> Outcome:
+    """Print what the tables say, and write the report where all trials ended."""
+    from search.execution.dry_run import compare_estimate
+    from search.execution.recorder import delete_states
+    from search.explore.ask import total
+    from search.report.terminal import print_answer
+
+    keys = {trial.key for trial in known.asked}
+    rows = tables.of_trials(tables.trials(ready.results), keys)
+    if finished:
+        delete_states(ready.results, known.asked)
+    print_answer(console, ready.study, rows, ready.results, known.asked)
+    compare_estimate(console, ready.results, known.asked, rows)
+    num_ended = int(rows["status"].isin(ENDED).sum())
+    num_trials = total(ready.study, known) if not finished else len(keys)
+    num_left = max(num_trials - num_ended, 0 if finished else 1)
+    if num_left:
+        console.print(f"\ninterrupted: {num_left} of {num_trials} trials are left", style="yellow")
+        console.print(order.resume, style="yellow", highlight=False, soft_wrap=True)
+    else:
+        _write_report(ready.results, console)
+    num_failed = int((rows["status"] == "failed").sum())
+    return Outcome(results=ready.results, num_failed=num_failed, num_left=num_left)
+
+
+def _check_cluster(ready: "Ready", cluster: "Cluster", console: Console) -> "Ready":
+    """Print the cluster, reject trials that cannot run on it, resolve `auto` shares."""
+    from search.execution.resources import check_cluster, with_measured_shares
+
+    check_cluster(ready.study, cluster, console)
+    study = with_measured_shares(ready.study, cluster, ready.data_folder, console)
+    return replace(ready, study=study)
+
+
+def _check_room(ready: "Ready") -> None:
+    """Raises NoSpaceError where the results' disk is as good as full."""
+    free = storage.free_bytes(ready.results.folder)
+    if free is not None and free < LEAST_FREE_BYTES:
+        where = ready.results.folder.uri
+        raise NoSpaceError(
+            errno.ENOSPC, f"{free / 1e6:.0f} MB are left in {where}, too few to begin"
+        )
+
+
+def _write_report(results: Results, console: Console) -> None:
+    """Write the report; a failure is printed and changes nothing: the tables are the record."""
+    from search.report.report import write_report
+
+    try:
+        where = write_report(results)
+    except Exception as error:
+        console.print(
+            f"the report could not be written ({type(error).__name__}: {error}): try python -m "
+            f"search.report {results.folder.uri}",
+            style="yellow",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    else:
+        console.print(f"report: {where}", soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops the study as Ctrl-C does: what is done is kept.
+
+    Within it, as Ray installs a handler that exits at once. In another thread there are no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def provenance(order: Order, ready: "Ready", known: Tables) -> dict[str, object]:
+    """How the results were made, for study.json."""
+    study = ready.study
+    packages = ("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "scikit-learn")
+    return {
+        "name": study.name,
+        "base": asdict(study.base),
+        "vary": {name: domain_as_json(domain) for name, domain in study.vary.items()},
+        "explore": part_as_json(study.explore),
+        "stop": part_as_json(study.stop),
+        "leaders": part_as_json(study.leaders),
+        "seeds": study.seeds,
+        "metric": study.metric,
+        "gpus_per_trial": study.gpus_per_trial,
+        "space_file": str(order.space_file) if order.space_file else None,
+        "space_sha256": space_sha256(order.space_file) if order.space_file else None,
+        "settings": list(order.settings),
+        "preview": order.preview or study.base.dataset == "synthetic",
+        "data_folder": str(ready.data_folder) if ready.data_folder else None,
+        "data_fingerprint": ready.data_fingerprint,
+        "planned": list(dict.fromkeys(trial.key for trial in known.asked)),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def domain_as_json(domain: Any) -> Any:
+    """A grid's values, or a range in words."""
+    return domain if isinstance(domain, dict) else f"{domain.domain_str} {type(domain).__name__}"
+
+
+def part_as_json(part: object) -> dict[str, Any] | None:
+    """A study's explorer, stopper or leaders: its kind, then its fields."""
+    if part is None or not is_dataclass(part):
+        return None
+    values = {declared.name: getattr(part, declared.name) for declared in fields(part)}
+    # A define-by-run function goes by its name.
+    plain = {name: getattr(value, "__name__", value) for name, value in values.items()}
+    return {"kind": type(part).__name__, **plain}
+
+
+def _commit() -> str | None:
+    """The commit of this code, or None outside of a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

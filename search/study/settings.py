@@ -1,0 +1,91 @@
+"""`--set FIELD=VALUE`: a study with some of its fields changed."""
+
+import ast
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from ray import tune
+
+from search.study.space_file import SpaceFileError
+from search.study.study import TRIAL_FIELDS, Study, unknown
+from trainable.host import credentials
+
+OWN_FIELDS = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
+PARTS = ("explore", "stop", "leaders")  # of a study, with fields of their own
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def apply_settings(study: Study, settings: Sequence[str]) -> Study:
+    """The study with each `FIELD=VALUE` applied, checked as in a space file.
+
+    A field of the study is set, and so is one of its explorer, stopper or leaders
+    (`explore.num_configs=16`); a field of the trial is fixed, or given the values of a comma list
+    to try.
+
+    Raises:
+        SpaceFileError: one does not parse, or names or gives something impossible.
+    """
+    for setting in settings:  # before any is repeated in an error
+        path, _, text = setting.partition("=")
+        if credentials.is_secret_name(path) or credentials.in_uri(text):
+            raise SpaceFileError(f"--set {path} {credentials.REFUSED}")
+    changed: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    fixed: dict[str, Any] = {}
+    vary = dict(study.vary)
+    try:
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            if not equals or not path or not text:
+                raise ValueError("--set takes FIELD=VALUE, such as seeds=3")
+            if path in OWN_FIELDS:
+                changed[path] = text if path in ("name", "metric") else value_of(text)
+            elif "." in path and path not in TRIAL_FIELDS:
+                part, name = _part_and_name(study, path)
+                parts.setdefault(part, {})[name] = value_of(text)
+            elif path not in TRIAL_FIELDS or path == "seed":
+                raise ValueError(unknown("field", path, _paths(study)))
+            elif "," in text:
+                values = [value_of(value) for value in text.split(",") if value]
+                vary[path] = tune.grid_search(values)
+            else:
+                vary.pop(path, None)
+                fixed[path] = value_of(text)
+        for part, changes in parts.items():
+            changed[part] = replace(getattr(study, part), **changes)
+        # All at once: two settings may be right only together.
+        return replace(study, **changed, base=replace(study.base, **fixed), vary=vary)
+    except (ValueError, TypeError) as error:
+        raise SpaceFileError(f"--set {' --set '.join(settings)}: {error}") from error
+
+
+def value_of(text: str) -> object:
+    """A value as Python writes it; true, false and none in any case; else the text itself."""
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _part_and_name(study: Study, path: str) -> tuple[str, str]:
+    """`explore.num_configs` -> `explore` and `num_configs`, where the study has both."""
+    part, _, name = path.partition(".")
+    if part in PARTS and getattr(study, part) is None:
+        raise ValueError(f"the study has no {part}, so {path} cannot be set: add it to its file")
+    if path not in _paths(study):
+        raise ValueError(unknown("field", path, _paths(study)))
+    return part, name
+
+
+def _paths(study: Study) -> list[str]:
+    """All that can be set: fields of the study, of its parts, and of its trial."""
+    of_parts = [
+        f"{part}.{part_field.name}"
+        for part in PARTS
+        if is_dataclass(declared := getattr(study, part))
+        for part_field in fields(declared)
+    ]
+    return [*OWN_FIELDS, *of_parts, *(name for name in TRIAL_FIELDS if name != "seed")]
