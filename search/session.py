@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from cluster.connect import ConnectError
 from search.results import lock, tables
 from search.results.lock import LockedError
 from search.results.tables import ENDED, Results, ResultsError
-from search.study.explorer import PlannedTrial, Tables
+from search.study.explorer import Tables
 from search.study.space_file import SpaceFileError, load_study, space_sha256
 from search.study.study import Study
 from trainable.data.sources import DataError
@@ -138,7 +139,7 @@ def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
     from cluster.connect import connect, disconnect
     from search.execution.dry_run import plan_of, print_cost, print_plan
-    from search.execution.preflight import prepare
+    from search.execution.preflight import check_trials, prepare
     from search.explore.ask import ask, total
 
     ready = prepare(
@@ -149,6 +150,7 @@ def dry_run(order: Order, console: Console) -> None:
         settings=order.settings,
         console=console,
     )
+    check_trials(ready)
     known = known_trials(ready, tables.trials(ready.results), retry=order.retry)
     ask(ready.study, known, room=0)
     plan = plan_of(ready.study, known, total=total(ready.study, known))
@@ -177,59 +179,62 @@ def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tabl
 
 def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tables, bool]:
     """Train all that the study calls for; returns what is known then, and whether all ended."""
+    from search.execution.preflight import check_trials
     from search.explore.ask import ask, total
 
     rows = tables.trials(ready.results)
     known = known_trials(ready, rows, retry=order.retry)
-    first = ask(ready.study, known, room=1)
-    num_trials = total(ready.study, known)
+    ask(ready.study, known, room=0)
     num_done = len({trial.key for trial in known.asked if trial.key in known.ended})
+    num_trials = total(ready.study, known)
     console.print(
         f"[bold]{ready.study.name}[/bold]: {num_trials} trials on "
         f"dataset={ready.study.base.dataset}, {num_done} done before, "
         f"{num_trials - num_done} to run"
     )
-    todo = [trial for trial in first if trial.key not in known.ended]
-    if not todo:
+    if num_done == num_trials:
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
-    return known, _train(order, ready, known, todo, attempts, (num_trials, num_done), console)
+    # Ray takes seconds to start, and so does torch to be imported: both at once.
+    with _connected(order.address) as connecting:
+        check_trials(ready)
+        cluster = connecting.result()
+        ask(ready.study, known, room=1)
+        return known, _train(order, ready, known, attempts, cluster, console)
 
 
 def _train(
     order: Order,
     ready: "Ready",
     known: Tables,
-    todo: Sequence[PlannedTrial],
     attempts: dict[str, int],
-    counts: tuple[int, int],
+    cluster: "Cluster",
     console: Console,
 ) -> bool:
-    """Connect to the cluster and train; returns whether all trials ended."""
-    from cluster.connect import connect, disconnect
+    """Train on the cluster; returns whether all trials ended."""
     from search.execution.progress import Progress
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
     from search.execution.watchdog import head_watched
+    from search.explore.ask import total
     from search.report.report import written_meanwhile
 
     tables.commit_study(ready.results, provenance(order, ready, known))
+    todo = [trial for trial in known.asked if trial.key not in known.ended]
     with ExitStack() as stack:
-        cluster = connect(order.address)
-        stack.callback(disconnect)
         stack.enter_context(_stopped_by_sigterm())
         ready = _check_cluster(ready, cluster, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
         tables.take_apart(ready.results, {trial.key for trial in todo})
         _check_room(ready)
         stack.enter_context(written_meanwhile(ready.results))
-        num_trials, num_done = counts
+        num_trials = total(ready.study, known)
         progress = Progress(
             console=console,
             varied=list(ready.study.vary) or ["batch_size", "base_lr"],
             metric=ready.study.metric,
             total=num_trials,
-            done_before=num_done,
+            done_before=len({t.key for t in known.asked if t.key in known.ended}),
         )
         setting = Setting(
             study=ready.study,
@@ -245,6 +250,20 @@ def _train(
             finished = run_trials(setting, todo, cluster, progress)
         tables.commit_study(ready.results, provenance(order, ready, known))
         return finished
+
+
+@contextmanager
+def _connected(address: str) -> Iterator["Future[Cluster]"]:
+    """The cluster, as soon as it answers; left at the end."""
+    from cluster.connect import connect, disconnect
+
+    with ThreadPoolExecutor(1, "connect") as thread:
+        connecting = thread.submit(connect, address)
+        try:
+            yield connecting
+        finally:
+            if connecting.exception() is None:
+                disconnect()
 
 
 def _answer(
