@@ -94,7 +94,9 @@ def test_the_live_table_shows_what_ended_then_what_runs(stopped_clock: Clock) ->
     shown.live = object()  # type: ignore[assignment]  # on a terminal: no lines beside the table
     shown.epoch_ended(PLANNED["a"], {"epochs_seen": 5.0, "val_auroc": 0.8, "train_loss": 0.40004})
     shown.epoch_ended(PLANNED["d"], {"epochs_seen": 0.625, "val_auroc": 0.51, "train_loss": 0.7})
-    shown.epoch_ended(PLANNED["d"], {"epochs_seen": 1.25, "val_auroc": 0.61234567, "train_loss": 0.6543})
+    shown.epoch_ended(
+        PLANNED["d"], {"epochs_seen": 1.25, "val_auroc": 0.61234567, "train_loss": 0.6543}
+    )
     shown.trial_ended(PLANNED["b"], DIVERGED)
     shown.trial_ended(PLANNED["a"], COMPLETED)
     stopped_clock.now += 100

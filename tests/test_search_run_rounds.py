@@ -17,7 +17,6 @@ from cluster.connect import ConnectError
 from search import run, session
 from search.execution.schedulers import EarlyStopping
 from search.results import lock, tables
-from trainable.config import TrialConfig
 from trainable.host.storage import NoSpaceError, folder_at
 
 SPACE = """

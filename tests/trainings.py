@@ -1,7 +1,7 @@
-"""Trainings that end at once: stands in for Ray's Tuner, where what Ray does is not the question.
+"""Stand-ins for Ray's Tuner, where what Ray does is not the question.
 
-It asks the study's queue for trials, hands their rows to the study's callbacks and tells the queue
-of their ends, as Ray does. Each score is known in advance.
+They ask a study's queue for trials, hand their rows to its callbacks and tell the queue of their
+ends, as Ray does. Each score is known in advance.
 """
 
 import json
@@ -9,13 +9,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from search.execution.queue import Queue
+from search.explore.ask import ask
+from search.study.explorer import PlannedTrial, Tables
+from search.study.study import Study
 from trainable.config import TrialConfig
+from trainable.host.storage import folder_at
 
 TUNER = "search.execution.runner.tune.Tuner"  # what trainings are put in the place of
 Cell = tuple[int, float, int]  # batch size, base lr to four digits, seed
@@ -78,7 +85,7 @@ class _Tuner:
             self.trainings.meanwhile()
             ending = self.running if self.trainings.num_slots is None else self.running[:1]
             self.running = self.running[len(ending) :]
-            interrupted = any([self._end(trial) == "interrupted" for trial in ending])
+            interrupted = "interrupted" in [self._end(trial) for trial in ending]
 
     def _has_room(self) -> bool:
         num_slots = self.trainings.num_slots
@@ -135,3 +142,55 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.execution.watchdog.head_watched", lambda *_: nullcontext())
     monkeypatch.setattr("search.report.report.written_meanwhile", lambda _: nullcontext())
     monkeypatch.setattr("search.report.report.write_report", lambda _: "report.html")
+
+
+class ByHand:
+    """A study's queue whose trials are played by hand; `ended` is what earlier commands trained."""
+
+    def __init__(
+        self,
+        declared: Study,
+        folder: Path,
+        ended: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        num_slots: int = 100,
+    ) -> None:
+        self.study = declared
+        self.known = Tables(
+            data_fingerprint="d", folder=folder_at(str(folder)), ended=dict(ended or {})
+        )
+        self.sent: dict[str, PlannedTrial] = {}
+        self.queue = Queue(
+            declared,
+            self.known,
+            ask(declared, self.known, room=1),
+            send=self._send,
+            slots=lambda: num_slots,
+        )
+
+    def _send(self, trial: PlannedTrial) -> dict[str, Any]:
+        assert trial.key not in self.sent
+        self.sent[trial.key] = trial
+        return {"key": trial.key}
+
+    def suggest(self, trial_id: str) -> Any:
+        return self.queue.suggest(trial_id)
+
+    def end(self, trial_id: str, **row: Any) -> None:
+        """The trial's row comes, and then word of its end."""
+        self.known.ended[self.queue.under_way[trial_id]] = row
+        self.queue.on_trial_complete(trial_id, {})
+
+    @property
+    def told(self) -> list[FrozenTrial]:
+        """What Optuna knows by the next question."""
+        journal = self.known.memory["journal"]
+        assert journal.next(self.known, 0) == []
+        trials: list[FrozenTrial] = journal.optuna.get_trials()
+        return trials
+
+    def states(self) -> list[TrialState]:
+        return [trial.state for trial in self.told]
+
+    def values(self) -> list[float | None]:
+        return [trial.value for trial in self.told]
