@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -20,21 +21,25 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.execution.tune_controller import _get_max_pending_trials
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
-from ray.tune.search import ConcurrencyLimiter, SearchGenerator
+from ray.tune.search import SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
+from trainings import ByHand
 
 from cluster.connect import Cluster
 from search.execution.progress import Progress
 from search.execution.recorder import Setting
 from search.execution.runner import run_trials
-from search.execution.schedulers import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
+from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Random
-from search.explore.optuna import JOURNAL, Suggestions
-from search.explore.plan import PlannedTrial
+from search.explore.ask import ask
+from search.explore.optuna import JOURNAL
 from search.results import tables
-from search.study.study import Study, configurations
+from search.study.explorer import Tables
+from search.study.space_file import SpaceFileError
+from search.study.study import Study
 from trainable.config import TrialConfig
+from trainable.host.storage import folder_at
 from trainable.record import finite_score
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
@@ -44,33 +49,6 @@ VARY = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.
 def study(**changes: Any) -> Study:
     explore = Optuna(num_configs=4, sampler="random")
     return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": explore} | changes))
-
-
-class Searched:
-    """A searcher whose trials are played by hand."""
-
-    def __init__(self, declared: Study, folder: Path, held: dict[str, Any] | None = None) -> None:
-        self.suggestions = Suggestions(declared, folder / JOURNAL, data_fingerprint="d")
-        self.sent: dict[str, PlannedTrial] = {}
-        self.searcher = OptunaSearcher(self.suggestions, self._send, held or {})
-
-    def _send(self, planned: PlannedTrial) -> dict[str, Any]:
-        self.sent[planned.key] = planned
-        return {"key": planned.key}
-
-    def suggest(self, trial_id: str) -> Any:
-        return self.searcher.suggest(trial_id)
-
-    def end(self, trial_id: str, **row: Any) -> None:
-        # Ray hands searchers what was reported flattened.
-        flat = {f"trial_row/{name}": value for name, value in row.items()}
-        self.searcher.on_trial_complete(trial_id, flat)
-
-    def states(self) -> list[TrialState]:
-        return [t.state for t in self.suggestions.optuna.get_trials()]
-
-    def values(self) -> list[float | None]:
-        return [t.value for t in self.suggestions.optuna.get_trials()]
 
 
 # --- the traps ------------------------------------------------------------------------------------
@@ -86,7 +64,7 @@ def test_a_diverged_trial_teaches_the_sampler_where_the_stock_one_runs_for_ever(
     stock.on_trial_complete("a", {"score": math.nan})
     assert [t.state for t in stock._ot_study.get_trials()] == [TrialState.RUNNING]
 
-    ours = Searched(study(), tmp_path)
+    ours = ByHand(study(), tmp_path)
     ours.suggest("a")
     ours.end("a", status="diverged", val_auroc=math.nan)
     assert ours.states() == [TrialState.COMPLETE]
@@ -101,13 +79,11 @@ def test_a_stopped_trial_is_pruned_where_the_stock_one_is_complete(tmp_path: Pat
     stock.on_trial_complete("a", {"score": 0.6, "training_iteration": 1})
     assert [t.state for t in stock._ot_study.get_trials()] == [TrialState.COMPLETE]
 
-    ours = Searched(study(), tmp_path)
+    ours = ByHand(study(), tmp_path)
     ours.suggest("a")
-    shared = {"score": 0.6, "examples_seen": 100, "epoch_row/examples_seen": 100}
-    ours.searcher.on_trial_result("a", {**shared, "epoch_row/val_auroc": 0.6})
-    ours.searcher.on_trial_complete("a", {**shared, "epoch_row/val_auroc": 0.6})
+    ours.end("a", status="stopped", val_auroc=0.6, examples_seen=100)
     assert ours.states() == [TrialState.PRUNED]
-    assert ours.suggestions.optuna.get_trials()[0].intermediate_values == {100: 0.6}
+    assert ours.told[0].intermediate_values == {100: 0.6}
 
 
 class Played:
@@ -115,7 +91,7 @@ class Played:
 
     def __init__(self, trial_id: str, batch_size: int = 16) -> None:
         self.trial_id = trial_id
-        self.config = {"trial": {"config": {"batch_size": batch_size}}}
+        self.config = {"batch_size": batch_size, "total_images": 10_000, "whole": False}
 
 
 def play(
@@ -151,9 +127,8 @@ def test_grid_words_are_a_choice_to_a_search_where_the_stock_one_refuses_them() 
             {"lr": tune.grid_search([1, 2])}
         )
     declared = study(vary={"base_lr": tune.grid_search([0.1, 0.2])})
-    assert {
-        c.base_lr for _, c in configurations(replace(declared, explore=Random(num_configs=20)))
-    } == {0.1, 0.2}
+    drawn = replace(declared, explore=Random(num_configs=20)).configs
+    assert {config.base_lr for config in drawn} == {0.1, 0.2}
 
 
 def test_every_score_that_is_told_is_finite() -> None:
@@ -167,50 +142,79 @@ def test_every_score_that_is_told_is_finite() -> None:
 
 
 def test_a_search_asks_for_so_many_and_no_more(tmp_path: Path) -> None:
-    ours = Searched(study(), tmp_path)
+    ours = ByHand(study(), tmp_path)
     for i in range(4):
-        assert ours.suggest(f"t{i}")["trial"]["key"] in ours.sent
+        assert ours.suggest(f"t{i}")["key"] in ours.sent
+    assert ours.suggest("t4") is None
+    assert len(ours.told) == 4
+    for i in range(4):
+        ours.end(f"t{i}", status="completed", val_auroc=0.5)
     assert ours.suggest("t4") == "FINISHED"
     configs = [p.config for p in ours.sent.values()]
     assert all(c.batch_size in (16, 32) and 1e-3 <= c.base_lr <= 1.0 for c in configs)
 
 
 def test_seeds_are_paired_and_their_mean_is_told(tmp_path: Path) -> None:
-    ours = Searched(study(seeds=3), tmp_path)
+    ours = ByHand(study(seeds=3), tmp_path)
     for i in range(3):
         ours.suggest(f"t{i}")
     configs = [p.config for p in ours.sent.values()]
     assert {replace(c, seed=0) for c in configs} == {configs[0]}
     assert [c.seed for c in configs] == [0, 1, 2]
     for i, score in enumerate((0.6, 0.7, 0.8)):
-        assert ours.states() == [TrialState.RUNNING]
+        assert ours.states()[0] == TrialState.RUNNING
         ours.end(f"t{i}", status="completed", val_auroc=score)
-    assert ours.values() == [pytest.approx(0.7)]
+    assert ours.values()[0] == pytest.approx(0.7)
 
 
 def test_a_killed_search_goes_on_with_what_it_learned(tmp_path: Path) -> None:
-    first = Searched(study(), tmp_path)
+    first = ByHand(study(), tmp_path, num_slots=3)
     for i in range(3):
         first.suggest(f"t{i}")
     first.end("t0", status="completed", val_auroc=0.9)
+    assert first.states() == [TrialState.COMPLETE, TrialState.RUNNING, TrialState.RUNNING]
     keys = list(first.sent)
     # Killed: t1 ended and its row was written, but Optuna was not told; t2 was under way.
-    held = {
+    ended = {
         keys[0]: {"status": "completed", "val_auroc": 0.9},
         keys[1]: {"status": "completed", "val_auroc": 0.5},
     }
-    second = Searched(study(), tmp_path, held)
+    second = ByHand(study(), tmp_path, ended, num_slots=2)
     assert second.states() == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
     assert second.values()[:2] == [0.9, 0.5]
-    assert second.suggest("a")["trial"]["key"] == keys[2]
-    assert second.suggest("b")["trial"]["key"] not in keys
+    assert second.suggest("a")["key"] == keys[2]
+    assert second.suggest("b")["key"] not in keys
+    assert second.suggest("c") is None
+    assert len(second.known.asked) == 4
+    for trial_id in ("a", "b"):
+        second.end(trial_id, status="completed", val_auroc=0.5)
     assert second.suggest("c") == "FINISHED"
-    assert len(second.suggestions.planned()) == 4
+
+
+def test_a_failed_trial_is_retried_and_the_sampler_learns_nothing_more_of_it(
+    tmp_path: Path,
+) -> None:
+    first = ByHand(study(), tmp_path)
+    for i in range(4):
+        first.suggest(f"t{i}")
+        first.end(f"t{i}", status="failed" if i == 1 else "completed", val_auroc=0.5)
+    assert first.suggest("t4") == "FINISHED"
+    assert first.states()[1] == TrialState.FAIL
+    # `--retry failed`: the tables count it as not ended.
+    keys = list(first.sent)
+    ended = {key: row for key, row in first.known.ended.items() if row["status"] != "failed"}
+    retried = ByHand(study(), tmp_path, ended)
+    assert retried.suggest("a")["key"] == keys[1]
+    assert retried.suggest("b") is None
+    retried.end("a", status="completed", val_auroc=0.9)
+    assert retried.suggest("b") == "FINISHED"
+    assert retried.states()[1] == TrialState.FAIL
+    assert len(retried.known.asked) == len(retried.told) == 4
 
 
 def test_points_come_first(tmp_path: Path) -> None:
     point = {"batch_size": 32, "base_lr": 0.25}
-    ours = Searched(study(explore=Optuna(num_configs=2, points=[point])), tmp_path)
+    ours = ByHand(study(explore=Optuna(num_configs=2, points=[point])), tmp_path)
     ours.suggest("a")
     (planned,) = ours.sent.values()
     assert (planned.config.batch_size, planned.config.base_lr) == (32, 0.25)
@@ -227,15 +231,17 @@ def past_study(folder: Path, lrs: list[float]) -> Path:
 
 def test_warm_start_knows_another_studys_trials(tmp_path: Path) -> None:
     past = past_study(tmp_path, [0.1, 0.2, 50.0])
-    ours = Searched(study(explore=Optuna(num_configs=2, warm_start=str(past))), tmp_path)
-    assert ours.values() == [0.5, 0.6]  # the third lies outside of the space
-    ours.suggest("a")
-    ours.suggest("b")
-    assert ours.suggest("c") == "FINISHED"  # what was known does not count as tried
+    ours = ByHand(study(explore=Optuna(num_configs=2, warm_start=str(past))), tmp_path)
+    # The third lies outside of the space; the last is the first that this study asks for.
+    assert ours.values() == [0.5, 0.6, None]
+    for trial_id in ("a", "b"):  # what was known does not count as tried
+        ours.suggest(trial_id)
+        ours.end(trial_id, status="completed", val_auroc=0.5)
+    assert ours.suggest("c") == "FINISHED"
     declared = study(explore=Optuna(num_configs=2, warm_start=str(past)))
     outside = replace(declared, vary={"base_lr": tune.loguniform(100.0, 200.0)})
-    with pytest.raises(ValueError, match="no completed trial in"):
-        Suggestions(outside, tmp_path / "other", data_fingerprint="d")
+    with pytest.raises(SpaceFileError, match="no completed trial in"):
+        ByHand(outside, tmp_path / "past")
 
 
 def conditional(trial: Any) -> dict[str, object]:
@@ -249,7 +255,7 @@ def conditional(trial: Any) -> dict[str, object]:
 
 def test_conditional_spaces_are_optunas_own(tmp_path: Path) -> None:
     declared = study(vary={}, explore=Optuna(num_configs=20, sampler="random", space=conditional))
-    ours = Searched(declared, tmp_path)
+    ours = ByHand(declared, tmp_path)
     for i in range(20):
         ours.suggest(f"t{i}")
     by_optimizer = {"sgd": [], "adam": []}  # type: ignore[var-annotated]
@@ -295,27 +301,34 @@ def test_names_of_explorers_are_checked() -> None:
 def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = SearchGenerator(OptunaSearch(metric="m", mode="max"))
-    assert _get_max_pending_trials(stock) == 1
-    declared = study()
-    store = tables.open_results(str(tmp_path), declared.name)
-    suggestions = Suggestions(declared, tmp_path / JOURNAL, data_fingerprint="d")
+    assert os.environ["TUNE_MAX_PENDING_TRIALS_PG"] == "32"
+    with monkeypatch.context() as patch:
+        patch.delenv("TUNE_MAX_PENDING_TRIALS_PG")
+        stock = SearchGenerator(OptunaSearch(metric="m", mode="max"))
+        assert _get_max_pending_trials(stock) == 1
+    declared = study(explore=Optuna(num_configs=9, sampler="random"))
+    known = Tables(data_fingerprint="d", folder=folder_at(str(tmp_path)))
     setting = Setting(
         study=declared,
-        results=store,
+        results=tables.open_results(str(tmp_path), declared.name),
+        tables=known,
         data_folder=None,
         data_fingerprint="d",
         train_images=100,
         attempts={},
     )
     cluster = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=4, num_gpus=0)
-    progress = Progress(Console(), [], "val_auroc", {}, 4, 0)
+    progress = Progress(Console(), [], "val_auroc", 9, 0)
     tuner = MagicMock()
     monkeypatch.setattr("search.execution.runner.tune.Tuner", tuner)
-    run_trials(setting, [], cluster, progress, suggestions)
+    assert not run_trials(setting, ask(declared, known, room=1), cluster, progress)
     made = tuner.call_args.kwargs["tune_config"]
-    limited = ConcurrencyLimiter(made.search_alg, max_concurrent=made.max_concurrent_trials)
-    assert _get_max_pending_trials(SearchGenerator(limited)) == 4
+    assert _get_max_pending_trials(SearchGenerator(made.search_alg)) == 32
+    assert made.num_samples == -1
+    suggested = [made.search_alg.suggest(f"t{i}") for i in range(6)]
+    assert [one is not None for one in suggested] == [True] * 4 + [False] * 2
+    # What was not asked for yet may learn from these.
+    assert len(known.memory["journal"].optuna.get_trials()) == 4
 
 
 # --- stopping early -------------------------------------------------------------------------------
@@ -324,14 +337,14 @@ def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pendin
 def test_no_rung_before_warmup_ends_or_a_tenth_of_the_budget() -> None:
     grid = {"batch_size": tune.grid_search([16, 32])}
     declared = study(vary=grid, explore=Grid(), stop=Asha(grace_share=0.1))
-    configs = [c for _, c in configurations(declared)]
+    configs = declared.configs
     assert first_rung(declared, configs, train_images=320) == int(0.1 * 9 * 320)
     warm = [replace(c, warmup_epochs=2) for c in configs]
     assert first_rung(declared, warm, train_images=320) == 2 * 320
     timed = replace(BASE, epochs=None, seconds=5.0)
     with pytest.raises(ValueError, match="stop counts training images"):
-        scheduler_of(declared, [timed], train_images=320)
-    assert scheduler_of(replace(declared, stop=None), configs, train_images=320) is None
+        replace(declared, base=timed)
+    assert scheduler_of(replace(declared, stop=None), train_images=320) is None
 
 
 def test_stratified_asha_compares_a_batch_size_with_itself() -> None:
@@ -438,13 +451,11 @@ def test_a_last_bracket_is_not_lost_to_rounding() -> None:
 
 def test_bohb_is_tpe_with_hyperband(tmp_path: Path) -> None:
     declared = study(explore=Optuna(num_configs=4, sampler="tpe"), stop=HyperBand())
-    assert scheduler_of(declared, [BASE], train_images=320) is not None
-    ours = Searched(declared, tmp_path)
+    assert scheduler_of(declared, train_images=320) is not None
+    ours = ByHand(declared, tmp_path)
     ours.suggest("a")
-    row = {"score": 0.6, "examples_seen": 320, "epoch_row/val_auroc": 0.6, "epoch_row/epoch": 1}
-    ours.searcher.on_trial_result("a", row)
-    ours.searcher.on_trial_complete("a", row)  # as Ray tells of one that its scheduler stopped
-    (told,) = ours.suggestions.optuna.get_trials()
+    ours.end("a", status="stopped", val_auroc=0.6, examples_seen=320)
+    (told,) = ours.told
     assert told.state == TrialState.PRUNED
     assert told.intermediate_values == {320: 0.6}  # what TPE models by length
 
@@ -459,9 +470,10 @@ def test_what_has_ended_by_itself_is_not_stopped() -> None:
 
 
 def test_optuna_dashboard_opens_the_journal(tmp_path: Path) -> None:
-    ours = Searched(study(), tmp_path)
+    ours = ByHand(study(), tmp_path)
     ours.suggest("a")
     ours.end("a", status="completed", val_auroc=0.75)
+    assert ours.values() == [0.75]
     dashboard = Path(sys.executable).parent / "optuna-dashboard"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

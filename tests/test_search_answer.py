@@ -13,9 +13,9 @@ from rich.text import Text
 from search.analysis.ridge import ridge
 from search.analysis.surface import surface
 from search.explore import Ablation, Pbt, Random, Variants
-from search.explore.plan import PlannedTrial
 from search.report.terminal import COLOURS, _cell_text, _surface_table, print_answer
 from search.results.tables import Results
+from search.study.explorer import PlannedTrial
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.host.storage import Folder
@@ -40,11 +40,17 @@ def rows(*known: tuple[int, float, int, str, float]) -> pd.DataFrame:
         test_auroc=table["val_auroc"] - 0.1,
         dataset="d",
         reason="why",
+        begins_from=None,
         trial_key=[f"k{i}" for i in range(len(table))],
     )
 
 
-def answer(trials: pd.DataFrame, steps: tuple[str, ...] = (), **changes: Any) -> list[str]:
+def answer(
+    trials: pd.DataFrame,
+    steps: tuple[str, ...] = (),
+    variants: tuple[str, ...] = (),
+    **changes: Any,
+) -> list[str]:
     from ray import tune
 
     vary = {
@@ -54,7 +60,8 @@ def answer(trials: pd.DataFrame, steps: tuple[str, ...] = (), **changes: Any) ->
     known = {"name": "s", "base": TrialConfig(dataset="d"), "vary": vary, "seeds": 2}
     study = Study(**(known | changes))
     console = Console(file=io.StringIO(), width=120)
-    planned = [PlannedTrial(f"k{i}", study.base, each) for i, each in enumerate(steps or [""] * 9)]
+    parts = [(step, "") for step in steps] or [("", v) for v in variants] or [("", "")] * 9
+    planned = [PlannedTrial(f"k{i}", study.base, *part) for i, part in enumerate(parts)]
     print_answer(console, study, trials, Results("s", Folder("/r/s")), planned)
     written: str = console.file.getvalue()  # type: ignore[attr-defined]
     return [line.rstrip() for line in written.splitlines() if line.strip()]
@@ -150,7 +157,7 @@ def test_what_varies_beside_has_a_surface_each() -> None:
     ]
     assert said.count(LEGEND) == 1
     each = {"short": {"epochs": 1}, "long": {"epochs": 9}}
-    said = answer(TRIALS, steps=("short",) * 4 + ("long",) * 5, explore=Variants(each=each))
+    said = answer(TRIALS, variants=("short",) * 4 + ("long",) * 5, explore=Variants(each=each))
     titles = [line for line in said if line.startswith("val_auroc")]
     assert titles == [
         "val_auroc (variant=long), one seed",
@@ -243,7 +250,7 @@ def test_three_reasons_that_differ_are_told() -> None:
 
 
 def test_of_no_trial_there_are_the_files_alone() -> None:
-    assert answer(TRIALS.iloc[:0]) == ["s  dataset=d  none of 9 trials", *FILES]
+    assert answer(TRIALS.iloc[:0]) == ["s  dataset=d  no trial finished yet", *FILES]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,15 +30,18 @@ from search.execution.cost_estimate import (
     trained_share,
     trial_cost_s,
 )
-from search.execution.dry_run import FILE, _drawn, compare_estimate, duration
+from search.execution.dry_run import FILE, Plan, _shares, compare_estimate, duration
+from search.execution.preflight import Ready
 from search.explore import Optuna, Pbt
-from search.explore.plan import PlannedTrial
 from search.results import tables
+from search.results.tables import Results
+from search.study.explorer import PlannedTrial, Tables
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
+from trainable.host.storage import Folder
 from trainable.probe import Measured
 from trainable.training.step import Step
 from trainable.trial import Trial
@@ -209,18 +213,38 @@ def searched(**explore: Any) -> Study:
     return Study(name="s", base=BASE, vary=vary, seeds=2, explore=Optuna(num_configs=10, **explore))
 
 
+def still_to_train(
+    study: Study, *, num_later: int, asked: Sequence[PlannedTrial] = ()
+) -> list[Share]:
+    """What a dry run prices of a search whose trials so far have all ended."""
+    results = Results("s", Folder("/r/s"))
+    known = Tables(data_fingerprint="d", folder=results.folder, asked=list(asked))
+    ready = Ready(
+        study=study, data_folder=None, data_fingerprint="d", train_images=100, results=results
+    )
+    return _shares(ready, known, Plan(asked=asked, todo=[], num_later=num_later), {})
+
+
 def test_draws_stand_for_what_is_left_and_points_for_themselves() -> None:
     point = {"batch_size": 64, "base_lr": 0.123}
     study = searched(points=[point, point | {"base_lr": 0.5}])
-    shares = _drawn(study, num_later=18)
+    tried = replace(BASE, batch_size=64, base_lr=0.123)
+    asked = [PlannedTrial(f"k{seed}", replace(tried, seed=seed)) for seed in (0, 1)]
+    shares = still_to_train(study, num_later=18, asked=asked)
     assert sum(share.count for share in shares) == pytest.approx(9 * 2)
-    assert (shares[0].config.base_lr, shares[0].count) == (0.5, 2.0)
-    assert {share.config.batch_size for share in shares[1:]} == {16, 32, 64}
+    counts = {share.config.base_lr: 0.0 for share in shares}
+    for share in shares:
+        counts[share.config.base_lr] += share.count
+    assert counts[0.5] == pytest.approx(2.0)
+    assert 0.123 not in counts
+    drawn = [share for share in shares if share.config.base_lr != 0.5]
+    assert {share.config.batch_size for share in drawn} == {16, 32, 64}
+    assert len({share.config.base_lr for share in drawn}) > 100  # for eight that are to come
 
 
 def test_a_population_draws_its_later_generations() -> None:
     study = replace(searched(), explore=Pbt(size=4, generations=5))
-    shares = _drawn(study, num_later=4 * 4 * 2)  # the first generation is planned
+    shares = still_to_train(study, num_later=4 * 4 * 2)  # the first generation is planned
     assert sum(share.count for share in shares) == pytest.approx(4 * 4 * 2 / 5)
     assert {share.config.batch_size for share in shares} == {16, 32, 64}
 
@@ -233,7 +257,8 @@ def test_draws_of_a_function_reach_every_branch() -> None:
         return {"model": model, "batch_size": 32}
 
     kinds = {
-        (s.config.model, s.config.batch_size) for s in _drawn(searched(space=space), num_later=20)
+        (share.config.model, share.config.batch_size)
+        for share in still_to_train(searched(space=space), num_later=20)
     }
     assert kinds == {("plain", 32), ("residual", 8), ("residual", 128)}
 
@@ -241,7 +266,7 @@ def test_draws_of_a_function_reach_every_branch() -> None:
 def test_a_draw_that_cannot_be_is_named() -> None:
     study = searched(space=lambda trial: {"base_lr": -trial.suggest_float("lr", 1, 2)})
     with pytest.raises(SpaceFileError, match=r"the search may choose .*base_lr must be > 0"):
-        _drawn(study, num_later=20)
+        still_to_train(study, num_later=20)
 
 
 def test_what_is_timed_is_what_a_trial_takes(
@@ -350,7 +375,7 @@ def test_only_what_was_to_run_is_compared_and_once(tmp_path: Path) -> None:
 def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path) -> None:
     dry = command(SMALL, tmp_path, "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "0 done, 4 to run; nothing is trained now" in dry.stdout
+    assert "0 done, 4 to run (dry run: nothing was trained)" in dry.stdout
     before = json.loads((tmp_path / "small" / FILE).read_text())
     assert len(before["to_run"]) == 4
     assert {kind["batch_size"] for kind in before["kinds"]} == {32, 64}

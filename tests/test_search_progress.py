@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from search.execution import progress
-from search.execution.progress import RECENT_ROWS, Progress, clock, show
-from search.explore.plan import PlannedTrial
+from search.execution.progress import RECENT_ROWS, Progress, clock
+from search.study.explorer import PlannedTrial
+from search.study.shown import show
 from trainable.config import TrialConfig
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=5)
@@ -57,7 +58,6 @@ def made(console: Console, **changes: Any) -> Progress:
         "console": console,
         "varied": ["batch_size", "base_lr"],
         "metric": "val_auroc",
-        "planned": dict(PLANNED),
         "total": 8,
         "done_before": 3,
         "started": 1000.0,
@@ -73,11 +73,11 @@ def test_in_a_pipe_each_ended_trial_is_one_plain_line(stopped_clock: Clock) -> N
     # Narrower than the lines: in a log file none of them is broken.
     written = io.StringIO()
     with made(Console(file=written, width=40)) as shown:
-        shown.epoch_ended("a", {"epoch": 1, "val_auroc": 0.5, "train_loss": 0.7})
-        shown.trial_ended("a", COMPLETED)
-        shown.trial_ended("b", DIVERGED)
-        shown.trial_ended("c", FAILED)
-        shown.trial_ended("d", STOPPED)
+        shown.epoch_ended(PLANNED["a"], {"epoch": 1, "val_auroc": 0.5, "train_loss": 0.7})
+        shown.trial_ended(PLANNED["a"], COMPLETED)
+        shown.trial_ended(PLANNED["b"], DIVERGED)
+        shown.trial_ended(PLANNED["c"], FAILED)
+        shown.trial_ended(PLANNED["d"], STOPPED)
     assert written.getvalue() == (
         "[4/8] batch_size=16 base_lr=0.3 seed=0: completed val_auroc=0.8765 12.3 s\n"
         "[5/8] batch_size=256 base_lr=0.0001 seed=1: diverged val_auroc=- 3.0 s "
@@ -92,11 +92,13 @@ def test_the_live_table_shows_what_ended_then_what_runs(stopped_clock: Clock) ->
     console = Console(file=io.StringIO(), width=100, record=True)
     shown = made(console)
     shown.live = object()  # type: ignore[assignment]  # on a terminal: no lines beside the table
-    shown.epoch_ended("a", {"epochs_seen": 5.0, "val_auroc": 0.8, "train_loss": 0.40004})
-    shown.epoch_ended("d", {"epochs_seen": 0.625, "val_auroc": 0.51, "train_loss": 0.7})
-    shown.epoch_ended("d", {"epochs_seen": 1.25, "val_auroc": 0.61234567, "train_loss": 0.6543})
-    shown.trial_ended("b", DIVERGED)
-    shown.trial_ended("a", COMPLETED)
+    shown.epoch_ended(PLANNED["a"], {"epochs_seen": 5.0, "val_auroc": 0.8, "train_loss": 0.40004})
+    shown.epoch_ended(PLANNED["d"], {"epochs_seen": 0.625, "val_auroc": 0.51, "train_loss": 0.7})
+    shown.epoch_ended(
+        PLANNED["d"], {"epochs_seen": 1.25, "val_auroc": 0.61234567, "train_loss": 0.6543}
+    )
+    shown.trial_ended(PLANNED["b"], DIVERGED)
+    shown.trial_ended(PLANNED["a"], COMPLETED)
     stopped_clock.now += 100
     console.print(shown.render())
     # 5 of 8 done: 25 of the bar's 40 characters. Two took 100 s, so the other three take 150 s.
@@ -112,7 +114,7 @@ def test_the_live_table_shows_what_ended_then_what_runs(stopped_clock: Clock) ->
 def test_before_a_trial_has_ended_nothing_is_said_of_the_time_left(stopped_clock: Clock) -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
     shown = made(console, varied=["optimizer"], metric="val_loss", total=2, done_before=0)
-    shown.epoch_ended("a", {"epochs_seen": 1.0, "val_loss": float("nan")})
+    shown.epoch_ended(PLANNED["a"], {"epochs_seen": 1.0, "val_loss": float("nan")})
     stopped_clock.now += 3723
     console.print(shown.render())
     assert lines(console.export_text()) == [
@@ -123,11 +125,11 @@ def test_before_a_trial_has_ended_nothing_is_said_of_the_time_left(stopped_clock
 
 
 def test_the_table_keeps_the_last_trials_that_ended(stopped_clock: Clock) -> None:
-    planned = {str(n): PlannedTrial(str(n), replace(BASE, seed=n)) for n in range(20)}
-    shown = made(Console(file=io.StringIO()), planned=planned, total=20, done_before=0)
+    planned = [PlannedTrial(str(n), replace(BASE, seed=n)) for n in range(20)]
+    shown = made(Console(file=io.StringIO()), total=20, done_before=0)
     for n in range(20):
-        shown.trial_ended(str(n), COMPLETED)
-    assert [key for key, _ in shown.recent] == [str(n) for n in range(20 - RECENT_ROWS, 20)]
+        shown.trial_ended(planned[n], COMPLETED)
+    assert [trial.key for trial, _ in shown.recent] == [str(n) for n in range(20 - RECENT_ROWS, 20)]
     assert RECENT_ROWS == 8
 
 
@@ -135,7 +137,7 @@ def test_on_a_terminal_the_table_is_drawn_and_no_line_is_printed(stopped_clock: 
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=100, color_system=None)
     with made(console) as shown:
-        shown.trial_ended("a", COMPLETED)
+        shown.trial_ended(PLANNED["a"], COMPLETED)
         assert shown.live is not None
         assert shown.live.is_started
         stopped_clock.now += 10
@@ -154,7 +156,7 @@ def test_colours_tell_the_statuses_apart(stopped_clock: Clock) -> None:
     shown = made(console)
     shown.live = object()  # type: ignore[assignment]
     for key, row in (("a", COMPLETED), ("b", DIVERGED), ("c", FAILED), ("d", STOPPED)):
-        shown.trial_ended(key, row)
+        shown.trial_ended(PLANNED[key], row)
     console.print(shown.render())
     # ANSI: 32 green, 33 yellow, 31 red, 36 cyan.
     for code, status in ((32, "completed"), (33, "diverged"), (31, "failed"), (36, "stopped")):

@@ -11,16 +11,14 @@ import pytest
 from ray import tune
 from rich.console import Console
 
-from search.execution import recorder
-from search.execution import runner as tuning
+from search.execution import recorder, runner
 from search.execution.progress import Progress
-from search.execution.recorder import Recorder as _Record
-from search.execution.recorder import Setting
+from search.execution.recorder import Recorder, Setting
 from search.execution.watchdog import HOST_MEMORY
-from search.explore import plan
-from search.explore.plan import PlannedTrial
+from search.explore.ask import ask
 from search.results import tables
 from search.results.tables import Results
+from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.host import storage
@@ -41,7 +39,8 @@ class Played:
     """A command's record, and one of its trials as Ray Tune hands it to callbacks."""
 
     def __init__(self, opened: Results, **attempts: int) -> None:
-        (self.planned, self.other) = plan.plan_trials(STUDY, data_fingerprint="d")
+        self.known = Tables(data_fingerprint="d", folder=opened.folder)
+        (self.planned, self.other) = ask(STUDY, self.known, room=1)
         self.key = self.planned.key
         setting = Setting(
             study=STUDY,
@@ -49,20 +48,21 @@ class Played:
             data_folder=None,
             data_fingerprint="d",
             train_images=96,
+            tables=self.known,
             attempts={self.key: attempts.get("attempts", 0)},
             code_version="c0ffee",
         )
         self.scheduler = Scheduler()
-        self.progress = Progress(Console(quiet=True), ["base_lr"], "val_auroc", {}, 2, 0)
+        self.progress = Progress(Console(quiet=True), ["base_lr"], "val_auroc", 2, 0)
         scheduler: Any = self.scheduler
-        self.record = _Record(setting, self.progress, scheduler)
+        self.record = Recorder(setting, self.progress, scheduler)
         self.record.expect(self.planned)
         self.trial = self._trial(self.planned)
 
     def _trial(self, planned: PlannedTrial) -> Any:
         metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1})
         metadata.num_failures = 1
-        config = {"trial": {"key": planned.key, "config": {"batch_size": 32}}}
+        config = {"key": planned.key, "batch_size": 32}
         return SimpleNamespace(
             trial_id="t0", config=config, run_metadata=metadata, error_file=None, max_failures=3
         )
@@ -126,8 +126,13 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     assert set(tables.epochs(opened)["attempt"]) == {5}
     assert tables.faults(opened) == []
     assert storage.names(folder, ".pt") == []  # nothing goes on from it
-    assert played.record.expected == set()
+    # What explorers weigh of it.
+    seen = {"status": "stopped", "val_auroc": 0.7, "examples_seen": 192, "train_wall_s": 4.0}
+    assert played.known.ended == {played.key: seen | {"peak_memory_gib": None}}
     assert played.progress.ended == 1
+    # A study of many trials keeps nothing of one that ended.
+    record = played.record
+    assert record.planned == record.rows == record.attempt == record.under_way == {}
     assert played.trial.run_metadata.metric_analysis == {}
     assert played.trial.run_metadata.metric_n_steps == {}
     assert tables.make_sound(opened) == []
@@ -188,7 +193,7 @@ def test_a_trial_that_its_scheduler_stopped_before_any_epoch_is_still_to_run(
     played.scheduler.reasons["t0"] = "asha at 0 images"
     played.record.on_trial_complete(1, [], played.trial)
     assert tables.trials(opened).empty
-    assert played.record.expected == {played.key}
+    assert played.known.ended == {}
 
 
 @pytest.mark.parametrize(
@@ -247,10 +252,12 @@ def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_
     played = Played(opened)
     played.record.on_trial_error(1, [], played.trial)
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: nothing more is known")
+    played.record.expect(played.planned)
     played.trial.error_file = tmp_path / "error.txt"
     played.trial.error_file.write_text("Failure # 1\nTraceback\nRayActorError: it died\n\n")
     played.record.on_trial_error(1, [], played.trial)
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: RayActorError: it died")
+    played.record.expect(played.planned)
     played.record.lost_because["t0"] = "it reported nothing for too long"
     played.record.on_trial_error(1, [], played.trial)
     assert "1 times: it reported nothing for too long (tr" in only_row(opened)["reason"]
@@ -274,8 +281,8 @@ def test_a_full_disk_ends_the_study_and_no_trial(
     wrapped = RuntimeError("as Ray wraps it")
     wrapped.__cause__ = RuntimeError("twice")
     wrapped.__cause__.__context__ = error = NoSpaceError(errno.ENOSPC, "full")
-    assert tuning._no_space_in(wrapped) is error
-    assert tuning._no_space_in(ValueError()) is None
+    assert runner._no_space_in(wrapped) is error
+    assert runner._no_space_in(ValueError()) is None
 
 
 def test_the_end_of_a_traceback_is_one_line() -> None:

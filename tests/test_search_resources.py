@@ -28,7 +28,7 @@ from search.execution.resources import (
     with_measured_shares,
 )
 from search.explore import Optuna
-from search.study.study import Study, configurations
+from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.probe import MemoryUse
 
@@ -219,7 +219,7 @@ def test_a_gpu_that_torch_does_not_see_cannot_be_measured(tmp_path: Path) -> Non
 
 def test_every_configuration_of_a_grid_has_its_resources() -> None:
     mixed = study(gpus_per_trial={16: 0.25, 64: 1.0})
-    given = {c.batch_size: resources_of(mixed, cluster(), c) for _, c in configurations(mixed)}
+    given = {c.batch_size: resources_of(mixed, cluster(), c) for c in mixed.configs}
     assert given == {
         16: {"CPU": 1, "GPU": 0.25},
         32: {"CPU": 1, "GPU": 0.25},

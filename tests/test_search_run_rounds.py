@@ -1,33 +1,27 @@
-"""The command's rounds, exit status and packing, with trainings that end at once, without Ray.
+"""The command's answer to results, exit status and packing, without Ray.
 
-What Ray does is in tests/test_search_run.py. Here a function stands in for it which commits a row
-for each trial, with a score that is known in advance.
+What Ray does is in tests/test_search_run.py. Here trainings that end at once stand in for it.
 """
 
 import errno
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from trainings import TUNER, Cell, Trainings, without_ray
 
-from cluster.connect import Cluster, ConnectError
-from search import run
-from search.execution.recorder import Setting
-from search.explore import Asha
-from search.explore.plan import PlannedTrial
+from cluster.connect import ConnectError
+from search import run, session
+from search.execution.schedulers import EarlyStopping
 from search.results import lock, tables
-from trainable.config import TrialConfig
 from trainable.host.storage import NoSpaceError, folder_at
 
 SPACE = """
 from ray import tune
-from search.explore import Asha, Grid, Leaders
+from search.explore import Asha, Grid, Leaders, Optuna
 from search.study.study import Study
 from trainable.config import TrialConfig
 
@@ -43,76 +37,20 @@ study = Study(
     MORE
 )
 """
-Cell = tuple[int, float, int]  # batch size, base lr to four digits, seed
 DECLARED: set[Cell] = {(b, lr, 0) for b in (16, 64) for lr in (0.1, 0.2, 0.4)}
-
-
-def cell_of(config: TrialConfig) -> Cell:
-    return config.batch_size, round(config.base_lr, 4), config.seed
-
-
-def score_of(config: TrialConfig) -> float:
-    """Best at 0.2 for batch 16 and, a hundredth worse, at 1.6 for batch 64."""
-    best, top = (0.2, 0.9) if config.batch_size == 16 else (1.6, 0.89)
-    return top - abs(math.log2(config.base_lr / best)) / 20
-
-
-@dataclass
-class Trainings:
-    """Trains in no time, and keeps what it was asked to."""
-
-    endings: Mapping[Cell, str] = field(default_factory=dict)
-    raises: BaseException | None = None
-    asked: list[set[Cell]] = field(default_factory=list)
-    past: list[set[Cell]] = field(default_factory=list)
-    stops: list[object] = field(default_factory=list)
-
-    def __call__(
-        self,
-        setting: Setting,
-        trials: Sequence[PlannedTrial],
-        cluster: Cluster,
-        progress: Any,
-        suggestions: object,
-        past: Sequence[PlannedTrial],
-    ) -> int:
-        self.asked.append({cell_of(trial.config) for trial in trials})
-        self.past.append({cell_of(trial.config) for trial in past})
-        self.stops.append(setting.study.stop)
-        if self.raises is not None:
-            raise self.raises
-        unended = 0
-        for trial in trials:
-            status = self.endings.get(cell_of(trial.config), "completed")
-            unended += status == "interrupted"
-            num_epochs = trial.config.epochs if status in ("completed", "failed") else 2
-            about = {
-                "study": "made",
-                "trial_key": trial.key,
-                "seed": trial.config.seed,
-                "attempt": setting.attempts.get(trial.key, 0) + 1,
-            }
-            score = {"val_auroc": math.nan if status == "diverged" else score_of(trial.config)}
-            epochs = [about | score | {"epoch": e} for e in range(1, (num_epochs or 0) + 1)]
-            tables.commit_epochs(setting.results, trial.key, epochs)
-            ended = {"status": status, "epochs_completed": num_epochs, "train_wall_s": 1.0}
-            tables.commit_trial(setting.results, asdict(trial.config) | about | score | ended)
-        return unended
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Callable[..., int]:
     """Runs the command on a study of six trials, in this process."""
-    monkeypatch.setattr(run, "head_watched", lambda *about: nullcontext())
-    monkeypatch.setattr(run, "written_meanwhile", lambda results: nullcontext())
-    monkeypatch.setattr(run, "write_report", lambda results: "report.html")
+    without_ray(monkeypatch)
 
     def command(trainings: Trainings, *arguments: str, more: str = "") -> int:
         space = tmp_path / "made.py"
         space.write_text(SPACE.replace("MORE", more))
         words = [str(space), "--out", str(tmp_path), *arguments]
         monkeypatch.setattr("sys.argv", ["run.py", *words])
-        monkeypatch.setattr(run, "run_trials", trainings)
+        monkeypatch.setattr(TUNER, trainings)
         return run.main(words)
 
     return command
@@ -131,6 +69,19 @@ def cells_in(tmp_path: Path) -> set[Cell]:
 
 def files_in(tmp_path: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+
+def known_to_schedulers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the trials that schedulers are told of, of earlier commands."""
+    keys: list[str] = []
+    learn = EarlyStopping.learn
+
+    def noted(self: EarlyStopping, key: str, batch_size: int, evaluations: Any) -> None:
+        keys.append(key)
+        learn(self, key, batch_size, evaluations)
+
+    monkeypatch.setattr(EarlyStopping, "learn", noted)
+    return keys
 
 
 ROUNDS = "explore=Grid(widen=3, refine=1), leaders=Leaders(top=1, seeds=3), stop=Asha()"
@@ -155,12 +106,13 @@ def test_a_study_widens_refines_and_gives_its_leaders_seeds_in_one_command(
     assert trainings.asked == ASKED
     assert cells_in(tmp_path) == set[Cell]().union(*ASKED)
     assert "made: 6 trials on dataset=digits, 0 done before, 6 to run" in said
-    assert re.findall(r"another round: (\d+) trials", said) == ["3", "1", "1", "2", "2"]
+    counts = re.findall(r"^\[(\d+)/(\d+)\]", said, re.MULTILINE)
+    assert [int(num) for num, _ in counts] == list(range(1, 16))
+    assert [int(of) for _, of in counts] == [6] * 6 + [9] * 3 + [10] + [11] + [13] * 2 + [15] * 2
     assert "15 completed of 15 trials" in said
-    # Later rounds ask for their trials: none of these may be stopped, all earlier ones are known.
-    assert trainings.stops == [Asha()] + [None] * 5
-    for at, past in enumerate(trainings.past):
-        assert past == set[Cell]().union(*ASKED[:at])
+    # The results ask for the later trials: none of these may be stopped.
+    assert trainings.whole == set[Cell]().union(*ASKED[1:])
+    assert trainings.commands == ["made"]  # one Tuner for all of them
 
     files = files_in(tmp_path)
     again = Trainings()
@@ -168,18 +120,38 @@ def test_a_study_widens_refines_and_gives_its_leaders_seeds_in_one_command(
     repeated = capsys.readouterr().out
     assert again.asked == []
     assert files_in(tmp_path) == files
-    assert "6 done before, 0 to run" in repeated
-    assert "another round" not in repeated
+    assert "made: 15 trials on dataset=digits, 15 done before, 0 to run" in repeated
+    assert again.commands == []
     answer = said[said.index("\nmade  dataset=digits") :]
     assert repeated.endswith(answer)
 
 
+def test_a_batch_size_that_widens_does_not_wait_for_the_others(made: Callable[..., int]) -> None:
+    """Trials of batch 64 are sent first, one at a time beside the next; batch 16 goes on."""
+    trainings = Trainings(num_slots=4)
+    assert made(trainings, more=ROUNDS) == 0
+    assert set[Cell]().union(*trainings.asked) == set[Cell]().union(*ASKED)
+    begun = trainings.order.index(("begins", (64, 0.8, 0)))
+    ended_before = {cell for what, cell in trainings.order[:begun] if what == "ends"}
+    assert ended_before == {(64, lr, 0) for lr in (0.1, 0.2, 0.4)}
+    # The leaders, which are chosen among all, wait for all.
+    begun = trainings.order.index(("begins", (16, 0.2, 1)))
+    ended_before = {cell for what, cell in trainings.order[:begun] if what == "ends"}
+    assert ended_before == set[Cell]().union(*ASKED[:-1])
+
+
 @pytest.mark.parametrize("at", [2, 5], ids=["while it widens", "while leaders get seeds"])
 def test_a_round_that_was_interrupted_is_75_and_the_same_command_ends_it(
-    at: int, made: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    at: int,
+    made: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     left = min(ASKED[at])
+    known = known_to_schedulers(monkeypatch)
     assert made(Trainings({left: "interrupted"}), more=ROUNDS) == 75
+    assert known == []
     total = len(set[Cell]().union(*ASKED[: at + 1]))
     said = capsys.readouterr().out
     assert f"interrupted: 1 of {total} trials are left" in said
@@ -187,6 +159,11 @@ def test_a_round_that_was_interrupted_is_75_and_the_same_command_ends_it(
     rest = Trainings()
     assert made(rest, more=ROUNDS) == 0
     assert rest.asked == [{left}, *ASKED[at + 1 :]]
+    # The scheduler of the second command compares with all that ended in the first.
+    ended = rows_in(tmp_path).query("attempt == 1")["trial_key"]
+    later = len(set[Cell]().union(*ASKED[at + 1 :]))
+    assert len(known) == len(ended) - later == total - 1
+    assert set(known) <= set(ended)
     assert cells_in(tmp_path) == set[Cell]().union(*ASKED)
     attempts = rows_in(tmp_path).set_index(["batch_size", "seed"])["attempt"]
     assert sorted(attempts) == [1] * 14 + [2]
@@ -292,7 +269,7 @@ def test_a_report_that_cannot_be_written_changes_no_exit_status(
     def broken(results: object) -> None:
         raise KeyError("surface")
 
-    monkeypatch.setattr(run, "write_report", broken)
+    monkeypatch.setattr("search.report.report.write_report", broken)
     assert made(Trainings()) == 0
     said = capsys.readouterr().out
     assert "the report could not be written (KeyError: 'surface'): try python -m " in said
@@ -306,12 +283,12 @@ def test_a_study_above_the_number_of_files_packs_itself(
     def names(table: str) -> list[str]:
         return sorted(path.name.split("-")[0] for path in (tmp_path / "made" / table).iterdir())
 
-    monkeypatch.setattr(run, "COMPACT_FROM", 12)  # six trials are twelve files
+    monkeypatch.setattr(session, "COMPACT_FROM", 12)  # six trials are twelve files
     assert made(Trainings(ENDINGS)) == 1
     assert len(names("trials")) == len(names("epochs")) == 6
     separate = {table: pd.read_parquet(tmp_path / "made" / table) for table in tables.TABLES}
 
-    monkeypatch.setattr(run, "COMPACT_FROM", 11)
+    monkeypatch.setattr(session, "COMPACT_FROM", 11)
     assert made(Trainings()) == 1
     assert names("trials") == names("epochs") == ["packed"]
     for table, by in (("trials", ["trial_key"]), ("epochs", ["trial_key", "epoch"])):
@@ -322,14 +299,14 @@ def test_a_study_above_the_number_of_files_packs_itself(
         )
 
     # Packed trials are known as done; one that runs again leaves the pack, or it were there twice.
-    monkeypatch.setattr(run, "COMPACT_FROM", 100)
+    monkeypatch.setattr(session, "COMPACT_FROM", 100)
     again = Trainings()
     assert made(again, "--retry", "failed", "--set", "seeds=2") == 0
     everything = DECLARED | {(b, lr, 1) for b, lr, _ in DECLARED}
     assert again.asked == [{(16, 0.1, 0)} | everything - DECLARED]
     assert len(names("trials")) == len(names("epochs")) == 1 + 7
     assert cells_in(tmp_path) == everything
-    monkeypatch.setattr(run, "COMPACT_FROM", 15)
+    monkeypatch.setattr(session, "COMPACT_FROM", 15)
     assert made(Trainings(), "--set", "seeds=2") == 0
     assert names("trials") == names("epochs") == ["packed"]
     assert cells_in(tmp_path) == everything
@@ -346,4 +323,4 @@ def test_a_study_above_the_number_of_files_packs_itself(
 def test_a_study_packs_itself_above_as_many_files_as_readme_says() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (said,) = re.findall(r"Above ([\d,]+) files a study is packed by itself", readme)
-    assert int(said.replace(",", "")) == run.COMPACT_FROM
+    assert int(said.replace(",", "")) == session.COMPACT_FROM

@@ -5,18 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray import tune
+from trainings import ByHand
 
-from search.execution.schedulers import EarlyStopping, OptunaSearcher, first_rung, scheduler_of
+from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Median, Optuna
-from search.explore.optuna import JOURNAL, Suggestions, distribution_of, past_scores, sampler_of
-from search.explore.plan import PlannedTrial
+from search.explore.ask import ask
+from search.explore.journal import Journal, distribution_of, past_scores, sampler_of
+from search.explore.optuna import JOURNAL
+from search.study.explorer import Tables
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
+from trainable.host.storage import folder_at
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
 VARY = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
@@ -30,8 +35,14 @@ def study(num_configs: int = 4, **changes: Any) -> Study:
     return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": explore} | changes))
 
 
-def opened(declared: Study, folder: Path) -> Suggestions:
-    return Suggestions(declared, folder / JOURNAL, data_fingerprint="d")
+def opened(declared: Study, folder: Path) -> Journal:
+    explore: Any = declared.explore
+    return Journal(declared, explore, folder / JOURNAL, data_fingerprint="d")
+
+
+def known(folder: Path, ended: dict[str, Any] | None = None) -> Tables:
+    """What a command knows of a study when it begins."""
+    return Tables(data_fingerprint="d", folder=folder_at(str(folder)), ended=ended or {})
 
 
 def beside(folder: Path) -> Path:
@@ -44,79 +55,109 @@ def beside(folder: Path) -> Path:
 
 
 def test_what_is_asked_is_planned_with_its_seeds_and_keys(tmp_path: Path) -> None:
-    ours = opened(study(2, seeds=3), tmp_path)
-    assert ours.planned() == []
-    first, second = ours.ask(), ours.ask()
-    assert first is not None
-    assert second is not None
-    assert ours.ask() is None
-    assert (first[0], second[0]) == (0, 1)
-    assert [t.config.seed for t in first[1]] == [0, 1, 2]
-    assert all(t.key == trial_key(t.config, "d") for t in first[1])
-    assert ours.planned() == [*first[1], *second[1]]
-    assert [t.number for t in ours.asked()] == [0, 1]
-    again = opened(study(2, seeds=3), tmp_path)  # another command
-    assert again.planned() == ours.planned()
-    assert again.unfinished() == [first, second]
-    again.tell(0, [{"status": "completed", "val_auroc": 0.5}] * 3)
-    assert again.unfinished() == [second]
-    assert again.ask() is None
+    declared, tables = study(2, seeds=3), known(tmp_path)
+    assert ask(declared, tables, room=0) == []
+    assert not (tmp_path / JOURNAL).exists()  # a dry run leaves none
+    first, second = ask(declared, tables, room=1), ask(declared, tables, room=1)
+    assert ask(declared, tables, room=1) == []
+    assert tables.memory["journal"].open == {0: first, 1: second}
+    assert [t.config.seed for t in first] == [0, 1, 2]
+    assert all(t.key == trial_key(t.config, "d") for t in [*first, *second])
+    assert tables.asked == [*first, *second]
+    scores = {trial.key: {"status": "completed", "val_auroc": 0.5} for trial in first}
+    again = known(tmp_path, scores)  # another command
+    assert ask(declared, again, room=0) == [*first, *second]
+    assert again.memory["journal"].open == {1: second}
+    assert ask(declared, again, room=9) == []
+
+
+@pytest.mark.parametrize(("room", "num_chosen"), [(0, 0), (1, 1), (3, 3), (9, 4)])
+def test_no_more_is_chosen_than_there_is_room_for(
+    room: int, num_chosen: int, tmp_path: Path
+) -> None:
+    ours = opened(study(4), tmp_path)
+    assert len(ours.next(known(tmp_path), room)) == num_chosen
+    assert len(ours.optuna.get_trials()) == num_chosen
+
+
+@pytest.mark.parametrize(("room", "num_new"), [(1, 0), (2, 0), (3, 1)])
+def test_what_an_earlier_command_left_takes_its_room_first(
+    room: int, num_new: int, tmp_path: Path
+) -> None:
+    """Two were under way when the command before was killed; a third had ended."""
+    left = opened(study(9), tmp_path).next(known(tmp_path), 3)
+    ended = {left[0].key: {"status": "completed", "val_auroc": 0.5}}
+    chosen = opened(study(9), tmp_path).next(known(tmp_path, ended), room)
+    assert chosen[:3] == left
+    assert len(chosen) == 3 + num_new
 
 
 def test_a_later_command_does_not_draw_the_first_ones_again(tmp_path: Path) -> None:
-    first = opened(study(4), tmp_path)
-    drawn = [first.ask() for _ in range(2)]
-    later = opened(study(4), tmp_path)
-    drawn += [later.ask() for _ in range(2)]
-    lrs = {asked[1][0].config.base_lr for asked in drawn if asked}
-    assert len(lrs) == 4
-    seeded = opened(study(4), beside(tmp_path))
-    same = [seeded.ask() for _ in range(2)]
-    assert same == drawn[:2]  # another study of the same seed draws the same
+    first = opened(study(4), tmp_path).next(known(tmp_path), 2)
+    drawn = opened(study(4), tmp_path).next(known(tmp_path), 4)
+    assert drawn[:2] == first
+    assert len({trial.config.base_lr for trial in drawn}) == 4
+    # Another study of the same seed draws the same.
+    assert opened(study(4), beside(tmp_path)).next(known(tmp_path), 2) == first
 
 
 def test_what_was_told_stays_told(tmp_path: Path) -> None:
     ours = opened(study(), tmp_path)
-    ours.ask()
+    ours.next(known(tmp_path), 1)
     ours.tell(0, [{"status": "completed", "val_auroc": 0.5}])
     ours.tell(0, [{"status": "failed"}])
+    ours.tell(0, [{"status": "stopped", "val_auroc": 0.1, "examples_seen": 96}])
     (trial,) = ours.optuna.get_trials()
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
 
 
-def test_nothing_to_tell_is_a_failure(tmp_path: Path) -> None:
+def test_a_dry_run_beside_a_command_that_trains_disturbs_neither(tmp_path: Path) -> None:
+    """Both tell the journal of a trial that ended; whoever comes second leaves it."""
+    ours = ByHand(study(1), tmp_path)
+    ours.suggest("a")
+    ours.end("a", status="completed", val_auroc=0.5)
+    assert ask(ours.study, known(tmp_path, ours.known.ended), room=0) == ours.known.asked
+    assert ours.suggest("b") == "FINISHED"
+    assert ours.values() == [0.5]
+
+
+def test_a_trial_that_failed_teaches_nothing(tmp_path: Path) -> None:
     ours = opened(study(), tmp_path)
-    ours.ask()
-    ours.tell(0, [])
-    assert [t.state for t in ours.optuna.get_trials()] == [TrialState.FAIL]
+    ours.next(known(tmp_path), 1)
+    ours.tell(0, [{"status": "failed", "val_auroc": None, "examples_seen": None}])
+    (trial,) = ours.optuna.get_trials()
+    assert (trial.state, trial.value, trial.intermediate_values) == (TrialState.FAIL, None, {})
 
 
-@pytest.mark.parametrize(
-    ("changes", "reported"),
-    [({}, {96: 0.5}), ({"seeds": 2}, {}), ({"objectives": ["train_wall_s"]}, {})],
-)
-def test_scores_on_the_way_are_of_one_seed_and_one_objective(
-    changes: dict[str, Any], reported: dict[int, float], tmp_path: Path
+@pytest.mark.parametrize("changes", [{}, {"seeds": 2}, {"objectives": ["train_wall_s"]}])
+def test_only_of_a_stopped_one_is_a_score_on_the_way_told(
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
     ours = opened(study(**changes), tmp_path)
-    ours.ask()
-    ours.report(0, 0.5, 96)
-    assert ours.optuna.get_trials()[0].intermediate_values == reported
+    ours.next(known(tmp_path), 1)
+    row = {"status": "completed", "val_auroc": 0.5, "examples_seen": 192, "train_wall_s": 2.0}
+    ours.tell(0, [row] * changes.get("seeds", 1))
+    assert ours.optuna.get_trials()[0].intermediate_values == {}
 
 
 def test_a_stopped_one_is_told_where_it_was_once(tmp_path: Path) -> None:
     ours = opened(study(), tmp_path)
-    for number in range(3):
-        ours.ask()
-        row = {"status": "stopped", "val_auroc": 0.7, "examples_seen": 192}
-        if number == 1:
-            ours.report(number, 0.6, 96)
-        if number == 2:
-            del row["examples_seen"]
-        ours.tell(number, [row])
+    ours.next(known(tmp_path), 2)
+    ours.tell(0, [{"status": "stopped", "val_auroc": 0.7, "examples_seen": 192}])
+    ours.tell(1, [{"status": "stopped", "val_auroc": 0.7}])
     told = ours.optuna.get_trials()
-    assert [t.state for t in told] == [TrialState.PRUNED] * 3
-    assert [t.intermediate_values for t in told] == [{192: 0.7}, {96: 0.6}, {0: 0.7}]
+    assert [t.state for t in told] == [TrialState.PRUNED] * 2
+    assert [t.intermediate_values for t in told] == [{192: 0.7}, {0: 0.7}]
+
+
+def test_of_seeds_where_one_was_stopped_the_mean_is_told(tmp_path: Path) -> None:
+    ours = opened(study(seeds=2), tmp_path)
+    ours.next(known(tmp_path), 1)
+    stopped = {"status": "stopped", "val_auroc": 0.5, "examples_seen": 192}
+    ours.tell(0, [stopped, {"status": "completed", "val_auroc": 0.7, "examples_seen": 960}])
+    (trial,) = ours.optuna.get_trials()
+    assert trial.state == TrialState.PRUNED
+    assert trial.intermediate_values == {192: pytest.approx(0.6)}
 
 
 def test_a_secret_among_the_parameters_is_refused(tmp_path: Path) -> None:
@@ -126,17 +167,16 @@ def test_a_secret_among_the_parameters_is_refused(tmp_path: Path) -> None:
 
     ours = opened(study(vary={}, space=space), tmp_path)
     with pytest.raises(ValueError, match="api_key "):
-        ours.ask()
+        ours.next(known(tmp_path), 1)
     named = opened(study(vary={}, space=lambda _: {"password": "x"}), beside(tmp_path))
     with pytest.raises(ValueError, match="password "):
-        named.ask()
+        named.next(known(tmp_path), 1)
 
 
 def test_points_are_first_and_in_order(tmp_path: Path) -> None:
     points = [{"batch_size": 32, "base_lr": lr} for lr in (0.25, 0.5)]
-    ours = opened(study(3, points=points), tmp_path)
-    asked = [ours.ask() for _ in range(3)]
-    configs = [each[1][0].config for each in asked if each]
+    trials = opened(study(3, points=points), tmp_path).next(known(tmp_path), 3)
+    configs = [trial.config for trial in trials]
     assert [(c.batch_size, c.base_lr) for c in configs[:2]] == [(32, 0.25), (32, 0.5)]
     assert configs[2].base_lr not in (0.25, 0.5)
 
@@ -203,7 +243,7 @@ def test_a_warm_start_is_taken_in_once(tmp_path: Path) -> None:
     for _ in range(2):
         ours = opened(declared, tmp_path)
         assert [t.value for t in ours.optuna.get_trials()] == [0.5]
-        assert ours.planned() == []
+        assert ours.next(known(tmp_path), 0) == []
 
 
 def test_a_warm_start_knows_every_objective(tmp_path: Path) -> None:
@@ -217,61 +257,56 @@ def test_a_warm_start_knows_every_objective(tmp_path: Path) -> None:
 # --- what Ray asks --------------------------------------------------------------------------------
 
 
-class Driven:
-    """A searcher, and what it sent."""
-
-    def __init__(self, declared: Study, folder: Path, held: Any = ()) -> None:
-        self.sent: list[PlannedTrial] = []
-        self.suggestions = opened(declared, folder)
-        self.searcher = OptunaSearcher(self.suggestions, self._send, dict(held))
-
-    def _send(self, planned: PlannedTrial) -> dict[str, Any]:
-        self.sent.append(planned)
-        return {"key": planned.key}
-
-
 def test_what_the_tables_hold_is_told_and_not_sent(tmp_path: Path) -> None:
     point = {"batch_size": 32, "base_lr": 0.25}
     declared = study(2, points=[point, point | {"base_lr": 0.5}], seeds=2)
     configs = [replace(BASE, batch_size=32, base_lr=0.25, seed=seed) for seed in (0, 1)]
     rows = {trial_key(c, "d"): {"status": "completed", "val_auroc": 0.75} for c in configs}
-    ours = Driven(declared, tmp_path, rows)
-    assert ours.searcher.suggest("a") == {"trial": {"key": ours.sent[0].key}}
-    assert (ours.sent[0].config.base_lr, ours.sent[0].config.seed) == (0.5, 0)
-    told, running = ours.suggestions.optuna.get_trials()
+    ours = ByHand(declared, tmp_path, rows)
+    first = ours.suggest("a")
+    (sent,) = ours.sent.values()
+    assert first == {"key": sent.key}
+    assert (sent.config.base_lr, sent.config.seed) == (0.5, 0)
+    told, running = ours.told
     assert (told.state, told.value) == (TrialState.COMPLETE, 0.75)
     assert running.state == TrialState.RUNNING
-    ours.searcher.suggest("b")
-    assert ours.searcher.suggest("c") == "FINISHED"
+    ours.suggest("b")
+    assert ours.suggest("c") is None  # of those under way nothing may yet follow
     for trial_id in ("a", "b"):
-        assert len(ours.searcher.open) == 1
-        ours.searcher.on_trial_complete(
-            trial_id, {"trial_row": {"status": "completed", "val_auroc": 1.0}}
-        )
-    assert ours.searcher.open == {}
-    assert ours.searcher.running == {}
-    assert [t.value for t in ours.suggestions.optuna.get_trials()] == [0.75, 1.0]
+        assert len(ours.known.memory["journal"].open) == 1
+        ours.end(trial_id, status="completed", val_auroc=1.0)
+    assert ours.suggest("c") == "FINISHED"
+    assert ours.known.memory["journal"].open == {}
+    assert ours.queue.under_way == {}
+    assert ours.values() == [0.75, 1.0]
 
 
-def test_evaluations_are_reported_and_other_results_are_not(tmp_path: Path) -> None:
-    ours = Driven(study(), tmp_path)
-    ours.searcher.suggest("a")
-    seen = {"score": 0.5, "examples_seen": 96}
-    ours.searcher.on_trial_result("a", {**seen, "epoch_row/val_auroc": 0.5})
-    ours.searcher.on_trial_result(
-        "a", {"score": 0.9, "examples_seen": 192, "trial_row/status": "x"}
-    )
-    ours.searcher.on_trial_result("unknown", {**seen, "epoch_row/val_auroc": 0.5})
-    (trial,) = ours.suggestions.optuna.get_trials()
-    assert trial.intermediate_values == {96: 0.5}
-    stopped = {**seen, "epoch_row/val_auroc": 0.5, "epoch_row/examples_seen": 96}
-    ours.searcher.on_trial_complete("a", stopped)
-    assert ours.searcher.held[ours.sent[0].key] == {
-        "val_auroc": 0.5,
-        "examples_seen": 96,
-        "status": "stopped",
-    }
-    assert (ours.searcher.metric, ours.searcher.mode) == ("score", "max")
+def test_two_trials_of_the_same_parameters_are_trained_once_and_both_are_told(
+    tmp_path: Path,
+) -> None:
+    point = {"batch_size": 32, "base_lr": 0.25}
+    declared = study(3, points=[point, point, point])
+    ours = ByHand(declared, tmp_path, num_slots=2)
+    assert ours.suggest("a") is not None
+    assert ours.suggest("b") is None
+    assert ours.states() == [TrialState.RUNNING] * 3  # all share what is under way
+    ours.end("a", status="diverged", val_auroc=math.nan)
+    assert ours.suggest("b") == "FINISHED"
+    assert len(ours.sent) == 1
+    assert ours.values() == [0.0] * 3
+    assert declared.explore.total(declared, ours.known) == 1
+
+
+def test_evaluations_are_told_to_nobody_on_the_way(tmp_path: Path) -> None:
+    ours = ByHand(study(), tmp_path)
+    ours.suggest("a")
+    ours.queue.on_trial_result("a", {"score": 0.5, "examples_seen": 96, "epoch_row/epoch": 1})
+    ours.queue.on_trial_result("unknown", {"score": 0.5, "examples_seen": 96})
+    (trial,) = ours.told
+    assert trial.intermediate_values == {}
+    ours.end("a", status="stopped", val_auroc=0.5, examples_seen=96)
+    assert ours.told[0].intermediate_values == {96: 0.5}
+    assert (ours.queue.metric, ours.queue.mode) == ("score", "max")
 
 
 # --- rungs ----------------------------------------------------------------------------------------
@@ -289,7 +324,8 @@ def test_rungs_are_those_of_the_longest_trial() -> None:
     warm = replace(short, warmup_epochs=3.0)
     assert first_rung(declared, [warm, long], train_images=320) == 960
     assert first_rung(replace(declared, stop=None), [short], train_images=320) == 0
-    made = scheduler_of(declared, [short, long], train_images=320)
+    grown = replace(declared, vary={"epochs": tune.grid_search([4, 10])})
+    made = scheduler_of(grown, train_images=320)
     assert made is not None
     assert (made.grace, made.total, made.stop) == (800, 3200, declared.stop)
 
@@ -297,9 +333,9 @@ def test_rungs_are_those_of_the_longest_trial() -> None:
 class Played:
     """A trial as a scheduler sees it."""
 
-    def __init__(self, trial_id: str, batch_size: int = 16) -> None:
+    def __init__(self, trial_id: str, batch_size: int = 16, *, whole: bool = False) -> None:
         self.trial_id = trial_id
-        self.config = {"trial": {"config": {"batch_size": batch_size}}}
+        self.config = {"batch_size": batch_size, "total_images": 90, "whole": whole}
 
 
 class Quiet:
@@ -348,3 +384,30 @@ def test_median_waits_for_so_many_and_for_grace(min_trials: int, stopped: bool) 
         result = {"score": 0.3, "examples_seen": seen}
         assert scheduler.on_trial_result(Quiet(), Played("worse"), result) == verdict
     assert scheduler.reasons == ({"worse": "median at 20 images"} if stopped else {})
+
+
+@pytest.mark.parametrize("kind", [Asha, HyperBand, Median])
+def test_a_whole_trial_is_neither_stopped_nor_compared_with(kind: Any) -> None:
+    """It is longer than others were when they were compared, and they would be stopped for it."""
+    alone, beside_whole = (EarlyStopping(kind(), grace=20, total=90) for _ in range(2))
+    np.random.seed(0)  # of HyperBand's brackets
+    verdicts = []
+    for scheduler in (alone, beside_whole):
+        if scheduler is beside_whole:
+            for score, name in ((0.99, "w"), (0.98, "x"), (0.97, "y"), (0.01, "z")):
+                trial = Played(name, whole=True)
+                scheduler.on_trial_add(Quiet(), trial)
+                for seen in (20, 60):
+                    result = {"score": score, "examples_seen": seen}
+                    assert scheduler.on_trial_result(Quiet(), trial, result) == "CONTINUE"
+                end = {"score": score, "examples_seen": 89}
+                scheduler.on_trial_complete(Quiet(), trial, end)
+            scheduler.on_trial_add(Quiet(), Played("v", whole=True))
+            scheduler.on_trial_remove(Quiet(), Played("v", whole=True))
+        trial = Played("a")
+        scheduler.on_trial_add(Quiet(), trial)
+        for seen in (20, 60, 80):
+            result = {"score": 0.5, "examples_seen": seen}
+            verdicts.append(scheduler.on_trial_result(Quiet(), trial, result))
+    assert set(verdicts) == {"CONTINUE"}
+    assert beside_whole.reasons == {}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # it imports torch
     from trainable.probe import Measured
 
 FILE = "estimate.json"
-MOST_EXAMPLES = 200  # that stand for configurations which are not chosen yet
+NUM_EXAMPLES = 200  # that stand for configurations which are not chosen yet, where these are fewer
 MOST_WORKERS = 8  # that time side by side, as trials will run
 
 
@@ -236,9 +236,10 @@ def _shares(
         )
         for trial in plan.todo
     ]
-    num_configs = plan.num_later // ready.study.seeds
+    num_later = plan.num_later // ready.study.seeds
+    num = num_later * max(1, NUM_EXAMPLES // max(1, num_later))
     try:
-        examples = ready.study.explore.examples(ready.study, known, min(num_configs, MOST_EXAMPLES))
+        examples = ready.study.explore.examples(ready.study, known, num)
     except ValueError as error:
         raise SpaceFileError(str(error)) from error
     for config in examples:

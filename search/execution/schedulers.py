@@ -54,7 +54,11 @@ class _Past:
 
 
 class EarlyStopping(InOrder):
-    """A scheduler of Ray's, one for all or one a batch size; remembers why it stopped whom."""
+    """A scheduler of Ray's, one for all or one a batch size; remembers why it stopped whom.
+
+    Ray's schedulers hear nothing of a trial that is trained whole: they would compare the score at
+    its end with others' on the way.
+    """
 
     def __init__(self, stop: Stopper, *, grace: int, total: int) -> None:
         """Rungs from `grace` to `total` training images."""
@@ -105,7 +109,8 @@ class EarlyStopping(InOrder):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins."""
-        self._of(trial).on_trial_add(tune_controller, trial)
+        if not trial.config["whole"]:
+            self._of(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
@@ -121,11 +126,13 @@ class EarlyStopping(InOrder):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial ended."""
-        self._of(trial).on_trial_complete(tune_controller, trial, result)
+        if not trial.config["whole"]:
+            self._of(trial).on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial was taken away."""
-        self._of(trial).on_trial_remove(tune_controller, trial)
+        if not trial.config["whole"]:
+            self._of(trial).on_trial_remove(tune_controller, trial)
 
     def debug_string(self) -> str:
         """For Ray's log."""

@@ -119,6 +119,7 @@ class Journal:
         """What an earlier command chose; then new configurations, until there is no more room."""
         new = self._chosen_before()
         self._tell_those_that_ended(tables)
+        room -= len({trial.key for trial in new} - set(tables.ended))
         known = {trial.key for trial in (*tables.asked, *new)} if room > 0 else set()
         while room > 0 and self.num_chosen < self.explore.num_configs:
             trials = self._choose()
@@ -166,8 +167,10 @@ class Journal:
 
         The mean score where all ended; PRUNED where one was stopped; a diverged seed counts with
         the worst score there is, so that the sampler learns that the region is bad; FAIL where
-        there is nothing to learn.
+        there is nothing to learn. What was told stays told: a dry run may have been here meanwhile.
         """
+        if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
+            return
         statuses = {row["status"] for row in endings}
         if "failed" in statuses:
             self.optuna.tell(number, state=TrialState.FAIL)

@@ -79,15 +79,17 @@ class Optuna:
         return []
 
     def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
-        """The points that were not tried yet, then random draws."""
+        """The points that were not tried yet, each as often as its part of `num`; then draws."""
         import optuna
 
         from search.explore.journal import distributions_of
 
         num_asked = len({replace(trial.config, seed=0) for trial in tables.asked})
         draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(EXAMPLES_SEED))
+        num_of_each = num // max(1, self.num_configs - num_asked) or 1
         for point in self.points[num_asked:]:
-            draws.enqueue_trial(dict(point))
+            for _ in range(num_of_each):
+                draws.enqueue_trial(dict(point))
         space = None if self.space else distributions_of(study.vary)
         configs = []
         for _ in range(num):
