@@ -222,8 +222,8 @@ def led(
 def test_leaders_are_the_best_means_and_get_the_seeds_that_they_lack() -> None:
     # Means 0.55, 0.6, 0.65, 0.5: one seed of the last is the best of all.
     scores = {0.1: (0.5, 0.6), 0.2: (0.6, 0.6), 0.4: (0.6, 0.7), 0.8: (0.9, 0.1)}
-    batches = led(statuses={}, score=lambda c: scores[c.base_lr][c.seed])
-    assert batches == [(0.4, 2), (0.2, 2), (0.4, 3), (0.2, 3)]
+    more = led(statuses={}, score=lambda c: scores[c.base_lr][c.seed])
+    assert more == [(0.4, 2), (0.2, 2), (0.4, 3), (0.2, 3)]
     losses = led(statuses={}, score=lambda c: scores[c.base_lr][c.seed], metric="val_loss")
     assert losses == [(0.8, 2), (0.1, 2), (0.8, 3), (0.1, 3)]
 
@@ -238,8 +238,8 @@ def test_a_configuration_with_a_lost_seed_does_not_lead(
         lost = config.base_lr == 0.8 and config.seed == seed
         return lost_score if lost else config.base_lr
 
-    batches = led(statuses={(0.8, seed): status}, score=score)
-    assert {lr for lr, _ in batches} == {0.4, 0.2}
+    more = led(statuses={(0.8, seed): status}, score=score)
+    assert {lr for lr, _ in more} == {0.4, 0.2}
 
 
 def test_later_seeds_do_not_change_who_leads() -> None:
