@@ -258,8 +258,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         weights_bytes=30_000,
         device="a device",
     )
-    monkeypatch.setattr("search.run.connect", lambda address: here)
-    monkeypatch.setattr("search.run.disconnect", lambda: None)
+    monkeypatch.setattr("cluster.connect.connect", lambda address: here)
+    monkeypatch.setattr("cluster.connect.disconnect", lambda: None)
     monkeypatch.setattr("search.execution.dry_run._time", lambda *about: (speeds, 0.0))
     monkeypatch.setenv("COLUMNS", "200")
     before = signal.getsignal(signal.SIGTERM)  # the command puts its own there

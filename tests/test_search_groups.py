@@ -11,7 +11,7 @@ from search.analysis.groups import (
     CHOICES,
     CROSSED,
     analyses,
-    kind_of,
+    exploration_of,
     others_of,
     varied_fields,
     with_steps,
@@ -46,7 +46,11 @@ def test_a_searchs_draws_are_one_surface(kind: str) -> None:
     drawn = trials(
         dropout=[0.1, 0.2], optimizer=["sgd", "adam"], dataset=["a", "b"], data_fingerprint=[1, 2]
     )
-    about = {"explore": f"{kind}(num_configs=2)"}
+    about = {
+        "explore": f"{kind}(num_configs=2)",
+        "vary": {"dropout": "(0.1, 0.2) Float", "optimizer": "['sgd', 'adam'] Categorical"},
+    }
+    assert exploration_of(about).is_search
     assert others_of(drawn, about) == ["dataset", "data_fingerprint", "optimizer"]
     assert others_of(drawn.assign(optimizer="sgd", dataset="a"), about) == ["data_fingerprint"]
 
@@ -78,8 +82,8 @@ def test_a_studys_kind_is_read_off_its_declaration(
     explore: str | None, name: str, steps: dict[str, Any]
 ) -> None:
     """An ablation's steps go on top of each other, variants stand side by side."""
-    found = kind_of({"explore": explore})
-    assert (found.name, found.steps) == (name, steps)
+    exploration = exploration_of({"explore": explore})
+    assert (exploration.kind, exploration.steps) == (name, steps)
 
 
 def test_a_trial_belongs_to_the_steps_whose_fields_it_has() -> None:
