@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from search.execution.preflight import Ready
 from search.explore.ask import ask, total
-from search.results.tables import ending_of
+from search.results.tables import Results, ending_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
@@ -20,6 +21,13 @@ Status = Callable[[TrialConfig], str]
 def no_tables(folder: Path | str = "no folder") -> Tables:
     """What is known of a study that has not begun; the folder is for an explorer's own files."""
     return Tables(data_fingerprint="d", folder=Folder(str(folder)))
+
+
+def ready_of(study: Study, results: Results) -> Ready:
+    """A study whose data is there; `no_tables` has the same fingerprint."""
+    return Ready(
+        study=study, data_folder=None, data_fingerprint="d", train_images=896, results=results
+    )
 
 
 def status_at_end(config: TrialConfig) -> str:

@@ -11,12 +11,11 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from helpers import batches_of, no_tables
+from helpers import batches_of, no_tables, ready_of
 from optuna.trial import TrialState
 from ray import tune
 
 from search import explore
-from search.execution.preflight import Ready
 from search.execution.queue import Queue
 from search.execution.schedulers import scheduler_of
 from search.explore import Leaders, Optuna
@@ -266,13 +265,7 @@ def test_every_retry_takes_the_endings_that_it_names(
     status: str, retry: str | None, tmp_path: Path
 ) -> None:
     study = Study(name="s", base=BASE, vary=GRID)
-    ready = Ready(
-        study=study,
-        data_folder=None,
-        data_fingerprint="d",
-        train_images=896,
-        results=open_results(str(tmp_path), "s"),
-    )
+    ready = ready_of(study, open_results(str(tmp_path), "s"))
     (trial, *_) = ask(study, no_tables(), 1)
     row = dict.fromkeys(TRIALS.names) | {"trial_key": trial.key, "status": status}
     again = status == "interrupted" or retry == status

@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers import end, no_tables
+from helpers import end, no_tables, ready_of
 from ray import tune
 
 from search.analysis.leaderboard import lineage
-from search.execution.preflight import Ready
 from search.execution.recorder import delete_states
 from search.explore import Pbt
 from search.explore.ask import ask
@@ -105,10 +104,7 @@ def test_only_a_generation_that_ended_as_one_is_gone_on_from(status: str) -> Non
 def test_an_interrupted_generation_is_gone_on_with(tmp_path: Path) -> None:
     """Nothing comes of it until it has ended; then a later command goes on from it."""
     declared, _, first = begun(Pbt(size=4))
-    opened = tables.open_results(str(tmp_path), "s")
-    ready = Ready(
-        study=declared, data_folder=None, data_fingerprint="d", train_images=9, results=opened
-    )
+    ready = ready_of(declared, tables.open_results(str(tmp_path), "s"))
     for ending, num_more in (("interrupted", 0), ("stopped", 4)):
         rows = [{"trial_key": t.key, "status": "stopped", "val_auroc": 0.5} for t in first]
         rows[-1]["status"] = ending

@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers import Score, batches_of, end, no_tables
+from helpers import Score, batches_of, end, no_tables, ready_of
 from ray import tune
 from rich.console import Console
 
 from search import session
-from search.execution.preflight import Ready
 from search.explore import Ablation, Grid, Leaders
 from search.explore.ask import ask, total
 from search.results import tables as results_tables
@@ -310,13 +309,10 @@ def test_a_command_knows_how_often_each_trial_was_tried(
     for key, attempt in (("x", 1), (first.key, 2), (second.key, 3)):
         row = {"trial_key": key, "status": "interrupted", "attempt": attempt}
         results_tables.commit_trial(opened, row)
-    ready = Ready(
-        study=declared, data_folder=None, data_fingerprint="d", train_images=9, results=opened
-    )
     order = session.Order(study=declared)
     taken: list[Any] = []
     monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
-    session._train_missing(order, ready, Console(quiet=True))
+    session._train_missing(order, ready_of(declared, opened), Console(quiet=True))
     _, _, known, todo, attempts, counts, _ = taken
     assert attempts == {"x": 1, first.key: 2, second.key: 3}
     assert all(type(number) is int for number in attempts.values())
