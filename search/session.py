@@ -6,16 +6,12 @@ results = run_study(study, preview=True)
 
 import errno
 import os
-import platform
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +22,7 @@ from search.results import lock, tables
 from search.results.lock import LockedError
 from search.results.tables import ENDED, Results, ResultsError
 from search.study.explorer import Tables
-from search.study.space_file import SpaceFileError, load_study, space_sha256
+from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.data.sources import DataError
 from trainable.host import storage
@@ -213,13 +209,14 @@ def _train(
 ) -> bool:
     """Train on the cluster; returns whether all trials ended."""
     from search.execution.progress import Progress
+    from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
     from search.execution.watchdog import head_watched
     from search.explore.ask import total
     from search.report.report import written_meanwhile
 
-    tables.commit_study(ready.results, provenance(order, ready, known))
+    _commit_study(order, ready, known)
     todo = [trial for trial in known.asked if trial.key not in known.ended]
     with ExitStack() as stack:
         stack.enter_context(_stopped_by_sigterm())
@@ -244,12 +241,25 @@ def _train(
             data_fingerprint=ready.data_fingerprint,
             train_images=ready.train_images,
             attempts=attempts,
-            code_version=_commit(),
+            code_version=commit(),
         )
         with progress:
             finished = run_trials(setting, todo, cluster, progress)
-        tables.commit_study(ready.results, provenance(order, ready, known))
+        _commit_study(order, ready, known)
         return finished
+
+
+def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:
+    from search.execution.provenance import provenance
+
+    about = provenance(
+        ready,
+        known,
+        space_file=order.space_file,
+        settings=order.settings,
+        preview=order.preview,
+    )
+    tables.commit_study(ready.results, about)
 
 
 @contextmanager
@@ -345,61 +355,3 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def provenance(order: Order, ready: "Ready", known: Tables) -> dict[str, object]:
-    """How the results were made, for study.json."""
-    study = ready.study
-    packages = ("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "scikit-learn")
-    return {
-        "name": study.name,
-        "base": asdict(study.base),
-        "vary": {name: domain_as_json(domain) for name, domain in study.vary.items()},
-        "explore": part_as_json(study.explore),
-        "stop": part_as_json(study.stop),
-        "leaders": part_as_json(study.leaders),
-        "seeds": study.seeds,
-        "metric": study.metric,
-        "gpus_per_trial": study.gpus_per_trial,
-        "space_file": str(order.space_file) if order.space_file else None,
-        "space_sha256": space_sha256(order.space_file) if order.space_file else None,
-        "settings": list(order.settings),
-        "preview": order.preview or study.base.dataset == "synthetic",
-        "data_folder": str(ready.data_folder) if ready.data_folder else None,
-        "data_fingerprint": ready.data_fingerprint,
-        "planned": list(dict.fromkeys(trial.key for trial in known.asked)),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def domain_as_json(domain: Any) -> Any:
-    """A grid's values, or a range in words."""
-    return domain if isinstance(domain, dict) else f"{domain.domain_str} {type(domain).__name__}"
-
-
-def part_as_json(part: object) -> dict[str, Any] | None:
-    """A study's explorer, stopper or leaders: its kind, then its fields."""
-    if part is None or not is_dataclass(part):
-        return None
-    values = {declared.name: getattr(part, declared.name) for declared in fields(part)}
-    # A define-by-run function goes by its name.
-    plain = {name: getattr(value, "__name__", value) for name, value in values.items()}
-    return {"kind": type(part).__name__, **plain}
-
-
-def _commit() -> str | None:
-    """The commit of this code, or None outside of a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

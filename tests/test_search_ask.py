@@ -14,6 +14,7 @@ from rich.console import Console
 
 from search.analysis.groups import exploration_of
 from search.execution.dry_run import plan_of, print_plan
+from search.execution.provenance import part_as_json
 from search.execution.queue import Queue
 from search.explore import Ablation, Grid, Leaders, Optuna, Pbt, Random, Variants
 from search.explore.ask import ask, total
@@ -21,7 +22,6 @@ from search.explore.plan import combinations, num_asked, trials_of, values_of
 from search.report.terminal import print_answer
 from search.results import tables as results_tables
 from search.results.tables import TRIALS
-from search.session import part_as_json
 from search.study.explorer import PlannedTrial, Tables
 from search.study.preview import as_preview
 from search.study.settings import apply_settings

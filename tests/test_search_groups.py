@@ -19,9 +19,9 @@ from search.analysis.groups import (
     varied_fields,
     with_steps,
 )
+from search.execution.provenance import domain_as_json, part_as_json
 from search.explore import Ablation, Grid, Optuna, Pbt, Random, Variants
 from search.results.tables import commit_study, open_results
-from search.session import domain_as_json, part_as_json
 from search.study.study import Study
 from trainable.config import TrialConfig
 
