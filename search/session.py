@@ -90,6 +90,8 @@ def run_study(
         KeyboardInterrupt: Ctrl-C, or the notebook's stop button; what was trained is kept, and
             the same call goes on.
     """
+    if retry is not None and retry not in RETRIES:
+        raise SpaceFileError(f"retry must be one of {', '.join(RETRIES)}, got {retry!r}")
     path = None if isinstance(study, Study) else Path(study)
     order = Order(
         study=load_study(path) if path else study,  # type: ignore[arg-type]
@@ -136,7 +138,6 @@ def run(order: Order, console: Console) -> Outcome:
 
 def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
-    from cluster.connect import connect, disconnect
     from search.execution.dry_run import plan_of, print_cost, print_plan
     from search.execution.preflight import prepare
     from search.explore.ask import ask, total
@@ -154,10 +155,7 @@ def dry_run(order: Order, console: Console) -> None:
     plan = plan_of(ready.study, known, total=total(ready.study, known))
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
-        with ExitStack() as stack:
-            cluster = connect(order.address)
-            stack.callback(disconnect)
-            stack.enter_context(_stopped_by_sigterm())
+        with _connected(order.address) as cluster:
             ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, known, plan)
 
@@ -206,7 +204,6 @@ def _train(
     console: Console,
 ) -> bool:
     """Connect to the cluster and train; returns whether all trials ended."""
-    from cluster.connect import connect, disconnect
     from search.execution.progress import Progress
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
@@ -215,12 +212,11 @@ def _train(
 
     tables.commit_study(ready.results, provenance(order, ready, known))
     with ExitStack() as stack:
-        cluster = connect(order.address)
-        stack.callback(disconnect)
-        stack.enter_context(_stopped_by_sigterm())
+        cluster = stack.enter_context(_connected(order.address))
         ready = _check_cluster(ready, cluster, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
-        tables.take_apart(ready.results, {trial.key for trial in todo})
+        # Also those that are asked for later get files of their own.
+        tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
         _check_room(ready)
         stack.enter_context(written_meanwhile(ready.results))
         num_trials, num_done = counts
@@ -313,19 +309,27 @@ def _write_report(results: Results, console: Console) -> None:
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM stops the study as Ctrl-C does: what is done is kept.
+def _connected(address: str) -> Iterator["Cluster"]:
+    """The cluster, on which SIGTERM stops the study as Ctrl-C does: what is done is kept.
 
-    Within it, as Ray installs a handler that exits at once. In another thread there are no signals.
+    Ray installs a handler that exits at once; afterwards the one from before is there again. In
+    another thread there are no signals.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    from cluster.connect import connect, disconnect
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
+        cluster = connect(address)
+        try:
+            if is_main:
+                signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            yield cluster
+        finally:
+            disconnect()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def provenance(order: Order, ready: "Ready", known: Tables) -> dict[str, object]:
