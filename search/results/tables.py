@@ -183,6 +183,11 @@ def take_apart(results: Results, keys: Collection[str]) -> None:
             files.pack(results / table, schema, apart=again)
 
 
+def packed(results: Results) -> set[str]:
+    """The trials that are in packed files."""
+    return {key for table in TABLES for key in files.packed_keys(results / table)}
+
+
 def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
     """Trials that have fewer epochs in the table than they completed."""
     known = ended[ended["status"].isin(("completed", "stopped"))].set_index("trial_key")
