@@ -26,7 +26,12 @@ def no_tables(folder: Path | str = "no folder") -> Tables:
 def ready_of(study: Study, results: Results) -> Ready:
     """A study whose data is there; `no_tables` has the same fingerprint."""
     return Ready(
-        study=study, data_folder=None, data_fingerprint="d", train_images=896, results=results
+        study=study,
+        data=None,
+        data_folder=None,
+        data_fingerprint="d",
+        train_images=896,
+        results=results,
     )
 
 

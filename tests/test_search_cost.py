@@ -220,7 +220,12 @@ def still_to_train(
     results = Results("s", Folder("/r/s"))
     known = Tables(data_fingerprint="d", folder=results.folder, asked=list(asked))
     ready = Ready(
-        study=study, data_folder=None, data_fingerprint="d", train_images=100, results=results
+        study=study,
+        data=None,
+        data_folder=None,
+        data_fingerprint="d",
+        train_images=100,
+        results=results,
     )
     return _shares(ready, known, Plan(asked=asked, todo=[], num_later=num_later), {})
 

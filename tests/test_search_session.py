@@ -18,7 +18,6 @@ import pytest
 from ray import tune
 from trainings import TUNER, Cell, Trainings, without_ray
 
-from cluster.connect import Cluster
 from search import run
 from search.explore import Ablation, Asha, Grid, Leaders, Optuna
 from search.results import tables
@@ -239,13 +238,6 @@ def test_sigterm_is_ctrl_c_while_it_trains_and_what_it_was_afterwards(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray puts a handler of its own there when it connects, which ends the process at once."""
-    local = Cluster(address="local", dashboard="", num_nodes=1, num_cpus=2, num_gpus=0)
-
-    def connect(address: str) -> Cluster:
-        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray's own handler"))
-        return local
-
     def own(*_: object) -> None:
         """Whoever calls `run_study` has it."""
 
@@ -253,7 +245,6 @@ def test_sigterm_is_ctrl_c_while_it_trains_and_what_it_was_afterwards(
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("cluster.connect.connect", connect)
     signal.signal(signal.SIGTERM, own)
     train(endings={FAILING: ending}, meanwhile=stopped_meanwhile)
     try:

@@ -101,6 +101,7 @@ class _Tuner:
             config=config,
             trained=TrialConfig(**json.loads(config["task"])["config"]),
             run_metadata=metadata,
+            storage=None,
         )
         self.num_begun += 1
         self.running.append(trial)
