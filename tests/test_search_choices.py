@@ -224,7 +224,7 @@ def test_every_stopper_ends_the_worse_and_lets_the_better_go_on(kind: type) -> N
     controller = SimpleNamespace(get_live_trials=list)
     stopped: set[str] = set()
     scores = {f"t{i:02}": 0.9 - i / 100 for i in range(30)}
-    np.random.seed(3)  # Ray draws each trial's bracket from the global generator
+    np.random.seed(2)  # Ray draws each trial's bracket from the global generator
     for seen in range(896, total + 1, 896):
         for name, score in scores.items():
             trial = Played(name)
