@@ -261,7 +261,7 @@ def test_patience_ends_a_trial_that_gets_no_better(
     results, end = whole(replace(config, select_by="val_accuracy"), tiny_data)
     assert len(results) == 4
     assert (end.status, end.best_epoch) == ("completed", 1)
-    assert end.reason == "no better val_accuracy in 3 epochs"
+    assert end.reason == "no better val_accuracy in 3 evaluations"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
