@@ -364,3 +364,15 @@ def test_a_process_that_is_used_again_holds_nothing_of_earlier_trials(
     del kept
     list(finetune(replace(tiny_config, seed=2, width=8), data=tiny_data))
     assert held_bytes() == before
+
+
+def test_a_trial_of_our_network_imports_only_what_it_uses() -> None:
+    code = (
+        "import sys; from trainable.config import TrialConfig; "
+        "from trainable.finetune import finetune; "
+        "list(finetune(TrialConfig(dataset='synthetic', model='plain', pretrained='none', "
+        "train_images=64, eval_images=32, image_size=16, batch_size=32, epochs=1))); "
+        "print(*{'timm', 'torchvision', 'sklearn', 'pandas', 'h5py', 'PIL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
