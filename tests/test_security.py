@@ -83,7 +83,7 @@ def test_no_file_of_a_folder_lies_outside_of_it(name: str, uri: str, tmp_path: P
         lambda: storage.create(folder, name, b"x"),
         lambda: folder / name,
     ):
-        with pytest.raises(ValueError, match="is not a file's or folder's name"):
+        with pytest.raises(ValueError, match="is not the name of a file or folder"):
             use()
     assert (tmp_path / "x").read_bytes() == b"outside"
 

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     content[1000] ^= 1
     newest.write_bytes(content)
     resumed, _ = whole(tiny_config, tiny_data, folder)
-    assert "is damaged and is passed over" in caplog.text
+    assert "is damaged and is ignored" in caplog.text
     assert [numbers(r) for r in resumed] == [numbers(r) for r in expected]
 
 
