@@ -27,7 +27,7 @@ from trainable.config import TrialConfig, augmentations, trial_key
         ({"augment": "hflip+wave"}, "augment must be none, or any of hflip"),
         ({"epochs": 2, "warmup_epochs": 2}, "warmup_epochs must be less than epochs (2)"),
         ({"model": "plain"}, "a plain network has no pretrained weights"),
-        ({"pretrained": "none", "train_blocks": 2}, "train_blocks=1 freezes pretrained blocks"),
+        ({"pretrained": "none", "train_blocks": 2}, "train_blocks=2 freezes pretrained blocks"),
         (
             {"epochs": 2, "updates": 5},
             "set only one of epochs, updates, examples, seconds, got epochs and updates",
@@ -36,7 +36,10 @@ from trainable.config import TrialConfig, augmentations, trial_key
             {"seconds": 9, "warmup_epochs": 1},
             "with a budget in seconds, set warmup_share",
         ),
-        ({"warmup_share": 0.1, "warmup_epochs": 1}, "set only one of warmup_epochs and warmup_share"),
+        (
+            {"warmup_share": 0.1, "warmup_epochs": 1},
+            "set only one of warmup_epochs and warmup_share",
+        ),
         (
             {"warmup_epochs": 5, "warmup_scaling": "linear", "batch_size": 1024},
             "warmup_epochs must",
