@@ -253,11 +253,11 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
     ("arguments", "said"),
     [
         ([], "give a study's folder"),
-        (["nowhere"], "nowhere is not there"),
+        (["nowhere"], "nowhere does not exist"),
         (["{made}", "--metric", "val_nope"], "--metric val_nope is not in the tables: take one"),
-        (["{made}", "--lr", "x"], "--lr goes with --table FILE"),
+        (["{made}", "--lr", "x"], "--lr is only for --table FILE"),
         (["{empty}"], "is not a study's results"),
-        (["--table", "x.csv", "{made}"], "--table goes with neither"),
+        (["--table", "x.csv", "{made}"], "--table cannot be combined with RESULTS"),
         (["--table", "x.csv", "--lr", "lr"], "--table also wants --batch-size COL"),
     ],
 )

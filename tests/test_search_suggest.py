@@ -106,7 +106,10 @@ def test_a_bound_that_was_hit_is_said(
         ([str(SPACES / "small.py"), "--set", "optimiser=adam"], "did you mean 'optimizer'?"),
         ([str(SPACES / "small.py"), "--set", "batch_size=512"], "larger than the 256 training"),
         ([str(SPACES / "small.py"), "--set", "precision=fp16"], "precision=fp16 needs a GPU"),
-        ([str(ROOT / "spaces" / "pcam_grid.py"), "--data", "nowhere"], "no data set in nowhere"),
+        (
+            [str(ROOT / "spaces" / "pcam_grid.py"), "--data", "nowhere"],
+            "no recognised data set in nowhere",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(

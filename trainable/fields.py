@@ -12,7 +12,7 @@ from trainable.config import TrialConfig
 
 def fields_table() -> str:
     """The page as Markdown."""
-    rows = [_row(each) for each in fields(TrialConfig)]
+    rows = [_row(setting) for setting in fields(TrialConfig)]
     head = ["field", "values", "unit", "default", "meaning", "source"]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(
@@ -27,23 +27,23 @@ def fields_table() -> str:
     )
 
 
-def _row(each: Field[Any]) -> list[str]:
-    rules = each.metadata
+def _row(setting: Field[Any]) -> list[str]:
+    rules = setting.metadata
     return [
-        f"`{each.name}`",
-        _values(each),
+        f"`{setting.name}`",
+        _values(setting),
         rules["unit"],
-        f"`{each.default}`",
+        f"`{setting.default}`",
         rules["meaning"],
         rules["source"],
     ]
 
 
-def _values(each: Field[Any]) -> str:
-    rules = each.metadata
+def _values(setting: Field[Any]) -> str:
+    rules = setting.metadata
     if rules["choices"]:
         return ", ".join(rules["choices"])
-    kind = getattr(each.type, "__name__", str(each.type))
+    kind = getattr(setting.type, "__name__", str(setting.type))
     bounds = [f"> {rules['above']:g}"] if rules["above"] is not None else []
     bounds += [f">= {rules['low']:g}"] if rules["low"] is not None else []
     bounds += [f"<= {rules['high']:g}"] if rules["high"] is not None else []
