@@ -25,12 +25,17 @@ import pandas as pd
 import pytest
 import ray.scripts.scripts
 from PIL import Image
+from ray import tune
 
 import search.session
+from search.explore.ask import ask, total
 from search.results.tables import Results, open_results
 from search.run import parser
+from search.study.explorer import Tables
 from search.study.study import Study
+from trainable.config import TrialConfig
 from trainable.fields import fields_table
+from trainable.host import storage
 from trainable.networks import models
 
 ROOT = Path(__file__).parent.parent
@@ -342,17 +347,11 @@ def test_readmes_python_runs(here: Path, told: list[dict[str, Any]]) -> None:
     names = python_of("README.md")
     study = names["study"]
     assert isinstance(study, Study)
+    assert len(study.configs) * study.seeds == 4 * 5 * 3
     assert told == [{"study": study, "data": "DIR", "preview": True}]
     assert isinstance(names["results"], Results)
     assert len(names["trials"]) == 2 * 3 * 2
     assert len(names["epochs"]) == 2 * 3 * 2 * 4
-
-
-def test_readmes_study_has_as_many_trials_as_it_reads(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert start(["search.run", "my_lesions.py", "--data", "DIR", "--dry-run"]) == 0
-    assert f"{4 * 5 * 3} trials" in capsys.readouterr().out
 
 
 def test_the_python_of_studies_runs(
@@ -360,7 +359,7 @@ def test_the_python_of_studies_runs(
 ) -> None:
     names = python_of("docs/studies.md")
     assert isinstance(names["study"], Study)
-    assert [call["study"] for call in told] == [names["study"]]
+    assert [call["study"] for call in told] == [names["study"], "spaces/pcam_grid.py"]
     printed = capsys.readouterr().out
     assert "val_auroc" in printed
     assert re.findall(r"EpochResult\(epoch=(\d)", printed) == ["1", "2", "3"]
@@ -370,6 +369,26 @@ def test_the_python_of_report_runs(here: Path) -> None:
     names = python_of("docs/report.md")
     assert isinstance(names["chart"], alt.TopLevelMixin)
     assert {16, 64} == set(names["analysis"].cells["batch_size"])
+
+
+def test_the_explorer_of_contributing_is_a_whole_one() -> None:
+    kind = python_of("CONTRIBUTING.md")["LatinHypercube"]
+    vary = {"batch_size": tune.lograndint(16, 257), "base_lr": tune.loguniform(0.01, 1.0)}
+    study = Study(
+        name="covered", base=TrialConfig(), vary=vary, explore=kind(num_configs=8), seeds=2
+    )
+    tables = Tables(data_fingerprint="abc", folder=storage.folder_at("nowhere"))
+    asked = ask(study, tables, room=2)
+    assert len({trial.key for trial in asked}) == 8 * 2 == total(study, tables)
+    assert sorted(trial.config.seed for trial in asked) == [0] * 8 + [1] * 8
+    lrs = sorted(trial.config.base_lr for trial in asked if trial.config.seed == 0)
+    slices = np.floor(8 * np.log10(np.array(lrs) / 0.01) / 2)
+    assert slices.tolist() == list(range(8))
+    assert {type(trial.config.batch_size) for trial in asked} == {int}
+    assert ask(study, tables, room=2) == []
+    grid = {"base_lr": tune.grid_search([0.1, 1.0])}
+    with pytest.raises(ValueError, match=r"base_lr: LatinHypercube needs tune\.loguniform"):
+        Study(name="covered", base=TrialConfig(), vary=grid, explore=kind(num_configs=8))
 
 
 def test_no_other_page_has_python() -> None:
