@@ -74,25 +74,27 @@ class TrialConfig:
         None, "side of the central square that is kept; None: the whole image", unit="px", low=8
     )
     train_images: int | None = _setting(
-        None, "training images used, drawn by class; None: all", unit="images", low=2
+        None, "training images used, stratified by class; None: all", unit="images", low=2
     )
     eval_images: int | None = _setting(
-        None, "images used of each of validation and test; None: all", unit="images", low=2
+        None,
+        "images used of the validation split, and of the test split; None: all",
+        unit="images",
+        low=2,
     )
     augment: str = _setting(
         "hflip+vflip",
-        "what is drawn anew for each image and epoch: none, or names joined with + of "
-        + ", ".join(AUGMENTATIONS),
+        f"random augmentations, joined with +: {', '.join(AUGMENTATIONS)}; or none",
     )
 
     model: str = _setting(
         "vgg16",
-        "a torchvision classification network, `timm/NAME`, or ours: `plain`, and `residual` which "
-        "is the same with shortcuts",
+        "a torchvision classification network, `timm/NAME`, or our own: `plain`, or `residual`, "
+        "the same with shortcuts",
     )
     pretrained: str = _setting("imagenet", "imagenet, none, or the path of a state_dict")
     train_blocks: int | None = _setting(
-        None, "how many of the last blocks are trained beside the head; None: all", low=0
+        None, "how many of the last blocks are trained, in addition to the head; None: all", low=0
     )
     dropout: float = _setting(0.0, "dropout before the head", low=0.0, high=0.95)
     zero_gamma: bool = _setting(
@@ -100,7 +102,7 @@ class TrialConfig:
     )
     norm: str = _setting(
         "batch",
-        "what BatchNorm layers become; frozen keeps their statistics and scale; none is for ours",
+        "what replaces BatchNorm; frozen keeps its statistics and scale; none: our networks only",
         choices=("batch", "ghost", "group", "frozen", "none"),
         source="Wu & Johnson 2021",
     )
@@ -109,8 +111,8 @@ class TrialConfig:
     )
     precise_bn_images: int = _setting(
         0,
-        "training images that BatchNorm's statistics are taken from anew before each evaluation; "
-        "0: running averages",
+        "recompute BatchNorm's statistics on this many training images before each evaluation; "
+        "0: use the running averages",
         unit="images",
         low=0,
         source="Wu & Johnson 2021",
@@ -123,8 +125,8 @@ class TrialConfig:
     batch_size: int = _setting(64, "effective, global batch", unit="images", low=1)
     microbatch_size: int | None = _setting(
         None,
-        "images in memory at once, gradients accumulated; None: the batch, halved while memory "
-        "runs out",
+        "images in memory at the same time, with gradients accumulated; None: the whole batch, "
+        "halved until it fits",
         unit="images",
         low=1,
     )
@@ -152,14 +154,14 @@ class TrialConfig:
     )
     head_lr_factor: float = _setting(1.0, "the head's lr is this times the others'", above=0.0)
     clip_grad_norm: float = _setting(
-        0.0, "longest gradient, a longer one is shortened to it; 0: any", low=0.0
+        0.0, "clip gradients to this norm; 0 disables clipping", low=0.0
     )
 
     warmup_epochs: float = _setting(
         0.0, "linear warmup from 0 to peak lr", unit="epochs", low=0.0, source="Goyal 2017"
     )
     warmup_share: float = _setting(
-        0.0, "the same as a share of the budget; one of the two", low=0.0, high=0.99
+        0.0, "warmup as a share of the budget, instead of warmup_epochs", low=0.0, high=0.99
     )
     warmup_scaling: str = _setting(
         "constant",
@@ -181,25 +183,25 @@ class TrialConfig:
     )
     power: float = _setting(1.0, "polynomial: (1 - t/T) to this power", above=0.0)
 
-    epochs: int | None = _setting(None, "budget; 10 where no budget is given", unit="epochs", low=1)
+    epochs: int | None = _setting(None, "budget; 10 if no budget is set", unit="epochs", low=1)
     updates: int | None = _setting(None, "budget", unit="updates", low=1)
     examples: int | None = _setting(None, "budget", unit="images", low=1)
     seconds: float | None = _setting(None, "budget of training time", unit="s", above=0.0)
-    eval_epochs: int = _setting(1, "an evaluation every so many epochs", unit="epochs", low=1)
+    eval_epochs: int = _setting(1, "evaluate every this many epochs", unit="epochs", low=1)
     eval_updates: int | None = _setting(
-        None, "an evaluation every so many updates instead", unit="updates", low=1
+        None, "evaluate every this many updates instead", unit="updates", low=1
     )
     until_share: float = _setting(
         1.0,
-        "stop at this share of the budget, on the schedule of the whole of it",
+        "stop at this share of the budget, with the schedule of the whole budget",
         above=0.0,
         high=1.0,
     )
     begins_from: str | None = _setting(
-        None, "key of the trial of the same study whose last state this one goes on from"
+        None, "key of the trial in the same study whose last state this one continues from"
     )
     early_stop_patience: int | None = _setting(
-        None, "end after so many evaluations without a better score; None: never", low=1
+        None, "stop after this many evaluations without improvement; None: never", low=1
     )
 
     label_smoothing: float = _setting(0.0, "epsilon", low=0.0, high=0.5, source="He 2019, 5.2")
@@ -210,7 +212,7 @@ class TrialConfig:
     )
     mixup_alpha: float = _setting(0.0, "mixup; 0: none", low=0.0, source="He 2019, 5.4: 0.2")
     cutmix_alpha: float = _setting(
-        0.0, "CutMix; 0: none; with mixup, one of the two a batch", low=0.0, source="Yun 2019"
+        0.0, "CutMix; 0: none; with mixup, one of the two per batch", low=0.0, source="Yun 2019"
     )
     distill_from: str | None = _setting(
         None,
@@ -221,7 +223,10 @@ class TrialConfig:
     distill_temperature: float = _setting(20.0, "T of both softmaxes", above=0.0, source="He 2019")
     distill_weight: float = _setting(1.0, "factor of the teacher's term", above=0.0)
     ema_decay: float = _setting(
-        0.0, "evaluated weights are an average, w = d w + (1-d) new; 0: none", low=0.0, high=0.99999
+        0.0,
+        "evaluate a moving average of the weights with this exponential decay; 0: none",
+        low=0.0,
+        high=0.99999,
     )
 
     precision: str = _setting(
