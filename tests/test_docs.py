@@ -23,7 +23,6 @@ import click
 import numpy as np
 import pandas as pd
 import pytest
-import ray.scripts.scripts
 from PIL import Image
 from ray import tune
 
@@ -217,6 +216,8 @@ def names_tests(words: list[str]) -> None:
 
 def parses_as_ray(words: list[str]) -> None:
     """Ray's own command line takes the words; a study submitted with them is one of ours."""
+    import ray.scripts.scripts  # seconds that no other test needs
+
     command: click.Command = ray.scripts.scripts.cli
     words = words[1:]
     while isinstance(command, click.Group):
