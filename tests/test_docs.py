@@ -349,7 +349,7 @@ def test_readmes_python_runs(here: Path, told: list[dict[str, Any]]) -> None:
     study = names["study"]
     assert isinstance(study, Study)
     assert len(study.configs) * study.seeds == 4 * 5 * 3
-    assert told == [{"study": study, "data": "DIR", "preview": True}]
+    assert told == [{"study": study, "data": "DIR", "preview": True, "out": "preview"}]
     assert isinstance(names["results"], Results)
     assert len(names["trials"]) == 2 * 3 * 2
     assert len(names["epochs"]) == 2 * 3 * 2 * 4
