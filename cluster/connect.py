@@ -19,10 +19,15 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
+import ray._private.ray_constants
 import ray._private.services
 
 import trainable
 from trainable.host.messages import one_line
+
+if os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":
+    # A script or notebook imports Ray before this file, and Ray has then read its default.
+    ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 TOKEN_HINT = "uv run ray get-auth-token"
 

@@ -79,3 +79,13 @@ def test_no_cluster_at_the_address_is_said_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no Ray cluster at --address 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_script_that_imported_ray_before_starts_its_workers_without_uv() -> None:
+    # Under `uv run` Ray would start each worker through uv, in a copy of the folder: for ever.
+    code = (
+        "from ray import tune; import cluster.connect; from ray._private import ray_constants; "
+        "print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -352,7 +352,7 @@ def test_a_report_that_fails_changes_nothing(
 
 def test_the_notebook_way_in(make_study: MakeStudy) -> None:
     out = Path(make_study().folder.uri).parent
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
     (code,) = re.findall(r"```python\n(from search.analysis .*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace('"results", "pcam_grid"', f'"{out}", "made"'), names)

@@ -139,8 +139,8 @@ def test_flags_are_some_of_runs() -> None:
     assert ours <= runs
 
 
-def test_readme_shows_a_line_that_is_python() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_shows_a_line_that_is_python() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
     assert "python -m search.suggest spaces/pcam_grid.py --preview" in text
     (line,) = re.findall(r'^  ("base_lr": tune\.grid_search\(.*\)),$', text, re.MULTILINE)
     ast.parse(f"{{{line}}}")

@@ -1,6 +1,6 @@
-"""FIELDS.md from the code: every field of TrialConfig with meaning, unit, default and source.
+"""docs/fields.md from the code: every field of TrialConfig, with meaning, unit and source.
 
-python -m trainable.fields > FIELDS.md
+python -m trainable.fields > docs/fields.md
 """
 
 import sys
@@ -19,7 +19,12 @@ def fields_table() -> str:
         [
             "# The fields of a trial",
             "",
-            "Made by `python -m trainable.fields > FIELDS.md`; a test keeps it true.",
+            "Every field of `TrialConfig`. A space file sets them in `base` and varies them in",
+            "`vary`; `--set FIELD=VALUE` changes one on the command line. They are also columns of",
+            "the `trials` table. [Studies](studies.md) has examples.",
+            "",
+            "This page is generated from trainable/config.py by",
+            "`uv run python -m trainable.fields > docs/fields.md`; a test checks that they agree.",
             "",
             *lines,
             "",
