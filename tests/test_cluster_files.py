@@ -12,11 +12,11 @@ import pytest
 import ray
 import ray.autoscaler
 import yaml
+from commands import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config
 
-ROOT = Path(__file__).parent.parent
 IMAGE = re.compile(r"\b(?:rayproject/ray|batch-lr-search):([0-9.]+)-py3(\d+)-gpu\b")
 KeyPath = tuple[str | int, ...]
 
