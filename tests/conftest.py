@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import ROOT
 
 from search.results.tables import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
@@ -122,7 +121,7 @@ def tiny_config() -> TrialConfig:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data."""
-    folder = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no real data: set SHARED_DATA")
     return folder
