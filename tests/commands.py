@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainable.data.cache import open_data
+from trainable.data.cache import default_cache_dir, open_data
 
 ROOT = Path(__file__).parent.parent
 SPACES = ROOT / "tests" / "spaces"
@@ -85,9 +85,18 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
-def drawn_patches() -> None:
-    """The synthetic patches, which the first command would draw and say so on stderr."""
-    open_data("synthetic")
+def drawn_patches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The synthetic patches, which the first command would draw and say so on stderr.
+
+    Drawn once for all processes of the suite, each of which has a cache of its own otherwise.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    cache = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "patches"
+    open_data("synthetic", cache_dir=cache)
+    for entry in cache.glob("synthetic-????????????????"):
+        own = default_cache_dir() / entry.name
+        if not own.exists():
+            own.symlink_to(entry)
 
 
 @pytest.fixture

@@ -65,11 +65,8 @@ def _turn(item: pytest.Item) -> int:
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees the user's cache or data, nor joins a cluster that runs on this machine."""
     torch.set_num_threads(1)  # two threads on a busy machine of two cores wait for each other
-    # One cache for the processes of one run: the synthetic patches are drawn once.
-    shared = tmp_path_factory.getbasetemp()
-    cache = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DATA_CACHE_DIR", str(cache))
+        patch.setenv("DATA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         for name in ("DATA_DIR", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield
@@ -294,7 +291,7 @@ def hostile() -> str:
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_ray(monkeypatch: pytest.MonkeyPatch, drawn_patches: None) -> Iterator[None]:
     """The command in this process, on two cores that Ray does not start; it times nothing."""
     from cluster.connect import Cluster  # Ray, which most tests do without
     from trainable.probe import Measured

@@ -86,7 +86,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def faultless(tmp_path_factory: pytest.TempPathFactory, drawn_patches: None) -> pd.DataFrame:
     """The epochs of a run without faults."""
     command = Command(tmp_path_factory.mktemp("faultless"))
     command.start()
@@ -96,7 +96,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
+def command(tmp_path: Path, drawn_patches: None) -> Iterator[Command]:
     """A study, of which nothing is left when the test ends."""
     made = Command(tmp_path)
     yield made

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from search.run import parser
 from search.study.space_file import load_study
+from trainable import lr_plot
 from trainable.fields import fields_table
 
 ROOT = Path(__file__).parent.parent
@@ -95,11 +96,13 @@ def test_fields_page_is_what_the_code_says() -> None:
     assert (ROOT / "FIELDS.md").read_text() == fields_table()
 
 
-def test_lr_plot_draws(tmp_path: Path) -> None:
+def test_lr_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "lr.png"
-    command = [sys.executable, "-m", "trainable.lr_plot", "decay=cosine,step", "--out", str(out)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    words = ["trainable.lr_plot", "decay=cosine,step", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert lr_plot.main() == 0
     assert out.read_bytes().startswith(b"\x89PNG")
-    wrong = subprocess.run([*command[:3], "decay=never"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "trainable.lr_plot", "decay=never"]
+    wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "decay must be one of" in wrong.stderr

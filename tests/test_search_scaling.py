@@ -170,17 +170,18 @@ def test_the_form_that_made_the_ridge_is_chosen(form: str) -> None:
         assert best["b_noise"] == pytest.approx(NOISE_SCALE, rel=0.01)
 
 
-def test_the_form_is_chosen_through_noise() -> None:
-    """Of 40 noisy ridges each: the form that made it, and for a straight one neither rival."""
+@pytest.mark.parametrize("repetitions", [15, pytest.param(40, marks=pytest.mark.slow)])
+def test_the_form_is_chosen_through_noise(repetitions: int) -> None:
+    """Of noisy ridges of each form, nine in ten: the form that made it."""
     rng = np.random.default_rng(0)
     sizes = [16, 32, 64, 128, 256, 512, 1024, 2048]
     for form in ("saturating", "surge"):
         chosen = []
-        for _ in range(40):
+        for _ in range(repetitions):
             error = dict(zip(sizes, np.exp(rng.normal(0, 0.1, len(sizes))), strict=True))
             cells = curved(lambda b, form=form, error=error: FORMS[form](b) * error[b], sizes)
             chosen.append(rival_forms(cells, mode="max").loc[0, "form"])
-        assert chosen.count(form) >= 36
+        assert chosen.count(form) >= 0.9 * repetitions
 
 
 def test_few_batch_sizes_have_no_rivals() -> None:

@@ -30,6 +30,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import PCAM
 
+from trainable.data.__main__ import main
 from trainable.data.cache import EMBEDDED, LAYOUTS, Dataset, default_cache_dir, open_data
 from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import DataError, Source, find_folders, find_kaggle, find_parquet
@@ -314,18 +315,23 @@ def test_synthetic_label_is_about_the_centre() -> None:
     assert abs(darkness[0][1] - darkness[1][1]) < 1.0
 
 
-def test_command_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
+def test_command_says_what_is_there_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_hdf5(tmp_path)
     sheet = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "trainable.data", str(tmp_path), "--out", str(sheet)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "layout=hdf5" in done.stdout
-    assert "40" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["trainable.data", str(tmp_path), "--out", str(sheet)])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "layout=hdf5" in said
+    assert "40" in said
     with Image.open(sheet) as drawn:
         assert drawn.size[0] > 500
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    refused = subprocess.run([*command[:3], str(empty)], capture_output=True, text=True)
+
+
+def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainable.data", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "no data set in" in refused.stderr
