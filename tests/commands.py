@@ -139,6 +139,8 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedC
     port, dashboard_port = free_port(), free_port()
     folder = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     words = [
+        # Until this process ends: the head of a `--block` would outlive it.
+        *("sh", "-c", '"$@" >/dev/null 2>&1 & cat; kill $!', "sh"),
         *(RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"),
         *("--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1"),
         *(f"--port={port}", f"--dashboard-port={dashboard_port}"),
@@ -172,18 +174,26 @@ cluster.shutdown()
 @pytest.fixture(scope="session")
 def two_gpu_nodes() -> Iterator[str]:
     """The address of a head and two nodes on this machine, each with a GPU that is not there."""
-    words = [sys.executable, "-c", TWO_GPU_NODES]
-    with servers(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nodes:
+    with servers([sys.executable, "-c", TWO_GPU_NODES]) as nodes:
         assert nodes.stdout is not None
         yield next(line for line in nodes.stdout if ":" in line).strip()
 
 
 @contextmanager
-def servers(words: list[str], **how: object) -> Iterator["subprocess.Popen[str]"]:
-    """A process and those that it starts, all of which end."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, env=environment, **(quiet | how))  # type: ignore[call-overload]
+def servers(words: list[str], cwd: Path = ROOT) -> Iterator["subprocess.Popen[str]"]:
+    """A process and those that it starts, all of which end.
+
+    It must end when its input does, which happens where the tests are killed.
+    """
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=cwd,
+    )
     try:
         yield process
     finally:
