@@ -14,25 +14,59 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from faulty_study import command, faultless
 
 from search.results.tables import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.synthetic import draw_patches
 
-__all__ = ["command", "faultless"]  # fixtures
-ROOT = Path(__file__).parent.parent
+pytest_plugins = ["commands", "faulty_study"]  # fixtures that are written there
+
+
+# --- how the suite is shared between two processes ------------------------------------------------
+
+
+def pytest_configure() -> None:
+    """Ray reads it when it is imported."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for the whole suite, one where files or names are given: it starts sooner."""
+    whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 2 if whole_suite and not config.option.keyword else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests that start Ray, and runs them first: they take the longest.
+
+    Ray takes both cores, so that two clusters at once would only wait for each other. Those that
+    start a cluster of their own come before those that share one, which then stays until the end.
+    """
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("xdist_group") is None:
+        return 2
+    return int(bool({"shared_cluster", "two_gpu_nodes"} & set(getattr(item, "fixturenames", ()))))
+
+
+# --- what each test gets --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees the user's cache or data, nor joins a cluster that runs on this machine."""
     torch.set_num_threads(1)  # two threads on a busy machine of two cores wait for each other
-    changed = {"DATA_CACHE_DIR": str(tmp_path_factory.mktemp("cache")), "RAY_AUTH_MODE": "token"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in changed.items():
-            patch.setenv(name, value)
+        patch.setenv("DATA_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         for name in ("DATA_DIR", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield
@@ -84,7 +118,7 @@ def tiny_config() -> TrialConfig:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data."""
-    folder = Path(os.environ.get("SHARED_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no real data: set SHARED_DATA")
     return folder
@@ -99,6 +133,19 @@ def fault_matrix(pytestconfig: pytest.Config) -> list[dict[str, Any]]:
     return pytestconfig.stash.setdefault(MATRIX, [])
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send the fault matrix from the process that ran the faults to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = session.config.stash.get(MATRIX, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a process sent at its end."""
+    rows = getattr(node, "workeroutput", {}).get("faults", [])
+    node.config.stash.setdefault(MATRIX, []).extend(rows)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the fault matrix."""
     rows = config.stash.get(MATRIX, [])
@@ -110,6 +157,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     shown.insert(0, "times", by.size())
     terminalreporter.section("faults (seconds; means)")
     terminalreporter.write_line(shown.to_string(na_rep="-"))
+
+
+# --- tables, as trials write them -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -241,7 +291,7 @@ def hostile() -> str:
 
 
 @pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_ray(monkeypatch: pytest.MonkeyPatch, drawn_patches: None) -> Iterator[None]:
     """The command in this process, on two cores that Ray does not start; it times nothing."""
     from cluster.connect import Cluster  # Ray, which most tests do without
     from trainable.probe import Measured

@@ -12,16 +12,18 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+from commands import ROOT, SPACES
 
 from search.results import tables
 from search.results.tables import Results
 from trainable.host.storage import folder_at
 
-ROOT = Path(__file__).parent.parent
-SPACE = ROOT / "tests" / "spaces" / "faulty.py"
-# The driver as the command starts it, with hung workers noticed after seconds instead of a minute.
+SPACE = SPACES / "faulty.py"
+# The driver as the command starts it, with hung workers noticed after seconds instead of a minute,
+# and without drawing the report's charts, which takes longer than the trials.
 DRIVER = """
-import os, sys, search.execution.watchdog
+import os, sys, search.execution.watchdog, search.report.report
+search.report.report.drawn = lambda *_: ("<svg/>", b"")
 search.execution.watchdog.HUNG_LEAST_S = 5.0
 search.execution.watchdog.HUNG_FACTOR = 8.0
 search.execution.watchdog.START_S = 30.0
@@ -84,7 +86,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def faultless(tmp_path_factory: pytest.TempPathFactory, drawn_patches: None) -> pd.DataFrame:
     """The epochs of a run without faults."""
     command = Command(tmp_path_factory.mktemp("faultless"))
     command.start()
@@ -94,7 +96,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
+def command(tmp_path: Path, drawn_patches: None) -> Iterator[Command]:
     """A study, of which nothing is left when the test ends."""
     made = Command(tmp_path)
     yield made
@@ -149,13 +151,18 @@ def run_again(command: Command) -> tuple[int, str]:
     return command.end()
 
 
-def go_on(command: Command) -> float:
-    """Run the same command to its end; returns the seconds until it reported something new."""
+def start_again(command: Command) -> float:
+    """Start the same command; returns the seconds until it reported something new."""
     had = len(command.rows())
     began = time.monotonic()
     command.start()
     command.wait_for(lambda rows: len(rows) > had)
-    recovered = time.monotonic() - began
+    return time.monotonic() - began
+
+
+def go_on(command: Command) -> float:
+    """Run the same command to its end; returns the seconds until it reported something new."""
+    recovered = start_again(command)
     status, said = command.end()
     assert status == 0, said
     return recovered

@@ -1,17 +1,30 @@
 """Small tables of trials for tests, and what follows from them by hand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
+from search.report.findings import Findings
+from trainable.config import TrialConfig
 
 Cells = Mapping[tuple[int, float], Sequence[float | str]]
 SHARES = (
     "f the variance between cells batch size has {batch_size}, {lr_name} {lr} and their "
     "interaction {both}"
 )
+CONFIG = TrialConfig(model="plain", pretrained="none")
+
+
+def row(key: str, **changes: Any) -> dict[str, Any]:
+    """A completed trial's row, as it is committed."""
+    now = datetime.now(UTC)
+    said = {"study": "s", "trial_key": key, "attempt": 1, "status": "completed", "reason": ""}
+    return asdict(CONFIG) | said | {"val_auroc": 0.9, "started_at": now, "ended_at": now} | changes
 
 
 def table(cells: Cells, *, lr: str = "base_lr", **more: object) -> pd.DataFrame:
@@ -43,3 +56,23 @@ def shares_of(scores: Sequence[Sequence[float]], lr_name: str = "base_lr") -> st
     return SHARES.format(
         lr_name=lr_name, **{name: f"{each / total:.0%}" for name, each in squares.items()}
     )
+
+
+def findings_of(cells: Cells, trials: pd.DataFrame, **more: Any) -> Findings:
+    """What a report says of one surface of those cells, where a test changes what it is about."""
+    nothing = pd.DataFrame()
+    known: dict[str, Any] = {
+        "name": "made",
+        "metric": "val_auroc",
+        "mode": "max",
+        "about": {},
+        "trials": trials,
+        "epochs": None,
+        "analyses": [analysed(cells)],
+        "steps": {},
+        "fields": [],
+        "leaders": nothing,
+        "importance": nothing,
+        "cautions": [],
+    }
+    return Findings(**known | more)

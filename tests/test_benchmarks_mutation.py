@@ -1,13 +1,11 @@
 """The mutation benchmark names what exists."""
 
 import tomllib
-from pathlib import Path
 
 import pytest
+from commands import ROOT
 
 from benchmarks.mutation import file_of, mutants_of
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_its_files_exist() -> None:

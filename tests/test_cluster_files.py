@@ -12,11 +12,11 @@ import pytest
 import ray
 import ray.autoscaler
 import yaml
+from commands import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config
 
-ROOT = Path(__file__).parent.parent
 IMAGE = re.compile(r"\b(?:rayproject/ray|batch-lr-search):([0-9.]+)-py3(\d+)-gpu\b")
 KeyPath = tuple[str | int, ...]
 
@@ -85,25 +85,27 @@ def test_rayjob_file_is_what_kuberay_takes() -> None:
     jsonschema.validate(RAYJOB, RAYJOB_SCHEMA)
 
 
-@pytest.mark.parametrize(
-    "path",
+def accepted_misspelt(document: Any, schema: Any, *, names_in: set[str]) -> list[str]:
+    """Where a misspelt key is accepted."""
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    return [
+        path_name(path)
+        for path in key_paths(document, names_in=names_in)
+        if validator.is_valid(changed(document, path, key=f"{path[-1]}x"))
+    ]
+
+
+def test_any_key_misspelt_in_the_aws_file_is_refused() -> None:
     # Ray's schema lets a provider have keys of its own.
-    list(key_paths(AWS, names_in={"available_node_types", "file_mounts", "provider", "resources"})),
-    ids=path_name,
-)
-def test_aws_file_with_any_key_misspelt_is_refused(path: KeyPath) -> None:
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(changed(AWS, path, key=f"{path[-1]}x"), AWS_SCHEMA)
+    names_in = {"available_node_types", "file_mounts", "provider", "resources"}
+    assert len(list(key_paths(AWS, names_in=names_in))) > 20
+    assert accepted_misspelt(AWS, AWS_SCHEMA, names_in=names_in) == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    list(key_paths(RAYJOB, names_in={"limits", "rayStartParams", "requests"})),
-    ids=path_name,
-)
-def test_rayjob_file_with_any_key_misspelt_is_refused(path: KeyPath) -> None:
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(changed(RAYJOB, path, key=f"{path[-1]}x"), RAYJOB_SCHEMA)
+def test_any_key_misspelt_in_the_rayjob_file_is_refused() -> None:
+    names_in = {"limits", "rayStartParams", "requests"}
+    assert len(list(key_paths(RAYJOB, names_in=names_in))) > 100
+    assert accepted_misspelt(RAYJOB, RAYJOB_SCHEMA, names_in=names_in) == []
 
 
 def test_the_word_replica_is_refused() -> None:

@@ -3,6 +3,11 @@
 After every fault: the tables are readable; no (trial_key, epoch) is there twice; epochs are 1, 2, 3
 and so on; every row that a reader saw before the fault is still there and was not trained again;
 the same command ends the study; and its numbers are those of a run without faults.
+
+Two studies go through all kinds of fault one after another, and two more need a study for
+themselves. Each fault alone, in a study of its own, with its times and others that are rarer:
+
+    uv run pytest -m "slow and faults" tests/test_faults.py
 """
 
 import os
@@ -10,15 +15,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+from commands import ROOT, Run
 from faulty_study import (
     NUMBERS,
-    ROOT,
     SPACE,
     Command,
     check,
@@ -28,11 +36,188 @@ from faulty_study import (
     go_on,
     harm,
     run_again,
+    start_again,
 )
 
 from search.results import tables
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
+HUNG = "a worker hangs (SIGSTOP; limit 5 s here)"
+
+
+# --- a study through one fault after another ------------------------------------------------------
+
+
+def test_a_study_survives_a_second_driver_a_dead_and_a_hung_worker(
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], run_here: Run
+) -> None:
+    command.start()
+    deadline = time.monotonic() + 120
+    while not (command.out / "faulty" / "lock.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    began = time.monotonic()
+    second = run_here(SPACE, command.out)
+    refused = time.monotonic() - began
+    assert second.returncode == 2, second.stdout
+    assert f"process {command.process.pid} on" in second.stderr
+
+    command.wait_for(enough)
+    before = command.rows()
+    killed, hung = command.servers("ray::ImplicitFunc")
+    killed.kill()
+    hung.send_signal(signal.SIGSTOP)
+    struck = time.monotonic()
+    command.wait_for(lambda rows: bool((rows["attempt"] == 2).any()))
+    recovered = time.monotonic() - struck
+    command.wait_for(lambda rows: rows.groupby("trial_key")["attempt"].max().eq(2).all())
+    both_recovered = time.monotonic() - struck
+    status, said = command.end()
+    assert status == 0, said
+    for row in (
+        {"fault": "a second driver", "detected after": refused},
+        {"fault": "kill -9 of a worker", "recovered after": recovered},
+        {"fault": HUNG, "recovered after": both_recovered},
+    ):
+        check(command, before, faultless, matrix=fault_matrix, **row)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends the command, and how that must look."""
+
+    name: str
+    strike: Callable[[Command], object]
+    status: int = 75
+    said: str = "go on with"
+    within_s: float = 10
+    afterwards: Callable[[Command], object] = lambda command: None
+
+
+def harm_two_files(command: Command, how: str = "bit flipped") -> None:
+    """One trial's table of epochs and the other's newest checkpoint."""
+    one, other = sorted((command.out / "faulty" / "epochs").glob("*.parquet"))
+    harm(one, how)
+    newest = max(
+        (command.out / "faulty" / "checkpoints" / other.stem).glob("*.pt"),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    harm(newest, how)
+
+
+def fill_disk(command: Command) -> None:
+    with open(command.out / "filler", "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+
+
+def refused_until_emptied(command: Command) -> None:
+    status, said = run_again(command)
+    assert status == 75, said
+    assert f"left in {command.out}" in said
+    (command.out / "filler").unlink()
+
+
+ENDINGS = [
+    Ending("kill -9 of the driver", lambda c: c.process.kill(), status=-9, said=""),
+    Ending(
+        "SIGTERM to the process group",
+        lambda c: os.killpg(c.process.pid, signal.SIGTERM),
+        said="interrupted: ",
+    ),
+    Ending(
+        "Parquet and checkpoint bit flipped",
+        lambda c: c.process.send_signal(signal.SIGINT),
+        afterwards=harm_two_files,
+    ),
+    Ending(
+        "kill -9 of the GCS",
+        lambda c: c.servers("gcs_server")[0].kill(),
+        said="the head of the cluster",
+        within_s=60,
+    ),
+]
+DISK_FULL = Ending(
+    "disk full",
+    fill_disk,
+    said="no space left in ",
+    within_s=60,
+    afterwards=refused_until_emptied,
+)
+
+
+def test_a_study_goes_on_after_all_that_ended_it(
+    small_disk: Path | None,
+    command: Command,
+    faultless: pd.DataFrame,
+    fault_matrix: list[Any],
+) -> None:
+    """Five faults, each of which the same command goes on after."""
+    endings = ENDINGS
+    if small_disk is not None:
+        command.out = small_disk
+        endings = [*ENDINGS, DISK_FULL]
+    command.start()
+    command.wait_for(enough)
+    rows: list[dict[str, Any]] = []
+    seen = command.rows()
+    for ending in endings:
+        # As each row was when a reader first saw it.
+        seen = pd.concat([seen, command.rows()]).drop_duplicates(["trial_key", "epoch"])
+        row = {"fault": ending.name, "detected after": end_by(ending, command)}
+        rows.append(row | {"recovered after": start_again(command)})
+    status, said = command.end()
+    assert status == 0, said
+    for row in rows:
+        check(command, seen, faultless, matrix=fault_matrix, **row)
+
+
+def end_by(ending: Ending, command: Command) -> float:
+    """Strike; the seconds until the command had ended, with nothing left behind."""
+    servers = all_servers(command)
+    struck = time.monotonic()
+    ending.strike(command)
+    status, said = command.end()
+    took = time.monotonic() - struck
+    assert status == ending.status, (ending.name, said)
+    assert ending.said in said
+    assert took < ending.within_s
+    if status == 75:
+        assert f"{SPACE} --out {command.out}" in said
+    wait_until_gone(servers)
+    ending.afterwards(command)
+    return took
+
+
+def all_servers(command: Command) -> list[psutil.Process]:
+    """Workers, raylet and GCS."""
+    names = ("ray::ImplicitFunc", "raylet/raylet", "gcs_server")
+    servers = [server for name in names for server in command.servers(name)]
+    assert len(servers) >= 3  # one worker where the other trial has ended
+    return servers
+
+
+def wait_until_gone(servers: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + 20
+    while left := [p for p in servers if p.is_running() and p.status() != "zombie"]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A disk of 24 MB, or None where mounting one is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# --- each fault in a study of its own -------------------------------------------------------------
 
 
 def struck_worker(command: Command, number: int) -> tuple[float, pd.DataFrame]:
@@ -51,6 +236,7 @@ def struck_worker(command: Command, number: int) -> tuple[float, pd.DataFrame]:
     return recovered, before
 
 
+@pytest.mark.slow
 def test_a_killed_worker(
     command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
@@ -59,17 +245,19 @@ def test_a_killed_worker(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 def test_a_hung_worker(command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]) -> None:
     recovered, before = struck_worker(command, signal.SIGSTOP)
-    row = {"fault": "a worker hangs (SIGSTOP; limit 5 s here)", "recovered after": recovered}
+    row = {"fault": HUNG, "recovered after": recovered}
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "number", "to_group", "status"),
     [
         ("kill -9 of the driver", signal.SIGKILL, False, -9),
-        pytest.param("SIGINT", signal.SIGINT, False, 75, marks=pytest.mark.slow),
+        ("SIGINT", signal.SIGINT, False, 75),
         ("SIGTERM to the process group", signal.SIGTERM, True, 75),
     ],
 )
@@ -84,8 +272,7 @@ def test_a_driver_that_ends(
 ) -> None:
     command.start()
     command.wait_for(enough)
-    names = ("ray::ImplicitFunc", "raylet/raylet", "gcs_server")
-    servers = [server for name in names for server in command.servers(name)]
+    servers = all_servers(command)
     assert len(servers) >= 4
     before = command.rows()
     struck = time.monotonic()
@@ -100,15 +287,13 @@ def test_a_driver_that_ends(
     if status == 75:
         assert "interrupted: " in said
         assert f"{SPACE} --out {command.out}" in said
-    deadline = time.monotonic() + 20
-    while any(p.is_running() and p.status() != "zombie" for p in servers):  # nothing is left behind
-        assert time.monotonic() < deadline, [p for p in servers if p.is_running()]
-        time.sleep(0.2)
+    wait_until_gone(servers)
     recovered = go_on(command)
     row = {"fault": name, "detected after": took, "recovered after": recovered}
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 def test_the_head_is_killed(
     command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
@@ -127,6 +312,7 @@ def test_the_head_is_killed(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once(
     command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
@@ -149,7 +335,8 @@ def test_two_drivers_at_once(
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
-@pytest.mark.parametrize("how", ["bit flipped", pytest.param("truncated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["bit flipped", "truncated"])
 def test_broken_files_found_by_the_next_command(
     how: str, command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
@@ -159,54 +346,33 @@ def test_broken_files_found_by_the_next_command(
     command.process.send_signal(signal.SIGINT)
     assert command.end()[0] == 75
     before = command.rows()
-    one, other = sorted((command.out / "faulty" / "epochs").glob("*.parquet"))
-    harm(one, how)
-    newest = max(
-        (command.out / "faulty" / "checkpoints" / other.stem).glob("*.pt"),
-        key=lambda path: path.stat().st_mtime_ns,
-    )
-    harm(newest, how)
+    harm_two_files(command, how)
     recovered = go_on(command)
     row = {"fault": f"Parquet and checkpoint {how}", "recovered after": recovered}
     check(command, before, faultless, matrix=fault_matrix, **row)
 
 
+@pytest.mark.slow
 def test_a_full_disk(
-    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+    small_disk: Path | None, command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
+    if small_disk is None:
         pytest.skip("mounting a small disk is not allowed here")
-    try:
-        command.out = disk
-        command.start()
-        command.wait_for(enough)
-        filler = disk / "filler"
-        with open(filler, "wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(b"\0" * 4096)
-            except OSError:
-                struck = time.monotonic()
-        status, said = command.end()
-        took = time.monotonic() - struck
-        assert status == 75, said
-        assert f"no space left in {disk}" in said
-        assert "go on with" in said
-        before = command.rows()
-        full, said = run_again(command)
-        assert full == 75, said
-        assert f"left in {disk}" in said
-        filler.unlink()
-        recovered = go_on(command)
-        row = {"fault": "disk full", "detected after": took, "recovered after": recovered}
-        check(command, before, faultless, matrix=fault_matrix, **row)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    command.out = small_disk
+    command.start()
+    command.wait_for(enough)
+    fill_disk(command)
+    struck = time.monotonic()
+    status, said = command.end()
+    took = time.monotonic() - struck
+    assert status == 75, said
+    assert f"no space left in {small_disk}" in said
+    assert "go on with" in said
+    before = command.rows()
+    refused_until_emptied(command)
+    recovered = go_on(command)
+    row = {"fault": "disk full", "detected after": took, "recovered after": recovered}
+    check(command, before, faultless, matrix=fault_matrix, **row)
 
 
 @pytest.mark.slow

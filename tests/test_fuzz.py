@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_tables import row
 from PIL import Image
-from test_search_results import row
 
 from search.results import files, tables
 from trainable import checkpoint
@@ -43,8 +43,7 @@ from trainable.host.storage import Folder
 IN_CI = 60  # files a reader
 BY_HAND = 1000
 HANG_S = 20.0
-RNG = np.random.default_rng(0)
-PATCHES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+PATCHES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 EPOCHS = [{"study": "s", "trial_key": "k", "attempt": 1, "epoch": e, "lr": 0.1} for e in (1, 2, 3)]
 
 

@@ -12,6 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from trainable import lr_plot
 from trainable.config import RECIPE_VERSION
 from trainable.fields import fields_table
 
@@ -79,12 +80,14 @@ def test_fields_page_is_what_the_code_says() -> None:
     assert (ROOT / "docs" / "fields.md").read_text() == fields_table()
 
 
-def test_lr_plot_draws(tmp_path: Path) -> None:
+def test_lr_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "lr.png"
-    command = [sys.executable, "-m", "trainable.lr_plot", "decay=cosine,step", "--out", str(out)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    words = ["trainable.lr_plot", "decay=cosine,step", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert lr_plot.main() == 0
     assert out.read_bytes().startswith(b"\x89PNG")
-    wrong = subprocess.run([*command[:3], "decay=never"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "trainable.lr_plot", "decay=never"]
+    wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "decay must be one of" in wrong.stderr
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import DRAWING_STEP, NO_DRAWING
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from search.report.report import write_report
@@ -74,7 +75,9 @@ def study(make_study: Callable[..., Results]) -> Results:
             "vary": {"batch_size": "", "base_lr": "", "optimizer": ""},
         },
     )
-    write_report(results)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DRAWING_STEP, lambda *_: NO_DRAWING)  # the browser draws the page's charts
+        write_report(results)
     return results
 
 

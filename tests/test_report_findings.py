@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import Cells, table
+from made_tables import Cells, findings_of, table
 from made_tables import analysed as of
 
 from search.analysis.leaderboard import ablation
@@ -65,22 +65,7 @@ CELLS: Cells = {
 
 
 def findings(trials: pd.DataFrame, **more: Any) -> Findings:
-    nothing = pd.DataFrame()
-    known: dict[str, Any] = {
-        "name": "made",
-        "metric": "val_auroc",
-        "mode": "max",
-        "about": {},
-        "trials": trials,
-        "epochs": None,
-        "analyses": [of(CELLS)],
-        "steps": {},
-        "fields": [],
-        "leaders": nothing,
-        "importance": nothing,
-        "cautions": [],
-    }
-    return Findings(**known | more)
+    return findings_of(CELLS, trials, **more)
 
 
 def stepped(scores: Mapping[str, Sequence[float]]) -> pd.DataFrame:

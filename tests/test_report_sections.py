@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import Cells, table
+from made_tables import Cells, findings_of, table
 from made_tables import analysed as of
 
 from search.analysis.analysis import analyse
@@ -49,22 +49,7 @@ def paragraphs(part: str) -> list[str]:
 
 
 def findings(trials: pd.DataFrame, **more: Any) -> Findings:
-    nothing = pd.DataFrame()
-    known: dict[str, Any] = {
-        "name": "made",
-        "metric": "val_auroc",
-        "mode": "max",
-        "about": {},
-        "trials": trials,
-        "epochs": None,
-        "analyses": [of(CELLS)],
-        "steps": {},
-        "fields": [],
-        "leaders": nothing,
-        "importance": nothing,
-        "cautions": [],
-    }
-    return Findings(**known | more)
+    return findings_of(CELLS, trials, **more)
 
 
 def exponent(value: float = NAN, low: float = NAN, high: float = NAN, **more: Any) -> Exponent:

@@ -51,10 +51,18 @@ def test_one_comparison_is_students() -> None:
     ],
     ids=["all alike", "one ahead", "of two sizes", "of very unlike sizes", "the best has more"],
 )
-def test_the_true_best_is_kept(truth: Sequence[float], seeds: Sequence[int]) -> None:
+@pytest.mark.parametrize(
+    ("repetitions", "least_share"), [(80, 0.9), pytest.param(300, 0.94, marks=pytest.mark.slow)]
+)
+def test_the_true_best_is_kept(
+    truth: Sequence[float], seeds: Sequence[int], repetitions: int, least_share: float
+) -> None:
     rng = np.random.default_rng(1)
-    kept = [1 in set(best_set(cells_of(rng, truth, seeds), mode="max")["lr"]) for _ in range(300)]
-    assert np.mean(kept) >= 0.94  # 0.95 within the error of so few
+    kept = [
+        1 in set(best_set(cells_of(rng, truth, seeds), mode="max")["lr"])
+        for _ in range(repetitions)
+    ]
+    assert np.mean(kept) >= least_share  # 0.95 within the error of so few
 
 
 def test_cells_that_are_far_behind_are_told_from_the_best() -> None:
@@ -99,11 +107,12 @@ def test_an_own_calculation_keeps_the_same_cells() -> None:
     ],
     ids=["flat", "gently falling", "steep"],
 )
-def test_optimism_is_that_of_a_simulation(truth: Sequence[float]) -> None:
+@pytest.mark.parametrize("repetitions", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_optimism_is_that_of_a_simulation(truth: Sequence[float], repetitions: int) -> None:
     """By how much the mean of the cell that was picked exceeds that cell's truth, on average."""
     rng = np.random.default_rng(4)
     real, said = [], []
-    for _ in range(300):
+    for _ in range(repetitions):
         cells = cells_of(rng, truth, [3] * 20)
         picked = int(cells["mean"].argmax())
         real.append(cells["mean"].iloc[picked] - truth[picked])

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from commands import SMALL, SPACES, Run
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 from rich.console import Console
@@ -47,23 +44,12 @@ from trainable.training.step import Step
 from trainable.trial import Trial
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
-SMALL = ROOT / "tests" / "spaces" / "small.py"
 
 
 def measured(**changes: Any) -> Measured:
     same = {"images_per_s": 100.0, "train_images": 640, "eval_s": 0.5, "test_s": 2.0}
     more = {"start_s": 1.0, "save_s": 0.1, "checkpoint_bytes": 10, "weights_bytes": 5}
     return Measured(**(same | more | {"device": "d"} | changes))
-
-
-def command(space: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "search.run", str(space), "--out", str(out), *more],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "120"},
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize(
@@ -377,8 +363,8 @@ def test_only_what_was_to_run_is_compared_and_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path) -> None:
-    dry = command(SMALL, tmp_path, "--dry-run")
+def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path, run_joined: Run) -> None:
+    dry = run_joined(SMALL, tmp_path, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "0 done, 4 to run (dry run: nothing was trained)" in dry.stdout
     before = json.loads((tmp_path / "small" / FILE).read_text())
@@ -386,7 +372,7 @@ def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path) -> None:
     assert {kind["batch_size"] for kind in before["kinds"]} == {32, 64}
     assert before["train_s"] > 0
     assert before["wall_s"] > before["train_s"] / before["num_slots"]
-    done = command(SMALL, tmp_path)
+    done = run_joined(SMALL, tmp_path)
     assert done.returncode == 0, done.stderr
     trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("trial_key")
     after = json.loads((tmp_path / "small" / FILE).read_text())
@@ -397,8 +383,8 @@ def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_search_is_timed_at_every_batch_size(tmp_path: Path) -> None:
-    dry = command(ROOT / "tests" / "spaces" / "searched.py", tmp_path, "--dry-run")
+def test_a_search_is_timed_at_every_batch_size(tmp_path: Path, run_joined: Run) -> None:
+    dry = run_joined(SPACES / "searched.py", tmp_path, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "0 done, 8 to run" in dry.stdout
     assert "plain at batch 32:" in dry.stdout

@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 
 from search.results import lock
 from search.results.lock import LockedError, held
 from trainable.host.storage import Folder
 
-ROOT = Path(__file__).parent.parent
 HOLDER = """
 import sys, time
 from search.results.lock import held

@@ -14,6 +14,8 @@ from search.report.__main__ import main
 
 COLUMNS = {"batch_size": "bs", "lr": "rate", "metric": "score"}
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def grid(**more: Any) -> pd.DataFrame:
     """Best at a rate of 0.001 bs, in three seeds."""

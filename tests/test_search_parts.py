@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from commands import ROOT
 
 from search.results import files, tables
 from search.results.tables import EPOCHS, Results
 from trainable.config import TrialConfig
 
-ROOT = Path(__file__).parent.parent
 CONFIG = TrialConfig(model="plain", pretrained="none")
 
 

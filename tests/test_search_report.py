@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT, until
 from rich.console import Console
 
 from search.analysis.analysis import analyse
@@ -21,7 +22,15 @@ from search.report.findings import of_study
 from search.report.report import write_report, written_meanwhile
 from search.results.tables import TRIALS, Results, epochs, trials
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
 MakeStudy = Callable[..., Results]
+# The command, without drawing charts each time.
+WATCH = """
+import sys, search.report.report
+search.report.report.drawn = lambda *_: ("<svg/>", b"")
+from search.report.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def page(results: Results) -> str:
@@ -56,6 +65,7 @@ def test_flags_are_the_contracts() -> None:
     }
 
 
+@pytest.mark.draws
 def test_a_grid_has_page_numbers_and_charts(
     make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +302,7 @@ def test_another_metric_and_another_folder(make_study: MakeStudy, tmp_path: Path
 def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
     results = make_study(seeds=1)
     folder = Path(results.folder.uri)
-    command = [sys.executable, "-m", "search.report", str(folder), "--watch"]
+    command = [sys.executable, "-c", WATCH, str(folder), "--watch"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
         html = folder / "report.html"
         assert until(html.exists)
@@ -308,15 +318,6 @@ def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
         assert watching.wait(60) == 0
     assert "refresh" not in html.read_text()[:2000]
     assert sum(json.loads((folder / "report.json").read_text())["status_counts"].values()) == 7
-
-
-def until(done: Callable[[], bool], timeout_s: float = 60) -> bool:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if done():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_meanwhile_a_report_is_written_beside(
@@ -352,7 +353,7 @@ def test_a_report_that_fails_changes_nothing(
 
 def test_the_notebook_way_in(make_study: MakeStudy) -> None:
     out = Path(make_study().folder.uri).parent
-    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text()
+    text = (ROOT / "docs" / "report.md").read_text()
     (code,) = re.findall(r"```python\n(from search.analysis .*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace('"results", "pcam_grid"', f'"{out}", "made"'), names)
@@ -360,6 +361,7 @@ def test_the_notebook_way_in(make_study: MakeStudy) -> None:
     assert names["chart"].to_dict()["layer"]
 
 
+@pytest.mark.draws
 def test_a_large_study_is_quick_and_small(make_study: MakeStudy) -> None:
     results = make_study(
         batch_sizes=[2**k for k in range(3, 13)],

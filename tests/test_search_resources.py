@@ -1,15 +1,12 @@
 """What trials take of a cluster: shares of a GPU, their sum, and Ray's own account of them."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from commands import SMALL, Run
 from ray import tune
 from rich.console import Console
 
@@ -34,7 +31,6 @@ from trainable.probe import MemoryUse
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none")
 VARY = {"batch_size": tune.grid_search([16, 32, 64]), "base_lr": tune.grid_search([0.1, 1])}
-SMALL = ROOT / "tests" / "spaces" / "small.py"
 
 
 def study(**changes: Any) -> Study:
@@ -153,27 +149,6 @@ def test_auto_without_gpus_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- on Ray, with GPUs that are not there -------------------------------------------------------
 
-FAKE_GPUS = """
-import os, subprocess, sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
-command = [sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address]
-done = subprocess.run(command)
-cluster.shutdown()
-sys.exit(done.returncode)
-"""
-
-
-def on_two_fake_gpus(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", FAKE_GPUS, str(SMALL), "--out", str(out), *more],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120"},
-        timeout=300,
-    )
-
 
 def most_at_once(trials: pd.DataFrame) -> float:
     """The most GPUs that trials held at a moment, by the table's times."""
@@ -184,11 +159,11 @@ def most_at_once(trials: pd.DataFrame) -> float:
 
 
 @pytest.mark.ray
-def test_each_trial_gets_the_share_of_its_batch_size(tmp_path: Path) -> None:
-    done = on_two_fake_gpus(
-        tmp_path,
-        *("--set", "gpus_per_trial={32: 0.5, 64: 1.0}", "--set", "seeds=2"),
-    )
+def test_each_trial_gets_the_share_of_its_batch_size(
+    tmp_path: Path, two_gpu_nodes: str, run_here: Run
+) -> None:
+    settings = ("--set", "gpus_per_trial={32: 0.5, 64: 1.0}", "--set", "seeds=2")
+    done = run_here(SMALL, tmp_path, *settings, "--address", two_gpu_nodes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 cores, 2 GPUs; a trial takes 1 CPU, 0.5 to 1 GPU" in done.stdout
     trials = pd.read_parquet(tmp_path / "small" / "trials")
@@ -206,8 +181,11 @@ def test_each_trial_gets_the_share_of_its_batch_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_gpu_that_torch_does_not_see_cannot_be_measured(tmp_path: Path) -> None:
-    done = on_two_fake_gpus(tmp_path, "--set", "gpus_per_trial=auto")
+def test_a_gpu_that_torch_does_not_see_cannot_be_measured(
+    tmp_path: Path, two_gpu_nodes: str, run_here: Run
+) -> None:
+    settings = ("--set", "gpus_per_trial=auto", "--address", two_gpu_nodes)
+    done = run_here(SMALL, tmp_path, *settings)
     assert done.returncode == 2
     assert "measuring the memory of 2 kinds of trial" in done.stdout
     said = " ".join(done.stderr.split())

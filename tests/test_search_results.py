@@ -1,12 +1,12 @@
 import math
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from helpers import no_tables, ready_of
+from made_tables import CONFIG, row
 
 from search.explore.ask import ask
 from search.results import tables
@@ -14,7 +14,7 @@ from search.results.tables import EPOCHS, TRIALS, Results, ResultsError
 from search.session import known_trials
 from search.study.explorer import PlannedTrial
 from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
+from trainable.config import trial_key
 
 # Design 4.2: users and scripts rely on these names.
 TRIAL_COLUMNS = set(
@@ -34,14 +34,6 @@ EPOCH_COLUMNS = set(
     val_accuracy val_auroc grad_norm noise_scale epoch_wall_s images_per_s microbatch_size
     """.split()  # noqa: SIM905
 )
-
-CONFIG = TrialConfig(model="plain", pretrained="none")
-
-
-def row(key: str, **changes: Any) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    said = {"study": "s", "trial_key": key, "attempt": 1, "status": "completed", "reason": ""}
-    return asdict(CONFIG) | said | {"val_auroc": 0.9, "started_at": now, "ended_at": now} | changes
 
 
 @pytest.fixture

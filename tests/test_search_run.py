@@ -1,3 +1,9 @@
+"""The command on Ray: what it prints, its exit status, its tables.
+
+Most tests run it in this process, on a cluster that they share; those that interrupt it run it in a
+process of its own.
+"""
+
 import os
 import re
 import shutil
@@ -12,6 +18,17 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from commands import (
+    RAY,
+    ROOT,
+    SMALL,
+    SPACES,
+    Run,
+    SharedCluster,
+    run_command,
+    search_command,
+    start_command,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
@@ -20,37 +37,25 @@ from scipy.stats import spearmanr
 from search.analysis.ridge import ridge
 from search.analysis.surface import surface
 from search.results.tables import faults, open_folder
-from search.run import main, parser
+from search.run import parser
 from search.study.space_file import load_study
-from search.study.study import configurations
 from trainable.config import trial_key
 from trainable.data.cache import open_data
 from trainable.finetune import finetune
 
-ROOT = Path(__file__).parent.parent
-SMALL = ROOT / "tests" / "spaces" / "small.py"
+pytestmark = pytest.mark.usefixtures("drawn_patches")
 
 
-def command(space: Path | str, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "search.run", str(space), "--out", str(out), *more]
+def parquet_times(folder: Path) -> dict[Path, int]:
+    """When each file of the tables was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
 
 
-def run(space: Path | str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(
-        command(space, out, *more),
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=600,
-    )
+def refuse_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cluster(address: str) -> None:
+        raise AssertionError("Ray is started though there is nothing to run")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def drawn() -> None:
-    """The synthetic patches, which the first command would draw and say so on stderr."""
-    open_data("synthetic")
+    monkeypatch.setattr("cluster.connect.connect", no_cluster)
 
 
 def test_flags_are_the_contracts() -> None:
@@ -62,8 +67,9 @@ def test_flags_are_the_contracts() -> None:
 
 
 @pytest.mark.ray
-def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
-    first = run(SMALL, tmp_path)
+def test_a_study_from_start_to_more_seeds(tmp_path: Path, run_here: Run, run_joined: Run) -> None:
+    """The first command as a user types it, with a Ray of its own, a dashboard and charts."""
+    first = run_command(SMALL, tmp_path)
     assert first.returncode == 0, first.stderr
     assert "[4/4]" in first.stdout
     assert "dashboard: http://127.0.0.1:" in first.stdout
@@ -73,23 +79,24 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
     assert trials["status"].tolist() == ["completed"] * 4
     assert trials["code_version"].nunique(dropna=False) == 1
     assert len(pd.read_parquet(tmp_path / "small" / "epochs")) == 8
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    files = parquet_times(tmp_path)
+    assert (tmp_path / "small" / "charts" / "surface.png").read_bytes().startswith(b"\x89PNG")
     # Two workers trained four trials: one that is used again gives what a fresh process gives.
     epochs = pd.read_parquet(tmp_path / "small" / "epochs").set_index(["trial_key", "epoch"])
-    for _, config in configurations(load_study(SMALL)):
+    for config in load_study(SMALL).configs:
         cell = (trials["batch_size"] == config.batch_size) & (trials["base_lr"] == config.base_lr)
         (key,) = trials.loc[cell, "trial_key"]
         for result in finetune(config):
             assert epochs.loc[(key, result.epoch), "val_loss"] == result.val_loss
 
-    again = run(SMALL, tmp_path)
+    again = run_here(SMALL, tmp_path)
     assert again.returncode == 0
     assert "4 done before, 0 to run" in again.stdout
     assert "dashboard" not in again.stdout
     assert again.stdout.endswith(answer)
-    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert files == parquet_times(tmp_path)
 
-    seeds = run(SMALL, tmp_path, "--set", "seeds=2")
+    seeds = run_joined(SMALL, tmp_path, "--set", "seeds=2")
     assert seeds.returncode == 0
     assert "8 trials on dataset=synthetic, 4 done before, 4 to run" in seeds.stdout
     assert "mean of 2 seeds" in seeds.stdout
@@ -98,17 +105,10 @@ def test_a_study_from_start_to_more_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_study_that_widens_gives_seeds_and_packs_itself_does_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run, run_joined: Run
 ) -> None:
-    words = [str(ROOT / "tests" / "spaces" / "rounds.py"), "--out", str(tmp_path)]
-    driver = "import sys\nfrom search import run\nrun.COMPACT_FROM = 7\nsys.exit(run.main())"
-    done = subprocess.run(
-        [sys.executable, "-c", driver, *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=600,
-    )
+    monkeypatch.setattr("search.session.COMPACT_FROM", 7)
+    done = run_joined(SPACES / "rounds.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "rounds: 2 trials on dataset=synthetic, 0 done before, 2 to run" in done.stdout
     assert done.stdout.count("another round: 1 trials that the results call for") == 2
@@ -127,14 +127,12 @@ def test_a_study_that_widens_gives_seeds_and_packs_itself_does_so_once(
         assert len(pd.read_parquet(tmp_path / "rounds" / table)) == rows
     assert faults(open_folder(str(tmp_path / "rounds"))) == []
 
-    def no_cluster(address: str) -> None:
-        raise AssertionError("Ray is started though there is nothing to run")
-
-    monkeypatch.setattr("search.run.connect", no_cluster)
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    assert main(words) == 0
-    assert "2 done before, 0 to run" in capsys.readouterr().out
-    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    refuse_ray(monkeypatch)
+    files = parquet_times(tmp_path)
+    again = run_here(SPACES / "rounds.py", tmp_path)
+    assert again.returncode == 0
+    assert "2 done before, 0 to run" in again.stdout
+    assert files == parquet_times(tmp_path)
 
 
 @pytest.mark.ray
@@ -150,7 +148,7 @@ def test_a_node_that_has_other_data_than_the_driver_is_refused(tmp_path: Path) -
     more = ["--data", str(tmp_path / "data"), "--set", "dataset=pcam", "--set", "batch_size=32"]
     more += ["--set", "train_images=None", "--set", "base_lr=0.3"]
     process = subprocess.Popen(
-        [sys.executable, "-u", *command(SMALL, tmp_path / "out", *more)[1:]],
+        search_command(SMALL, tmp_path / "out", *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -173,21 +171,17 @@ def test_a_node_that_has_other_data_than_the_driver_is_refused(tmp_path: Path) -
 
     (tmp_path / "data").rename(tmp_path / "other")
     (tmp_path / "the driver's").rename(tmp_path / "data")
-    assert run(SMALL, tmp_path / "out", *more, "--retry", "failed").returncode == 0
+    assert run_command(SMALL, tmp_path / "out", *more, "--retry", "failed").returncode == 0
 
 
 @pytest.mark.ray
-def test_interrupted_is_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_interrupted_is_75_and_the_same_command_goes_on(
+    tmp_path: Path, shared_cluster: SharedCluster, run_joined: Run
+) -> None:
     settings = ["--set", "epochs=12", "--set", "train_images=2048"]
-    process = subprocess.Popen(
-        command(SMALL, tmp_path, *settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_command(SMALL, tmp_path, *settings, "--address", shared_cluster.address)
     epochs = tmp_path / "small" / "epochs"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(epochs.glob("*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.1)
     sent = time.monotonic()
@@ -200,7 +194,7 @@ def test_interrupted_is_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
     before = pd.read_parquet(epochs)
     assert set(pd.read_parquet(tmp_path / "small" / "trials")["status"]) >= {"interrupted"}
 
-    resumed = run(SMALL, tmp_path, *settings)
+    resumed = run_joined(SMALL, tmp_path, *settings)
     assert resumed.returncode == 0, resumed.stderr
     after = pd.read_parquet(epochs)
     assert not after.duplicated(["trial_key", "epoch"]).any()
@@ -214,22 +208,18 @@ def test_interrupted_is_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_search_that_was_interrupted_goes_on_with_what_it_learned(tmp_path: Path) -> None:
-    space = ROOT / "tests" / "spaces" / "searched.py"
-    process = subprocess.Popen(
-        [sys.executable, "-u", *command(space, tmp_path)[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def test_a_search_that_was_interrupted_goes_on_with_what_it_learned(
+    tmp_path: Path, shared_cluster: SharedCluster, run_here: Run, run_joined: Run
+) -> None:
+    space = SPACES / "searched.py"
+    process = start_command(space, tmp_path, "--address", shared_cluster.address)
     assert process.stdout is not None
     while "[3/8]" not in process.stdout.readline():
-        pass
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    done = run(space, tmp_path)
+    done = run_joined(space, tmp_path)
     assert done.returncode == 0, done.stderr
     trials = pd.read_parquet(tmp_path / "searched" / "trials")
     assert len(trials) == 8
@@ -241,28 +231,23 @@ def test_a_search_that_was_interrupted_goes_on_with_what_it_learned(tmp_path: Pa
     states = sorted(t.state.name for t in told)
     assert states.count("PRUNED") == (trials["status"] == "stopped").sum()
     assert set(states) <= {"COMPLETE", "PRUNED"}
-    assert run(space, tmp_path).stdout.count("8 done before, 0 to run") == 1
+    assert run_here(space, tmp_path).stdout.count("8 done before, 0 to run") == 1
 
 
-@pytest.mark.ray
-def test_a_trial_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
-    done = run(SMALL, tmp_path, "--set", "cpus_per_trial=800")
+def test_a_trial_larger_than_the_machine_is_refused(
+    tmp_path: Path, no_ray: None, run_here: Run
+) -> None:
+    done = run_here(SMALL, tmp_path, "--set", "cpus_per_trial=800")
     assert done.returncode == 2
-    assert "a trial takes 800 CPU and this machine has" in done.stderr
+    assert "a trial takes 800 CPU and this machine has 2" in done.stderr
 
 
 @pytest.mark.ray
 def test_ctrl_c_while_ray_starts_is_75_too(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-u", *command(SMALL, tmp_path)[1:]],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_command(SMALL, tmp_path)
     assert process.stdout is not None
     while "to run" not in process.stdout.readline():
-        pass
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -272,7 +257,9 @@ def test_ctrl_c_while_ray_starts_is_75_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_failed_trial_is_1_and_costs_no_other(tmp_path: Path) -> None:
+def test_a_failed_trial_is_1_and_costs_no_other(
+    tmp_path: Path, run_here: Run, run_joined: Run
+) -> None:
     # Where the first trial's checkpoints should go there is a file.
     settings = ["--set", "batch_size=64"]
     config = replace(load_study(SMALL).base, batch_size=64, base_lr=0.3)
@@ -280,7 +267,7 @@ def test_a_failed_trial_is_1_and_costs_no_other(tmp_path: Path) -> None:
     in_the_way = tmp_path / "small" / "checkpoints" / key
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("in the way")
-    done = run(SMALL, tmp_path, *settings)
+    done = run_joined(SMALL, tmp_path, *settings)
     assert done.returncode == 1, done.stderr
     trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("trial_key")
     assert sorted(trials["status"]) == ["completed", "failed"]
@@ -288,19 +275,19 @@ def test_a_failed_trial_is_1_and_costs_no_other(tmp_path: Path) -> None:
     traceback = trials.loc[key, "reason"].split("traceback: ")[1].rstrip(")")
     assert "Traceback (most recent call last)" in Path(traceback).read_text()
     assert "1 failed (--retry failed runs them again)" in done.stdout
-    again = run(SMALL, tmp_path, *settings)
+    again = run_here(SMALL, tmp_path, *settings)
     assert again.returncode == 1
     assert "0 to run" in again.stdout
     in_the_way.unlink()
-    retried = run(SMALL, tmp_path, *settings, "--retry", "failed")
+    retried = run_joined(SMALL, tmp_path, *settings, "--retry", "failed")
     assert retried.returncode == 0
     assert "1 to run" in retried.stdout
     assert set(pd.read_parquet(tmp_path / "small" / "trials")["status"]) == {"completed"}
 
 
 @pytest.mark.ray
-def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
-    done = run(SMALL, tmp_path, "--dry-run")
+def test_dry_run_trains_nothing_and_estimates(tmp_path: Path, run_joined: Run) -> None:
+    done = run_joined(SMALL, tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "0 done, 4 to run" in done.stdout
     assert "plain at batch 64:" in done.stdout
@@ -333,11 +320,25 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path) -> None:
         (["spaces/pcam_grid.py", "--data", "tests"], "no recognised data set in tests"),
     ],
 )
-def test_bad_input_is_one_line_and_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run(arguments[0], tmp_path, *arguments[1:])
+def test_bad_input_is_one_line_and_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_here: Run,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = run_here(arguments[0], tmp_path, *arguments[1:])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
+
+
+def test_a_process_ends_with_2_and_one_line_too(tmp_path: Path) -> None:
+    done = run_command(SMALL, tmp_path, "--set", "base_lr=-1")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "base_lr must be > 0" in done.stderr
 
 
 @pytest.mark.ray
@@ -371,7 +372,7 @@ def test_the_flagships_preview_answers(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_kandels_preview_shows_the_crossing(tmp_path: Path) -> None:
-    done = run(ROOT / "spaces" / "pcam_kandel.py", tmp_path, "--set", "optimizer=sgd")
+    done = run_command(ROOT / "spaces" / "pcam_kandel.py", tmp_path, "--set", "optimizer=sgd")
     assert done.returncode == 0, done.stderr
     check_crossing(pd.read_parquet(tmp_path / "pcam_kandel" / "trials"))
 
@@ -388,7 +389,7 @@ def check_crossing(trials: pd.DataFrame) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path) -> None:
-    done = run(
+    done = run_command(
         ROOT / "spaces" / "bag_of_tricks.py",
         tmp_path,
         *("--preview", "--set", "dataset=digits", "--set", "image_size=None", "--set", "epochs=3"),
@@ -404,7 +405,7 @@ def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path)
     # States to resume from are gone, the weights that were asked for are there.
     left = {path.name for path in (tmp_path / "bag_of_tricks" / "checkpoints").rglob("*.pt")}
     assert left == {"weights.pt"}
-    taught = run(
+    taught = run_command(
         *(SMALL, tmp_path, "--set", "dataset=digits", "--set", "image_size=None"),
         *("--set", f"distill_from={tmp_path / 'bag_of_tricks'}", "--set", "batch_size=32"),
     )
@@ -417,91 +418,41 @@ def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path)
 @pytest.mark.slow
 def test_both_previews_on_real_patches(tmp_path: Path, shared_data: Path) -> None:
     data = ["--preview", "--data", str(shared_data / "pcam_small")]
-    assert run(ROOT / "spaces" / "pcam_grid.py", tmp_path, *data).returncode == 0
+    assert run_command(ROOT / "spaces" / "pcam_grid.py", tmp_path, *data).returncode == 0
     trials = pd.read_parquet(tmp_path / "pcam_grid" / "trials")
     assert set(trials["dataset"]) == {"pcam"}
     assert (ridge(surface(trials, metric="val_auroc"), mode="max")["edge"] == "").sum() >= 4
     sgd = ["--set", "optimizer=sgd"]
-    assert run(ROOT / "spaces" / "pcam_kandel.py", tmp_path, *data, *sgd).returncode == 0
+    assert run_command(ROOT / "spaces" / "pcam_kandel.py", tmp_path, *data, *sgd).returncode == 0
     check_crossing(pd.read_parquet(tmp_path / "pcam_kandel" / "trials"))
 
 
 @pytest.mark.ray
-def test_two_raylets_on_one_machine(tmp_path: Path) -> None:
-    code = """
-import subprocess, sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-for _ in range(2):
-    cluster.add_node(num_cpus=1)
-cluster.wait_for_nodes()
-command = [sys.executable, "-m", "search.run", *sys.argv[1:], "--address", cluster.address]
-done = subprocess.run(command)
-cluster.shutdown()
-sys.exit(done.returncode)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(SMALL), "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
+def test_two_nodes_on_one_machine(tmp_path: Path, two_gpu_nodes: str, run_here: Run) -> None:
+    settings = ("--set", "gpus_per_trial=0", "--address", two_gpu_nodes)
+    done = run_here(SMALL, tmp_path, *settings)
     assert done.returncode == 0, done.stderr
-    assert "3 node(s), 2 cores, 0 GPUs" in done.stdout
+    assert "3 node(s), 4 cores, 2 GPUs; a trial takes 1 CPU" in done.stdout
     assert len(pd.read_parquet(tmp_path / "small" / "trials")) == 4
 
 
 @pytest.mark.ray
-def test_ray_job_submit_ships_the_code(tmp_path: Path) -> None:
-    """The head is started elsewhere and has never seen the folder that is submitted."""
-    ray = str(Path(sys.executable).parent / "ray")
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {
-        **os.environ,
-        "HOME": str(home),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0" * 64,
-        "RAY_TMPDIR": f"/tmp/ray-test-{os.getpid()}",
-    }
+def test_ray_job_submit_ships_the_code(tmp_path: Path, shared_cluster: SharedCluster) -> None:
+    """The head was started elsewhere and has never seen the folder that is submitted."""
     code = tmp_path / "code"
     for name in ("search", "trainable", "cluster", "spaces"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(SMALL, code / "spaces")
-    head = subprocess.Popen(
-        [
-            *(ray, "start", "--head", "--block", "--port=6390", "--dashboard-port=8290"),
-            *("--num-cpus=2", f"--temp-dir={environment['RAY_TMPDIR']}"),
-        ],
-        env=environment,
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    submit = [RAY, "job", "submit", "--address", shared_cluster.dashboard]
+    command = ["--working-dir", str(code), "--", sys.executable, "-m", "search.run"]
+    arguments = ["spaces/small.py", "--address", "auto", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*submit, *command, *arguments],
+        env={**os.environ, "COLUMNS": "120"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
-    try:
-        submit = [ray, "job", "submit", "--address", "http://127.0.0.1:8290"]
-        command = ["--working-dir", str(code), "--", sys.executable, "-m", "search.run"]
-        arguments = ["spaces/small.py", "--address", "auto", "--out", str(tmp_path / "out")]
-        deadline = time.monotonic() + 60
-        while True:
-            done = subprocess.run(
-                [*submit, *command, *arguments],
-                env=environment,
-                cwd=home,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            if "Failed to connect" not in done.stdout + done.stderr:
-                break
-            assert time.monotonic() < deadline, done.stderr
-            time.sleep(1)
-    finally:
-        # Everything that this head started names its folder, and nothing else does.
-        subprocess.run(["pkill", "-9", "-f", environment["RAY_TMPDIR"]], check=False)
-        head.wait(timeout=30)
-        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(pd.read_parquet(tmp_path / "out" / "small" / "trials")) == 4

@@ -1,28 +1,25 @@
 """Results in an object store: moto's S3 server, which the tests start."""
 
 import os
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import boto3
 import pandas as pd
 import pytest
+from commands import SMALL, Run, run_command
+from made_tables import CONFIG, row
 from moto.server import ThreadedMotoServer
 from ray import tune
-from test_search_results import CONFIG, row
 
-from search import run
 from search.explore import plan
 from search.results import files, lock, tables
 from search.results.__main__ import main
 from search.results.lock import LockedError, held
 from search.results.tables import EPOCHS, Results, ResultsError
 from search.study.space_file import load_study
-from search.study.study import Study, configurations
+from search.study.study import Study
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import TrialConfig, trial_key
@@ -30,7 +27,6 @@ from trainable.finetune import finetune
 from trainable.host import storage
 
 BUCKET = "bucket"
-SMALL = Path(__file__).parent / "spaces" / "small.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -242,14 +238,12 @@ def test_a_table_of_no_rows_is_not_packed(opened: Results) -> None:
 
 @pytest.mark.ray
 def test_a_whole_study_is_kept_in_the_store_and_trained_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, run_here: Run
 ) -> None:
     out = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    words = [str(SMALL), "--out", out, "--set", "batch_size=32", "--set", "keep_weights=True"]
+    settings = ("--set", "batch_size=32", "--set", "keep_weights=True")
     # The store's address and keys are in the environment, which workers of this machine inherit.
-    done = subprocess.run(
-        [sys.executable, "-m", "search.run", *words], capture_output=True, text=True, timeout=600
-    )
+    done = run_command(SMALL, out, *settings)
     assert done.returncode == 0, done.stderr
     assert "2 trials on dataset=synthetic, 0 done before, 2 to run" in done.stdout
     assert f'pd.read_parquet("{out}/small/trials")' in done.stdout
@@ -258,7 +252,7 @@ def test_a_whole_study_is_kept_in_the_store_and_trained_once(
     epochs = pd.read_parquet(f"{out}/small/epochs")
     assert list(trials["status"]) == ["completed"] * 2
     assert sorted(trials["base_lr"]) == [0.3, 1.0]
-    for _, cell in configurations(load_study(SMALL)):
+    for cell in load_study(SMALL).configs:
         if cell.batch_size == 32:
             (key,) = trials.loc[trials["base_lr"] == cell.base_lr, "trial_key"]
             own = epochs[epochs["trial_key"] == key].sort_values("epoch")
@@ -284,9 +278,10 @@ def test_a_whole_study_is_kept_in_the_store_and_trained_once(
     def no_cluster(address: str) -> None:
         raise AssertionError("Ray is started though there is nothing to run")
 
-    monkeypatch.setattr(run, "connect", no_cluster)
-    assert run.main(words) == 0
-    assert "2 done before, 0 to run" in capsys.readouterr().out
+    monkeypatch.setattr("cluster.connect.connect", no_cluster)
+    again = run_here(SMALL, out, *settings)
+    assert again.returncode == 0
+    assert "2 done before, 0 to run" in again.stdout
     folders = ("trials/", "epochs/", "checkpoints/")
     kept = {name: at for name, at in before.items() if name.startswith(folders)}
     assert {name: at for name, at in objects().items() if name.startswith(folders)} == kept

@@ -10,8 +10,9 @@ from search.analysis.scaling import EDGE_WITHIN_NOISE, collapse, exponent, rival
 from search.analysis.surface import surface
 
 Draw = Callable[..., pd.DataFrame]
-REPETITIONS = 200
-LEAST_SHARE = 0.93  # of nominal 95 % intervals that hold the truth
+# How many simulated studies, and the least share of nominal 95 % intervals that hold the truth:
+# intervals half as wide fail even of few.
+FEW, MANY = (60, 0.9), pytest.param(200, 0.93, marks=pytest.mark.slow)
 BATCH_SIZES = (16, 32, 64, 128, 256)
 # Test AUROC of Kandel & Castelli 2020 (doi:10.1016/j.icte.2020.04.010), Tables 1 and 2, at an lr of
 # 1e-4 and of 1e-3.
@@ -55,12 +56,13 @@ def curved(best_lr: Callable[[float], float], batch_sizes: list[int]) -> pd.Data
 
 @pytest.mark.parametrize("lost", [False, True], ids=["whole", "censored and diverged"])
 @pytest.mark.parametrize("noise", [0.003, pytest.param(0.001, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("repetitions", "least_share"), [FEW, MANY])
 def test_intervals_hold_the_known_exponent_and_best_lrs(
-    draw_trials: Draw, lost: bool, noise: float
+    draw_trials: Draw, lost: bool, noise: float, repetitions: int, least_share: float
 ) -> None:
     rng = np.random.default_rng(1)
     held, best_lrs_held = [], []
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         trials = draw_trials(rng, exponent=0.7, noise=noise, lost=lost)
         cells = surface(trials, metric="val_auroc")
         found = exponent(cells, mode="max")
@@ -68,8 +70,8 @@ def test_intervals_hold_the_known_exponent_and_best_lrs(
         known = trials.groupby("batch_size")["best"].first()
         rows = ridge_interval(cells, mode="max").set_index("batch_size")
         best_lrs_held += list((rows["lr_low"] <= known) & (known <= rows["lr_high"]))
-    assert np.mean(held) >= LEAST_SHARE
-    assert np.mean(best_lrs_held) >= LEAST_SHARE
+    assert np.mean(held) >= least_share
+    assert np.mean(best_lrs_held) >= least_share
 
 
 def test_an_interval_is_no_wider_than_its_noise(draw_trials: Draw) -> None:
@@ -168,17 +170,18 @@ def test_the_form_that_made_the_ridge_is_chosen(form: str) -> None:
         assert best["b_noise"] == pytest.approx(NOISE_SCALE, rel=0.01)
 
 
-def test_the_form_is_chosen_through_noise() -> None:
-    """Of 40 noisy ridges each: the form that made it, and for a straight one neither rival."""
+@pytest.mark.parametrize("repetitions", [15, pytest.param(40, marks=pytest.mark.slow)])
+def test_the_form_is_chosen_through_noise(repetitions: int) -> None:
+    """Of noisy ridges of each form, nine in ten: the form that made it."""
     rng = np.random.default_rng(0)
     sizes = [16, 32, 64, 128, 256, 512, 1024, 2048]
     for form in ("saturating", "surge"):
         chosen = []
-        for _ in range(40):
+        for _ in range(repetitions):
             error = dict(zip(sizes, np.exp(rng.normal(0, 0.1, len(sizes))), strict=True))
             cells = curved(lambda b, form=form, error=error: FORMS[form](b) * error[b], sizes)
             chosen.append(rival_forms(cells, mode="max").loc[0, "form"])
-        assert chosen.count(form) >= 36
+        assert chosen.count(form) >= 0.9 * repetitions
 
 
 def test_few_batch_sizes_have_no_rivals() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import ray
+from commands import ROOT, SPACES
 from ray import tune
 
 import trainable.lr_range
@@ -14,9 +15,6 @@ from search.study.study import Study
 from search.suggest import main, probed_configs, suggested_ends
 from trainable.config import TrialConfig
 from trainable.lr_range import LrRange
-
-ROOT = Path(__file__).parent.parent
-SPACES = ROOT / "tests" / "spaces"
 
 
 def found(steepest: float | None, stable: float | None, unstable: float | None) -> LrRange:

@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-from ray import tune
-from test_search_results import row
-from test_trainable_data import (
+from commands import ROOT
+from made_data import (
     IMAGES,
     STEM,
     write_cifar,
@@ -27,6 +25,9 @@ from test_trainable_data import (
     write_kaggle,
     write_parquet,
 )
+from made_tables import row
+from PIL import Image
+from ray import tune
 
 from search.results import tables
 from search.results.__main__ import main
@@ -45,7 +46,6 @@ from trainable.host.storage import Folder
 from trainable.networks.models import bare_network, load_weights
 from trainable.networks.teacher import kept_network
 
-ROOT = Path(__file__).parent.parent
 CONFIG = TrialConfig(model="plain", pretrained="none")
 SECRETS = ["password", "AWS_SECRET", "api_key", "apikey", "auth_token", "credentials", "passwd"]
 

@@ -1,4 +1,9 @@
-"""Faults drawn at random over study after study, for SOAK_MINUTES (1) by SOAK_SEED (0)."""
+"""Faults drawn at random over study after study, for SOAK_MINUTES (1) by SOAK_SEED (0).
+
+For the night, not for each change, whose faults are in tests/test_faults.py:
+
+    SOAK_MINUTES=60 SOAK_SEED=$RANDOM uv run pytest -m slow tests/test_soak.py -s
+"""
 
 import os
 import random
@@ -10,7 +15,7 @@ import pandas as pd
 import pytest
 from faulty_study import Command, check, enough, harm
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(0)]
 
 DRIVER_ENDS = {"kill -9 of the driver": signal.SIGKILL, "SIGINT": signal.SIGINT}
 WORKER_STRUCK = {"kill -9 of a worker": signal.SIGKILL, "a worker hangs": signal.SIGSTOP}

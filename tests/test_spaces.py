@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from commands import ROOT
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -21,7 +22,6 @@ from search.study.preview import as_preview
 from search.study.space_file import load_study
 from search.study.study import Study
 
-ROOT = Path(__file__).parent.parent
 SPACES = sorted(path for path in (ROOT / "spaces").glob("*.py") if path.stem != "__init__")
 COST = re.compile(r"\nCost: (?:at most )?(\d+) trials? of ")
 

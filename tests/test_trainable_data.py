@@ -1,9 +1,6 @@
-import csv
 import gzip
-import io
 import multiprocessing
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -16,64 +13,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from commands import ROOT
+from made_data import (
+    IMAGES,
+    LABELS,
+    OFFICIAL,
+    SIZES,
+    STEM,
+    write_cifar,
+    write_folders,
+    write_hdf5,
+    write_kaggle,
+    write_parquet,
+)
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import PCAM
 
+from trainable.data.__main__ import main
 from trainable.data.cache import EMBEDDED, LAYOUTS, Dataset, default_cache_dir, open_data
 from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import DataError, Source, find_folders, find_kaggle, find_parquet
 from trainable.data.standard import find_torchvision
 from trainable.data.synthetic import CENTRE_PX, draw_patches
-
-SIZES = {"train": 40, "val": 20, "test": 12}
-RNG = np.random.default_rng(0)
-IMAGES = {s: RNG.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8) for s, n in SIZES.items()}
-LABELS = {s: np.arange(n, dtype=np.uint8) % 2 for s, n in SIZES.items()}
-STEM = "camelyonpatch_level_2_split_"
-OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
-
-
-def write_hdf5(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, official in OFFICIAL.items():
-        with h5py.File(folder / f"{STEM}{official}_x.h5", "w") as file:
-            file["x"] = IMAGES[split]
-        with h5py.File(folder / f"{STEM}{official}_y.h5", "w") as file:
-            file["y"] = LABELS[split].reshape(-1, 1, 1, 1)
-
-
-def write_kaggle(folder: Path) -> None:
-    (folder / "train").mkdir(parents=True)
-    with open(folder / "train_labels.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "label"])
-        for i, (image, label) in enumerate(zip(IMAGES["train"], LABELS["train"], strict=True)):
-            Image.fromarray(image).save(folder / "train" / f"{i:040x}.tif")
-            rows.writerow([f"{i:040x}", label])
-
-
-def png(image: np.ndarray) -> bytes:
-    packed = io.BytesIO()
-    Image.fromarray(image).save(packed, "PNG")
-    return packed.getvalue()
-
-
-def write_parquet(folder: Path) -> None:
-    (folder / "data").mkdir(parents=True)
-    for split, official in OFFICIAL.items():
-        cells = [{"bytes": png(image), "path": None} for image in IMAGES[split]]
-        table = pa.table({"image": cells, "label": LABELS[split].astype(np.int64)})
-        pq.write_table(table, folder / "data" / f"{official}-00000-of-00001.parquet")
-
-
-def write_folders(folder: Path) -> None:
-    for split in SIZES:
-        for i, (image, label) in enumerate(zip(IMAGES[split], LABELS[split], strict=True)):
-            path = folder / split / ("tumour" if label else "normal")
-            path.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path / f"{i:03}.png")
 
 
 def images_by_label(data: Dataset, split: str) -> list[tuple[int, bytes]]:
@@ -357,32 +319,26 @@ def test_synthetic_label_is_about_the_centre() -> None:
     assert abs(darkness[0][1] - darkness[1][1]) < 1.0
 
 
-def test_command_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
+def test_command_says_what_is_there_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_hdf5(tmp_path)
     sheet = tmp_path / "sheet.png"
-    command = [sys.executable, "-m", "trainable.data", str(tmp_path), "--out", str(sheet)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "layout=hdf5" in done.stdout
-    assert "40" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["trainable.data", str(tmp_path), "--out", str(sheet)])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "layout=hdf5" in said
+    assert "40" in said
     with Image.open(sheet) as drawn:
         assert drawn.size[0] > 500
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    refused = subprocess.run([*command[:3], str(empty)], capture_output=True, text=True)
+
+
+def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainable.data", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "no recognised data set in" in refused.stderr
-
-
-def write_cifar(folder: Path) -> None:
-    batches = folder / "cifar-10-batches-py"
-    batches.mkdir(parents=True)
-    flat = RNG.integers(0, 256, (240, 3072), dtype=np.uint8)
-    for i in range(6):
-        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
-        part = {"data": flat[i * 40 : i * 40 + 40], "labels": list(range(10)) * 4}
-        (batches / name).write_bytes(pickle.dumps(part))
-    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
 
 
 def test_cifar10_is_read_through_torchvision(
@@ -409,7 +365,8 @@ def test_damaged_cifar_is_named(tmp_path: Path) -> None:
 def write_mnist(folder: Path) -> dict[str, np.ndarray]:
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    images = {n: RNG.integers(0, 256, (k, 28, 28), dtype=np.uint8) for n, k in SPLITS.items()}
+    rng = np.random.default_rng(0)
+    images = {n: rng.integers(0, 256, (k, 28, 28), dtype=np.uint8) for n, k in SPLITS.items()}
     for name, array in images.items():
         n = len(array)
         head = b"\0\0\x08\x03" + b"".join(x.to_bytes(4, "big") for x in (n, 28, 28))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from commands import ROOT
 
 from trainable import probe
 from trainable.config import TrialConfig

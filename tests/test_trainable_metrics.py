@@ -13,8 +13,6 @@ from trainable.training.metrics import CALIBRATION_BINS, Scores, calibration_err
 from trainable.training.metrics import auroc_interval as interval_of_tensors
 from trainable.training.metrics import score as score_tensors
 
-RNG = np.random.default_rng(0)
-
 
 def score(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Scores:
     return score_tensors(torch.from_numpy(logits), torch.from_numpy(labels))
@@ -26,8 +24,9 @@ def auroc_interval(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> tu
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_scores_are_scikit_learns_and_torchs(classes: int) -> None:
-    labels = RNG.integers(0, classes, 300)
-    logits = RNG.standard_normal((300, classes)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, 300)
+    logits = rng.standard_normal((300, classes)).astype(np.float32)
     logits[np.arange(300), labels] += 1
     if classes == 2:
         logits[:40] = np.round(logits[:40])  # ties
@@ -52,7 +51,7 @@ def test_confident_logits_make_no_false_ties() -> None:
 
 
 def test_no_area_where_a_class_is_missing_or_a_logit_is_not_a_number() -> None:
-    logits = RNG.standard_normal((10, 2)).astype(np.float32)
+    logits = np.random.default_rng(0).standard_normal((10, 2)).astype(np.float32)
     one_class = score(logits, np.zeros(10, np.int64))
     assert math.isnan(one_class.auroc)
     assert math.isfinite(one_class.loss)

@@ -1,0 +1,73 @@
+"""Small data sets on disk, in each layout that is read, with the same images and labels."""
+
+import csv
+import io
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+SIZES = {"train": 40, "val": 20, "test": 12}
+IMAGES = {
+    split: np.random.default_rng(n).integers(0, 256, (n, 96, 96, 3), dtype=np.uint8)
+    for split, n in SIZES.items()
+}
+LABELS = {s: np.arange(n, dtype=np.uint8) % 2 for s, n in SIZES.items()}
+STEM = "camelyonpatch_level_2_split_"
+OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
+
+
+def write_hdf5(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, official in OFFICIAL.items():
+        with h5py.File(folder / f"{STEM}{official}_x.h5", "w") as file:
+            file["x"] = IMAGES[split]
+        with h5py.File(folder / f"{STEM}{official}_y.h5", "w") as file:
+            file["y"] = LABELS[split].reshape(-1, 1, 1, 1)
+
+
+def write_kaggle(folder: Path) -> None:
+    (folder / "train").mkdir(parents=True)
+    with open(folder / "train_labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "label"])
+        for i, (image, label) in enumerate(zip(IMAGES["train"], LABELS["train"], strict=True)):
+            Image.fromarray(image).save(folder / "train" / f"{i:040x}.tif")
+            rows.writerow([f"{i:040x}", label])
+
+
+def png(image: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "PNG")
+    return packed.getvalue()
+
+
+def write_parquet(folder: Path) -> None:
+    (folder / "data").mkdir(parents=True)
+    for split, official in OFFICIAL.items():
+        cells = [{"bytes": png(image), "path": None} for image in IMAGES[split]]
+        table = pa.table({"image": cells, "label": LABELS[split].astype(np.int64)})
+        pq.write_table(table, folder / "data" / f"{official}-00000-of-00001.parquet")
+
+
+def write_folders(folder: Path) -> None:
+    for split in SIZES:
+        for i, (image, label) in enumerate(zip(IMAGES[split], LABELS[split], strict=True)):
+            path = folder / split / ("tumour" if label else "normal")
+            path.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path / f"{i:03}.png")
+
+
+def write_cifar(folder: Path) -> None:
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    flat = np.random.default_rng(0).integers(0, 256, (240, 3072), dtype=np.uint8)
+    for i in range(6):
+        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
+        part = {"data": flat[i * 40 : i * 40 + 40], "labels": list(range(10)) * 4}
+        (batches / name).write_bytes(pickle.dumps(part))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
