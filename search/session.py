@@ -6,15 +6,12 @@ results = run_study(study, preview=True)
 
 import errno
 import os
-import platform
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +21,8 @@ from cluster.connect import ConnectError
 from search.results import lock, tables
 from search.results.lock import LockedError
 from search.results.tables import ENDED, Results, ResultsError
-from search.study.explorer import PlannedTrial, Tables
-from search.study.space_file import SpaceFileError, load_study, space_sha256
+from search.study.explorer import Tables
+from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.data.sources import DataError
 from trainable.host import storage
@@ -139,7 +136,7 @@ def run(order: Order, console: Console) -> Outcome:
 def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
     from search.execution.dry_run import plan_of, print_cost, print_plan
-    from search.execution.preflight import prepare
+    from search.execution.preflight import check_trials, prepare
     from search.explore.ask import ask, total
 
     ready = prepare(
@@ -150,12 +147,14 @@ def dry_run(order: Order, console: Console) -> None:
         settings=order.settings,
         console=console,
     )
+    check_trials(ready)
     known = known_trials(ready, tables.trials(ready.results), retry=order.retry)
     ask(ready.study, known, room=0)
     plan = plan_of(ready.study, known, total=total(ready.study, known))
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
-        with _connected(order.address) as cluster:
+        with _connected(order.address) as connecting, _stopped_by_sigterm():
+            cluster = connecting.result()
             ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, known, plan)
 
@@ -175,57 +174,64 @@ def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tabl
 
 def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tables, bool]:
     """Train all that the study calls for; returns what is known then, and whether all ended."""
+    from search.execution.preflight import check_trials
     from search.explore.ask import ask, total
 
     rows = tables.trials(ready.results)
     known = known_trials(ready, rows, retry=order.retry)
-    first = ask(ready.study, known, room=1)
-    num_trials = total(ready.study, known)
+    ask(ready.study, known, room=0)
     num_done = len({trial.key for trial in known.asked if trial.key in known.ended})
+    num_trials = total(ready.study, known)
     console.print(
         f"[bold]{ready.study.name}[/bold]: {num_trials} trials on "
         f"dataset={ready.study.base.dataset}, {num_done} done before, "
         f"{num_trials - num_done} to run"
     )
-    todo = [trial for trial in first if trial.key not in known.ended]
-    if not todo:
+    if num_done == num_trials:
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
-    return known, _train(order, ready, known, todo, attempts, (num_trials, num_done), console)
+    # Ray takes seconds to start, and so does torch to be imported: both at once.
+    with _connected(order.address) as connecting:
+        check_trials(ready)
+        cluster = connecting.result()
+        ask(ready.study, known, room=1)
+        return known, _train(order, ready, known, attempts, cluster, console)
 
 
 def _train(
     order: Order,
     ready: "Ready",
     known: Tables,
-    todo: Sequence[PlannedTrial],
     attempts: dict[str, int],
-    counts: tuple[int, int],
+    cluster: "Cluster",
     console: Console,
 ) -> bool:
-    """Connect to the cluster and train; returns whether all trials ended."""
+    """Train on the cluster; returns whether all trials ended."""
     from search.execution.progress import Progress
+    from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
     from search.execution.watchdog import head_watched
+    from search.explore.ask import total
     from search.report.report import written_meanwhile
 
-    tables.commit_study(ready.results, provenance(order, ready, known))
+    _commit_study(order, ready, known)
+    todo = [trial for trial in known.asked if trial.key not in known.ended]
     with ExitStack() as stack:
-        cluster = stack.enter_context(_connected(order.address))
+        stack.enter_context(_stopped_by_sigterm())
         ready = _check_cluster(ready, cluster, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
         # Also those that are asked for later get files of their own.
         tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
         _check_room(ready)
         stack.enter_context(written_meanwhile(ready.results))
-        num_trials, num_done = counts
+        num_trials = total(ready.study, known)
         progress = Progress(
             console=console,
             varied=list(ready.study.vary) or ["batch_size", "base_lr"],
             metric=ready.study.metric,
             total=num_trials,
-            done_before=num_done,
+            done_before=len({t.key for t in known.asked if t.key in known.ended}),
         )
         setting = Setting(
             study=ready.study,
@@ -235,12 +241,39 @@ def _train(
             data_fingerprint=ready.data_fingerprint,
             train_images=ready.train_images,
             attempts=attempts,
-            code_version=_commit(),
+            code_version=commit(),
         )
         with progress:
             finished = run_trials(setting, todo, cluster, progress)
-        tables.commit_study(ready.results, provenance(order, ready, known))
+        _commit_study(order, ready, known)
         return finished
+
+
+def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:
+    from search.execution.provenance import provenance
+
+    about = provenance(
+        ready,
+        known,
+        space_file=order.space_file,
+        settings=order.settings,
+        preview=order.preview,
+    )
+    tables.commit_study(ready.results, about)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator["Future[Cluster]"]:
+    """The cluster, as soon as it answers; left at the end."""
+    from cluster.connect import connect, disconnect
+
+    with ThreadPoolExecutor(1, "connect") as thread:
+        connecting = thread.submit(connect, address)
+        try:
+            yield connecting
+        finally:
+            if connecting.exception() is None:
+                disconnect()
 
 
 def _answer(
@@ -309,82 +342,16 @@ def _write_report(results: Results, console: Console) -> None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator["Cluster"]:
-    """The cluster, on which SIGTERM stops the study as Ctrl-C does: what is done is kept.
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM stops the study as Ctrl-C does: what is done is kept.
 
-    Ray installs a handler that exits at once; afterwards the one from before is there again. In
-    another thread there are no signals.
+    Within it, as Ray installs a handler that exits at once. In another thread there are no signals.
     """
-    from cluster.connect import connect, disconnect
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
-        cluster = connect(address)
-        try:
-            if is_main:
-                signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-            yield cluster
-        finally:
-            disconnect()
+        yield
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def provenance(order: Order, ready: "Ready", known: Tables) -> dict[str, object]:
-    """How the results were made, for study.json."""
-    study = ready.study
-    packages = ("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "scikit-learn")
-    return {
-        "name": study.name,
-        "base": asdict(study.base),
-        "vary": {name: domain_as_json(domain) for name, domain in study.vary.items()},
-        "explore": part_as_json(study.explore),
-        "stop": part_as_json(study.stop),
-        "leaders": part_as_json(study.leaders),
-        "seeds": study.seeds,
-        "metric": study.metric,
-        "gpus_per_trial": study.gpus_per_trial,
-        "space_file": str(order.space_file) if order.space_file else None,
-        "space_sha256": space_sha256(order.space_file) if order.space_file else None,
-        "settings": list(order.settings),
-        "preview": order.preview or study.base.dataset == "synthetic",
-        "data_folder": str(ready.data_folder) if ready.data_folder else None,
-        "data_fingerprint": ready.data_fingerprint,
-        "planned": list(dict.fromkeys(trial.key for trial in known.asked)),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def domain_as_json(domain: Any) -> Any:
-    """A grid's values, or a range in words."""
-    return domain if isinstance(domain, dict) else f"{domain.domain_str} {type(domain).__name__}"
-
-
-def part_as_json(part: object) -> dict[str, Any] | None:
-    """A study's explorer, stopper or leaders: its kind, then its fields."""
-    if part is None or not is_dataclass(part):
-        return None
-    values = {declared.name: getattr(part, declared.name) for declared in fields(part)}
-    # A define-by-run function goes by its name.
-    plain = {name: getattr(value, "__name__", value) for name, value in values.items()}
-    return {"kind": type(part).__name__, **plain}
-
-
-def _commit() -> str | None:
-    """The commit of this code, or None outside of a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+        signal.signal(signal.SIGTERM, before)

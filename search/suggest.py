@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from search.execution.preflight import prepare
+from search.execution.preflight import check_trials, prepare
 from search.results.tables import ResultsError
 from search.study.domains import probes
 from search.study.shown import print_error, show
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings=options.settings,
                 console=console,
             )
+        check_trials(ready)
         configs = probed_configs(ready.study)
         _print_study(console, ready.study)
         ranges = _probe(console, ready.study, configs, ready.data_folder)

@@ -3,7 +3,6 @@
 Each test goes through the declaration itself, so that a choice that is added later is tried too.
 """
 
-import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +11,21 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from helpers import batches_of, no_tables, ready_of
 from optuna.trial import TrialState
 from ray import tune
 
-from search.execution.schedulers import OptunaSearcher, scheduler_of
-from search.explore import Optuna, plan
-from search.explore import declarations as explore
-from search.explore import pbt as population
-from search.explore.optuna import JOURNAL, Suggestions, distribution_of, sampler_of
-from search.explore.plan import PlannedTrial
-from search.results.tables import STATUSES, TRIALS
+from search import explore
+from search.execution.queue import Queue
+from search.execution.schedulers import scheduler_of
+from search.explore import Leaders, Optuna
+from search.explore.ask import ask, total
+from search.explore.journal import Journal, distribution_of, sampler_of
+from search.explore.optuna import JOURNAL, OBJECTIVES, SAMPLERS
+from search.results.tables import STATUSES, TRIALS, ending_of, open_results
+from search.session import RETRIES, known_trials
 from search.study.domains import draw, perturbed, probes
+from search.study.explorer import PlannedTrial
 from search.study.study import Study
 from trainable.config import SCORES, TrialConfig
 from trainable.record import WORST
@@ -40,28 +43,43 @@ NUM_CONFIGS = 12  # TPE and GP draw the first ten at random
 
 
 class Search:
-    """A study's searcher as Ray drives it, one trial after the other."""
+    """A study's queue as Ray drives it, one trial after the other; its recorder is the test."""
 
     def __init__(self, study: Study, folder: Path) -> None:
-        self.suggestions = Suggestions(study, folder / JOURNAL, data_fingerprint="d")
+        self.study = study
+        self.tables = no_tables(folder)
         self.sent: list[PlannedTrial] = []
-        self.searcher = OptunaSearcher(self.suggestions, self._send, {})
+        first = ask(study, self.tables, 0)
+        self.queue = Queue(study, self.tables, first, send=self._send, slots=lambda: 1)
 
     def _send(self, planned: PlannedTrial) -> dict[str, Any]:
         self.sent.append(planned)
         return {"key": planned.key}
 
     def suggest(self, trial_id: str) -> TrialConfig | None:
-        if self.searcher.suggest(trial_id) == "FINISHED":
+        if self.queue.suggest(trial_id) == "FINISHED":
             return None
         return self.sent[-1].config
 
     def end(self, trial_id: str, **row: Any) -> None:
-        flat = {f"trial_row/{name}": value for name, value in row.items()}
-        self.searcher.on_trial_complete(trial_id, flat)
+        key = self.queue.under_way[trial_id]
+        self.tables.ended[key] = ending_of(row, metric=self.study.metric)
+        self.queue.on_trial_complete(trial_id)
+
+    @property
+    def journal(self) -> Journal:
+        """What the search knows once it was told of all that ended; it chooses nothing."""
+        explore = self.study.explore
+        if "journal" not in self.tables.memory:
+            path = Path(self.tables.folder.uri) / JOURNAL
+            began = Journal(self.study, explore, path, data_fingerprint="d")  # type: ignore[arg-type]
+            self.tables.memory["journal"] = began
+        explore.next(self.study, self.tables, 0)
+        journal: Journal = self.tables.memory["journal"]
+        return journal
 
     def told(self) -> list[optuna.trial.FrozenTrial]:
-        return self.suggestions.optuna.get_trials()
+        return self.journal.optuna.get_trials()
 
 
 def declared(sampler: str = "random", **changes: Any) -> Study:
@@ -69,11 +87,11 @@ def declared(sampler: str = "random", **changes: Any) -> Study:
     return Study(**({"name": "s", "base": BASE, "vary": NUMBERS, "explore": asked} | changes))
 
 
-@pytest.mark.parametrize("sampler", explore.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_suggests_and_is_told(sampler: str, tmp_path: Path) -> None:
     ours = Search(declared(sampler), tmp_path)
     name = sampler.replace("nsga2", "nsgaii")
-    assert type(ours.suggestions.optuna.sampler).__name__.lower() == f"{name}sampler"
+    assert type(ours.journal.optuna.sampler).__name__.lower() == f"{name}sampler"
     configs = []
     for i in range(NUM_CONFIGS):
         config = ours.suggest(f"t{i}")
@@ -91,7 +109,7 @@ def test_every_sampler_suggests_and_is_told(sampler: str, tmp_path: Path) -> Non
         assert trial.values[0] == pytest.approx(0.9 - abs(config.base_lr - 0.1))
 
 
-@pytest.mark.parametrize("sampler", explore.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws_by_the_studys_seed(sampler: str) -> None:
     def drawn(seed: int, *, asked: int = 0) -> list[float]:
         given = Optuna(num_configs=9, sampler=sampler, sampling_seed=seed)
@@ -115,7 +133,7 @@ def test_cmaes_draws_by_its_covariance(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(drawn) == 3  # of the first alone there is nothing to learn
 
 
-@pytest.mark.parametrize("objective", explore.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_is_told_and_less_of_it_is_better(objective: str, tmp_path: Path) -> None:
     asked = Optuna(num_configs=3, sampler="nsga2", objectives=[objective])
     ours = Search(declared(explore=asked), tmp_path)
@@ -123,7 +141,7 @@ def test_every_objective_is_told_and_less_of_it_is_better(objective: str, tmp_pa
     for i, (score, cost) in enumerate([(0.9, 10.0), (0.8, 1.0), (0.7, 5.0)]):
         ours.suggest(f"t{i}")
         ours.end(f"t{i}", status="completed", val_auroc=score, **{objective: cost})
-    best = {tuple(trial.values) for trial in ours.suggestions.optuna.best_trials}
+    best = {tuple(trial.values) for trial in ours.journal.optuna.best_trials}
     assert best == {(0.9, 10.0), (0.8, 1.0)}
 
 
@@ -142,34 +160,47 @@ EXPLORERS: dict[type, tuple[dict[str, Any], dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("kind", typing.get_args(explore.Explorer))
+def is_explorer(kind: type) -> bool:
+    return all(callable(getattr(kind, name, None)) for name in ("next", "configs"))
+
+
+def is_stopper(kind: type) -> bool:
+    return hasattr(kind, "grace_share")
+
+
+DECLARATIONS = [getattr(explore, name) for name in explore.__all__]
+KINDS = [kind for kind in DECLARATIONS if is_explorer(kind)]
+STOPPERS = [kind for kind in DECLARATIONS if is_stopper(kind)]
+
+
+def test_what_a_space_file_can_name_is_an_explorer_a_stopper_or_leaders() -> None:
+    assert set(filter(is_explorer, DECLARATIONS)) == set(EXPLORERS)
+    assert set(filter(is_stopper, DECLARATIONS)) == {
+        explore.Asha,
+        explore.HyperBand,
+        explore.Median,
+    }
+    others = [kind for kind in DECLARATIONS if not is_explorer(kind) and not is_stopper(kind)]
+    assert others == [Leaders]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_explorer_plans_its_trials(kind: type, tmp_path: Path) -> None:
     given, vary, num_planned = EXPLORERS[kind]
     study = Study(name="s", base=BASE, vary=vary, explore=kind(**given), seeds=2)
-    planned = plan.plan_trials(study, data_fingerprint="d")
+    known = no_tables(tmp_path)
+    planned = ask(study, known, 0)
     assert len({trial.key for trial in planned}) == len(planned) == num_planned
     assert sorted({trial.config.seed for trial in planned}) == ([0, 1] if planned else [])
-    if kind is explore.Optuna:
-        suggestions = Suggestions(study, tmp_path / JOURNAL, data_fingerprint="d")
-        while suggestions.ask():
-            pass
-        assert len(suggestions.planned()) == 2 * given["num_configs"]
+    assert study.configs  # a preflight checks at least one trial
+    sizes = {kind: num_planned, explore.Optuna: 2 * 5, explore.Pbt: 2 * 4 * 3}
+    assert total(study, known) == sizes[kind]
+    # Without a result nothing more is asked for; with all of them, what was announced.
+    assert planned == [] or ask(study, known, 1) == []
+    every = batches_of(study, lambda config: config.base_lr / 9, tables=no_tables(tmp_path))
+    assert len({trial.key for batch in every for trial in batch}) == sizes[kind]
     if kind is explore.Pbt:
-        rows = [
-            {"trial_key": t.key, "status": "stopped", "val_auroc": i / 10}
-            for i, t in enumerate(planned)
-        ]
-        table = pd.DataFrame(rows)
-        later = population.next_generation(study, planned, table, data_fingerprint="d")
-        assert len(later) == num_planned
-
-
-def test_only_optuna_has_suggestions_and_only_pbt_generations(tmp_path: Path) -> None:
-    study = Study(name="s", base=BASE, vary=GRID)
-    with pytest.raises(TypeError, match="only an Optuna study has suggestions"):
-        Suggestions(study, tmp_path / JOURNAL, data_fingerprint="d")
-    with pytest.raises(TypeError, match="only a Pbt study has generations"):
-        population.next_generation(study, [], pd.DataFrame(), data_fingerprint="d")
+        assert [len(batch) for batch in every] == [num_planned] * 3
 
 
 # --- stoppers -------------------------------------------------------------------------------------
@@ -180,13 +211,14 @@ class Played:
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
-        self.config = {"trial": {"config": {"batch_size": 16}}}
+        self.config = {"batch_size": 16, "total_images": 9 * 896, "whole": False}
 
 
-@pytest.mark.parametrize("kind", typing.get_args(explore.Stopper))
+@pytest.mark.parametrize("kind", STOPPERS)
 def test_every_stopper_ends_the_worse_and_lets_the_better_go_on(kind: type) -> None:
+    np.random.seed(0)  # Ray draws each trial's bracket from the global generator
     study = Study(name="s", base=BASE, vary=GRID, stop=kind())
-    scheduler = scheduler_of(study, [BASE], train_images=896)
+    scheduler = scheduler_of(study, train_images=896)
     assert scheduler is not None
     total = 9 * 896  # whole batches
     assert (scheduler.grace, scheduler.total) == (total // 9, total)
@@ -215,7 +247,7 @@ def test_every_stopper_ends_the_worse_and_lets_the_better_go_on(kind: type) -> N
 @pytest.mark.parametrize("kind", [explore.Asha, explore.HyperBand])
 def test_a_trial_at_the_end_of_its_budget_ends_by_itself(kind: type) -> None:
     study = Study(name="s", base=BASE, vary=GRID, stop=kind())
-    scheduler = scheduler_of(study, [BASE], train_images=896)
+    scheduler = scheduler_of(study, train_images=896)
     assert scheduler is not None
     trial = Played("alone")
     scheduler.on_trial_add(None, trial)
@@ -227,14 +259,19 @@ def test_a_trial_at_the_end_of_its_budget_ends_by_itself(kind: type) -> None:
 # --- what is tried again --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("retry", [None, *plan.RETRIES])
+@pytest.mark.parametrize("retry", [None, *RETRIES])
 @pytest.mark.parametrize("status", STATUSES)
-def test_every_retry_takes_the_endings_that_it_names(status: str, retry: str | None) -> None:
-    (trial, *_) = plan.plan_trials(Study(name="s", base=BASE, vary=GRID), data_fingerprint="d")
-    table = pd.DataFrame([{"trial_key": trial.key, "status": status}])
+def test_every_retry_takes_the_endings_that_it_names(
+    status: str, retry: str | None, tmp_path: Path
+) -> None:
+    study = Study(name="s", base=BASE, vary=GRID)
+    ready = ready_of(study, open_results(str(tmp_path), "s"))
+    (trial, *_) = ask(study, no_tables(), 1)
+    row = dict.fromkeys(TRIALS.names) | {"trial_key": trial.key, "status": status}
     again = status == "interrupted" or retry == status
     again |= retry == "all" and status in ("failed", "diverged")
-    assert plan.missing([trial], table, retry=retry) == ([trial] if again else [])
+    known = known_trials(ready, pd.DataFrame([row]), retry=retry)
+    assert set(known.ended) == (set() if again else {trial.key})
 
 
 @pytest.mark.parametrize("metric", SCORES)
@@ -300,7 +337,7 @@ def test_steps_in_a_logarithm_are_refused_before_optuna_does(domain: Any) -> Non
     with pytest.raises(ValueError, match="Optuna takes a range in steps or in its logarithm"):
         declared(vary={field: domain})
     drawn = declared(vary={field: domain}, explore=explore.Random(num_configs=2))
-    assert len(plan.plan_trials(drawn, data_fingerprint="d")) == 2
+    assert len(ask(drawn, no_tables(), 1)) == 2
 
 
 def test_a_warm_start_takes_a_range_to_its_ends(tmp_path: Path) -> None:
@@ -317,21 +354,30 @@ def test_a_warm_start_takes_a_range_to_its_ends(tmp_path: Path) -> None:
     ours = Search(declared(vary=vary, explore=asked, metric="val_loss"), tmp_path)
     told = {trial.params["batch_size"]: trial.value for trial in ours.told()}
     assert told == pytest.approx({3: -0.3, 4: -0.4, 5: -(0.5 + 0.7) / 2, 6: -0.6})
-    assert ours.suggestions.optuna.best_trial.params == {"batch_size": 3}
+    assert ours.journal.optuna.best_trial.params == {"batch_size": 3}
     assert all(t.user_attrs["warm_start"] == asked.warm_start for t in ours.told())
-    assert ours.suggestions.asked() == []
+    assert (ours.tables.asked, ours.journal.num_chosen) == ([], 0)
 
 
 def test_a_failed_trial_is_told_as_failed_and_not_as_the_worst(tmp_path: Path) -> None:
     ours = Search(declared(), tmp_path)
     ours.suggest("row")
     ours.end("row", status="failed", val_auroc=0.9)
-    ours.suggest("error")
-    ours.searcher.on_trial_complete("error", {"score": 0.9}, error=True)
+    ours.suggest("lost worker")
+    ours.end("lost worker", status="failed")
+    assert [t.state for t in ours.told()] == [TrialState.FAIL] * 2
+    assert [t.values for t in ours.told()] == [None] * 2
+
+
+def test_a_trial_that_ended_without_a_row_is_not_told_of(tmp_path: Path) -> None:
+    """Such as one of a command that was stopped: a later command goes on with it."""
+    ours = Search(declared(), tmp_path)
     ours.suggest("nothing")
-    ours.searcher.on_trial_complete("nothing", None)
-    assert [t.state for t in ours.told()] == [TrialState.FAIL] * 3
-    assert [t.values for t in ours.told()] == [None] * 3
+    ours.queue.on_trial_complete("nothing", None, error=True)
+    assert [t.state for t in ours.told()] == [TrialState.RUNNING]
+    later = Search(declared(), tmp_path)
+    later.suggest("again")
+    assert later.sent == ours.sent
 
 
 def test_one_failed_seed_leaves_nothing_to_learn_and_a_diverged_one_counts(tmp_path: Path) -> None:

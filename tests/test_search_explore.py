@@ -5,19 +5,9 @@ from typing import Any
 
 import pytest
 
-from search.explore.declarations import (
-    OBJECTIVES,
-    SAMPLERS,
-    Asha,
-    Grid,
-    HyperBand,
-    Leaders,
-    Median,
-    Optuna,
-    Pbt,
-    Random,
-    check_whole,
-)
+from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Pbt, Random
+from search.explore.optuna import OBJECTIVES, SAMPLERS
+from search.study.study import check_number
 
 # Each whole number with the least that it may be, and the rest of what the declaration needs.
 WHOLE: list[tuple[type, str, int]] = [
@@ -100,4 +90,5 @@ def test_what_is_not_said_is_as_the_readme_and_the_papers_have_it() -> None:
     assert pbt.sampling_seed == 0
     assert Median().min_trials == 3
     assert (Leaders().top, Leaders().seeds) == (5, 5)
-    assert check_whole("n", 3, low=3) is None  # type: ignore[func-returns-value]
+    assert check_number("n", 3, whole=True, low=3) is None  # type: ignore[func-returns-value]
+    assert check_number("n", 3.5, whole=False, low=3) is None  # type: ignore[func-returns-value]

@@ -1,19 +1,23 @@
 """A population's next generation, by hand: who goes on, from whom, with what."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import end, no_tables, ready_of
 from ray import tune
 
-from search.explore import Pbt, plan
-from search.explore.pbt import delete_states, generation_of, lineage, next_generation
-from search.explore.plan import PlannedTrial
+from search.analysis.leaderboard import lineage
+from search.execution.recorder import delete_states
+from search.explore import Pbt
+from search.explore.ask import ask
+from search.explore.pbt import generation_of
 from search.results import tables
+from search.session import known_trials
+from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 from trainable.host import storage
@@ -26,29 +30,21 @@ def study(explore: Pbt, **changes: Any) -> Study:
     return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": explore} | changes))
 
 
-def ended(
-    trials: list[PlannedTrial],
-    scores: Mapping[str, float],
-    *,
-    metric: str = "val_auroc",
-    status: str = "stopped",
-) -> pd.DataFrame:
-    rows = [
-        {"trial_key": t.key, "status": status, metric: scores.get(t.key, math.nan)} for t in trials
-    ]
-    return pd.DataFrame(rows)
+def begun(explore: Pbt, **changes: Any) -> tuple[Study, Tables, list[PlannedTrial]]:
+    """A first generation, which has not ended."""
+    declared, known = study(explore, **changes), no_tables()
+    return declared, known, list(ask(declared, known, 1))
 
 
 def after_one(
     explore: Pbt, *, scores: list[float] | None = None, **changes: Any
 ) -> tuple[list[PlannedTrial], list[PlannedTrial]]:
     """The first generation, whose scores fall with its index if none are given, and the second."""
-    declared = study(explore, **changes)
-    first = plan.plan_trials(declared, data_fingerprint="d")
+    declared, known, first = begun(explore, **changes)
     falling = scores or [0.9 - i / 100 for i in range(len(first))]
-    given = {t.key: score for t, score in zip(first, falling, strict=True)}
-    table = ended(first, given, metric=declared.metric)
-    return first, next_generation(declared, first, table, data_fingerprint="d")
+    score_of = {t.config: score for t, score in zip(first, falling, strict=True)}
+    end(known, first, declared, lambda config: score_of[config])
+    return first, ask(declared, known, 1)
 
 
 def donors(first: list[PlannedTrial], second: list[PlannedTrial]) -> list[int]:
@@ -98,12 +94,25 @@ def test_a_score_that_is_not_finite_is_none(score: float) -> None:
     assert len(second) == 8
 
 
-@pytest.mark.parametrize("status", ["completed", "diverged", "failed", "interrupted"])
+@pytest.mark.parametrize("status", ["completed", "diverged", "failed"])
 def test_only_a_generation_that_ended_as_one_is_gone_on_from(status: str) -> None:
-    declared = study(Pbt(size=4))
-    first = plan.plan_trials(declared, data_fingerprint="d")
-    table = ended(first, {t.key: 0.5 for t in first}, status=status)
-    assert next_generation(declared, first, table, data_fingerprint="d") == []
+    declared, known, first = begun(Pbt(size=4))
+    end(known, first, declared, lambda _: 0.5, lambda _: status)
+    assert ask(declared, known, 1) == []
+
+
+def test_an_interrupted_generation_is_gone_on_with(tmp_path: Path) -> None:
+    """Nothing comes of it until it has ended; then a later command goes on from it."""
+    declared, _, first = begun(Pbt(size=4))
+    ready = ready_of(declared, tables.open_results(str(tmp_path), "s"))
+    for ending, num_more in (("interrupted", 0), ("stopped", 4)):
+        rows = [{"trial_key": t.key, "status": "stopped", "val_auroc": 0.5} for t in first]
+        rows[-1]["status"] = ending
+        table = pd.DataFrame(rows).reindex(columns=tables.TRIALS.names)
+        known = known_trials(ready, table)
+        assert len(known.ended) == len(first) - (num_more == 0)
+        assert ask(declared, known, 1)[:4] == first
+        assert len(known.asked) == 4 + num_more
 
 
 def test_a_value_is_perturbed_or_drawn_as_often_as_is_said() -> None:
@@ -126,40 +135,42 @@ def test_no_two_members_are_the_same_where_others_are_possible() -> None:
         explore = Pbt(size=4, quantile=0.5, resample=0.0, sampling_seed=sampling_seed)
         configs = [replace(BASE, batch_size=size, until_share=0.2) for size in (8, 16, 32, 64)]
         first = [PlannedTrial(trial_key(config, "d"), config) for config in configs]
-        table = ended(first, {t.key: 0.9 - i / 100 for i, t in enumerate(first)})
-        second = next_generation(study(explore, vary=vary), first, table, data_fingerprint="d")
+        declared = study(explore, vary=vary)
+        known = replace(no_tables(), asked=list(first))
+        end(known, first, declared, lambda config: 0.9 - config.batch_size / 100)
+        second = ask(declared, known, 1)
         assert len({t.key for t in second}) == len(second) == 4
 
 
 def test_each_seed_and_each_generation_has_draws_of_its_own() -> None:
     explore = Pbt(size=4, generations=4, resample=1.0)
-    declared = study(explore, seeds=2)
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    drawn: set[float] = {t.config.base_lr for t in planned}
+    declared, known, more = begun(explore, seeds=2)
+    drawn: set[float] = {t.config.base_lr for t in more}
     assert len(drawn) == 4  # the same first ones for both seeds
     for generation in (2, 3, 4):
-        now = [t for t in planned if generation_of(t.config, explore) == generation - 1]
-        table = ended(planned, {t.key: 0.9 - i / 100 for i, t in enumerate(now)})
-        more = next_generation(declared, planned, table, data_fingerprint="d")
+        score_of = {t.config: 0.9 - i / 100 for i, t in enumerate(more)}
+        end(known, more, declared, score_of.__getitem__)
+        more = ask(declared, known, 1)
         assert {t.config.until_share for t in more} == {generation / 4}
         assert {generation_of(t.config, explore) for t in more} == {generation}
         assert [t.config.seed for t in more] == [0] * 4 + [1] * 4
         fresh = {t.config.base_lr for t in more} - drawn
         assert len(fresh) == 2  # one a seed
         drawn |= fresh
-        planned = [*planned, *more]
-    assert next_generation(declared, planned, table, data_fingerprint="d") == []
+    end(known, more, declared, lambda _: 0.5)
+    assert ask(declared, known, 1) == []
+    assert len(known.asked) == 2 * 4 * 4
 
 
-def test_a_seed_that_is_ahead_waits_for_the_other() -> None:
+def test_a_seed_that_is_ahead_does_not_wait_for_the_other() -> None:
     """Each is as far as its own trials are."""
-    explore = Pbt(size=2, generations=2)
-    declared = study(explore, seeds=2)
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    table = ended(planned, {t.key: 0.5 for t in planned})
-    more = next_generation(declared, planned, table, data_fingerprint="d")
+    declared, known, first = begun(Pbt(size=2, generations=2), seeds=2)
+    end(known, first, declared, lambda _: 0.5)
+    both = replace(known, asked=list(first))
+    more = ask(declared, both, 1)
     of_one = [t for t in more if t.config.seed == 0]
-    rest = next_generation(declared, [*planned, *of_one], table, data_fingerprint="d")
+    known.asked.extend(of_one)
+    rest = ask(declared, known, 1)
     assert [t.config.seed for t in rest] == [1, 1]
     assert rest == [t for t in more if t.config.seed == 1]
 
@@ -175,13 +186,16 @@ def test_a_line_ends_where_its_trial_is_not_in_the_table() -> None:
 
 def test_states_are_deleted_with_their_folders_and_kept_weights_stay(tmp_path: Path) -> None:
     opened = tables.open_results(str(tmp_path), "s")
-    trials = [PlannedTrial(key, BASE) for key in ("a", "b", "c")]
-    for key, name in (("a", "even.pt"), ("other", "even.pt"), ("c", "notes.txt")):
+    parts = [PlannedTrial(key, replace(BASE, until_share=0.5)) for key in ("a", "b", "c")]
+    whole = PlannedTrial("weights", BASE)
+    states = (("a", "even.pt"), ("other", "even.pt"), ("c", "notes.txt"), ("weights", "best.pt"))
+    for key, name in states:
         storage.write(opened / "checkpoints" / key, name, b"state")
-    delete_states(opened, trials)
+    delete_states(opened, [*parts, whole])
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == [
         "s/.writable",
         "s/checkpoints/c/notes.txt",
         "s/checkpoints/other/even.pt",
+        "s/checkpoints/weights/best.pt",
     ]

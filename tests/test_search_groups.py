@@ -1,23 +1,32 @@
 """Which trials of a study belong to one surface."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from made_tables import table
+from ray import tune
 
 from search.analysis.groups import (
     CHOICES,
     CROSSED,
     analyses,
-    kind_of,
+    exploration_of,
     others_of,
     varied_fields,
     with_steps,
 )
+from search.execution.provenance import domain_as_json, part_as_json
+from search.explore import Ablation, Grid, Optuna, Pbt, Random, Variants
+from search.results.tables import commit_study, open_results
+from search.study.study import Study
 from trainable.config import TrialConfig
 
+GRID = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 0.2])}
+DRAWN = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
 STEPS = {"plain": {}, "drop": {"dropout": 0.1}, "none": {"train_blocks": None}}
 
 
@@ -46,7 +55,11 @@ def test_a_searchs_draws_are_one_surface(kind: str) -> None:
     drawn = trials(
         dropout=[0.1, 0.2], optimizer=["sgd", "adam"], dataset=["a", "b"], data_fingerprint=[1, 2]
     )
-    about = {"explore": f"{kind}(num_configs=2)"}
+    about = {
+        "explore": f"{kind}(num_configs=2)",
+        "vary": {"dropout": "(0.1, 0.2) Float", "optimizer": "['sgd', 'adam'] Categorical"},
+    }
+    assert exploration_of(about).is_search
     assert others_of(drawn, about) == ["dataset", "data_fingerprint", "optimizer"]
     assert others_of(drawn.assign(optimizer="sgd", dataset="a"), about) == ["data_fingerprint"]
 
@@ -78,8 +91,47 @@ def test_a_studys_kind_is_read_off_its_declaration(
     explore: str | None, name: str, steps: dict[str, Any]
 ) -> None:
     """An ablation's steps go on top of each other, variants stand side by side."""
-    found = kind_of({"explore": explore})
-    assert (found.name, found.steps) == (name, steps)
+    exploration = exploration_of({"explore": explore})
+    assert (exploration.kind, exploration.steps) == (name, steps)
+
+
+EACH: dict[str, dict[str, Any]] = {"few": {"epochs": 2}, "one": {"train_blocks": None}}
+
+
+@pytest.mark.parametrize(
+    ("explore", "vary"),
+    [
+        (Grid(widen=1), GRID),
+        (Ablation(steps=STEPS), GRID),
+        (Variants(each=EACH), GRID),
+        (Random(num_configs=3, points=[{"base_lr": 0.1, "batch_size": 16}]), DRAWN),
+        (Random(num_configs=3), GRID),  # which makes choices of them
+        (Optuna(num_configs=3), DRAWN),
+        (Optuna(num_configs=3, space=dict), {}),
+        (Optuna(num_configs=3, space=lambda trial: {}), {}),
+        (Pbt(), DRAWN),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_old_record_and_a_new_one_tell_the_same(
+    explore: Any, vary: dict[str, Any], tmp_path: Path
+) -> None:
+    """`explore` was the declaration's repr before it was JSON; both are read back from the file."""
+    study = Study(name="s", base=TrialConfig(), vary=vary, explore=explore)
+    varied = {name: domain_as_json(domain) for name, domain in study.vary.items()}
+    read = []
+    for recorded in (repr(explore), part_as_json(explore)):
+        results = open_results(str(tmp_path), "s")
+        commit_study(results, {"explore": recorded, "vary": varied})
+        read.append(exploration_of(json.loads((tmp_path / "s" / "study.json").read_text())))
+    old, new = read
+    assert old == new
+    kind = type(explore).__name__
+    assert new.kind == kind
+    assert new.is_search == (kind in ("Random", "Optuna", "Pbt"))
+    dropped = {"dropout": 0.1}
+    together = {"plain": {}, "drop": dropped, "none": {**dropped, "train_blocks": None}}
+    assert new.steps == {"Ablation": together, "Variants": EACH}.get(kind, {})
 
 
 def test_a_trial_belongs_to_the_steps_whose_fields_it_has() -> None:

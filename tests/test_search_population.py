@@ -1,9 +1,9 @@
 """Population based training: who is replaced by whom, and that a member's state is handed on."""
 
+import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import Score, batches_of, end, no_tables
 from ray import tune
 
-from search.explore import Asha, Pbt, plan
-from search.explore.pbt import lineage, next_generation
-from search.explore.plan import PlannedTrial
+from search.analysis.leaderboard import lineage
+from search.explore import Asha, Leaders, Pbt
+from search.explore.ask import ask
 from search.study.domains import perturbed
+from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.checkpoint import load
 from trainable.config import TrialConfig, trial_key
@@ -36,31 +38,23 @@ def study(**changes: Any) -> Study:
     return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": PBT} | changes))
 
 
-def graded(
-    trials: list[PlannedTrial], scores: Mapping[str, float], statuses: Mapping[str, str]
-) -> pd.DataFrame:
-    rows = [
-        {
-            **asdict(t.config),
-            "trial_key": t.key,
-            "status": statuses.get(t.key, "stopped"),
-            "val_auroc": scores.get(t.key, math.nan),
-        }
-        for t in trials
-    ]
-    return pd.DataFrame(rows)
+def members(**changes: Any) -> tuple[Study, Tables, list[PlannedTrial]]:
+    """A first generation, which has not ended."""
+    declared, known = study(**changes), no_tables()
+    return declared, known, list(ask(declared, known, 1))
 
 
-def members() -> tuple[Study, list[PlannedTrial], dict[str, float]]:
-    declared = study()
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    return declared, planned, {t.key: 0.9 - i / 100 for i, t in enumerate(planned)}
+def falling(first: list[PlannedTrial]) -> Score:
+    """Scores that fall with a member's index."""
+    scores = {trial.config: 0.9 - i / 100 for i, trial in enumerate(first)}
+    return lambda config: scores[config]
 
 
 def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
-    declared, planned, scores = members()
-    table = graded(planned, scores, {})
-    new = next_generation(declared, planned, table, data_fingerprint="d")
+    declared, known, planned = members()
+    end(known, planned, declared, falling(planned))
+    again = replace(known, asked=list(planned))
+    new = ask(declared, known, 1)
     assert len({t.key for t in new}) == 8
     assert {t.config.until_share for t in new} == {2 / 3}
     best, worst = {t.key for t in planned[:2]}, {t.key for t in planned[-2:]}
@@ -73,42 +67,64 @@ def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
     for config in stayed:
         before = by_key[str(config.begins_from)]
         assert (config.batch_size, config.base_lr) == (before.batch_size, before.base_lr)
-    assert new == next_generation(declared, planned, table, data_fingerprint="d")
+    assert new == ask(declared, again, 1)
     assert all(t.key == trial_key(t.config, "d") for t in new)
 
 
 def test_a_diverged_or_failed_member_is_replaced_too() -> None:
-    declared, planned, scores = members()
+    declared, known, planned = members()
     lost = {planned[0].key: "diverged", planned[3].key: "failed"}
-    table = graded(planned, scores, lost)
-    new = next_generation(declared, planned, table, data_fingerprint="d")
+    end(known, planned, declared, falling(planned))
+    for trial in (planned[0], planned[3]):
+        end(known, [trial], declared, falling(planned), lambda c: lost[trial_key(c, "d")])
+    new = ask(declared, known, 1)
     assert len(new) == 8
     assert not set(lost) & {t.config.begins_from for t in new}
 
 
 def test_nobody_left_and_the_last_generation_end_it() -> None:
-    declared, planned, scores = members()
-    dead = graded(planned, scores, {t.key: "diverged" for t in planned})
-    assert next_generation(declared, planned, dead, data_fingerprint="d") == []
-    every = list(planned)
-    for _ in range(2):
-        table = graded(every, {t.key: 0.5 + i / 1000 for i, t in enumerate(every)}, {})
-        every += next_generation(declared, every, table, data_fingerprint="d")
+    declared, known, planned = members()
+    end(known, planned, declared, falling(planned), lambda _: "diverged")
+    assert ask(declared, known, 1) == []
+    known = no_tables()
+    scores = itertools.count()
+    batches = batches_of(declared, lambda _: 0.5 + next(scores) / 1000, tables=known)
+    every = [trial for batch in batches for trial in batch]
     assert len(every) == 24
     assert sum(t.config.until_share == 1.0 for t in every) == 8
-    table = graded(every, {t.key: 0.5 for t in every}, {})
-    assert next_generation(declared, every, table, data_fingerprint="d") == []
+    assert ask(declared, known, 1) == []
+    table = pd.DataFrame([{**asdict(t.config), "trial_key": t.key} for t in every])
     assert list(lineage(table, every[-1].key)["until_share"]) == [1 / 3, 2 / 3, 1.0]
 
 
 def test_each_seed_is_a_population_of_its_own() -> None:
-    declared = study(seeds=2)
-    planned = plan.plan_trials(declared, data_fingerprint="d")
-    table = graded(planned, {t.key: i / 100 for i, t in enumerate(planned)}, {})
-    new = next_generation(declared, planned, table, data_fingerprint="d")
+    declared, known, planned = members(seeds=2)
+    scores = itertools.count()
+    end(known, planned, declared, lambda _: next(scores) / 100)
+    new = ask(declared, known, 1)
     seed_of = {t.key: t.config.seed for t in planned}
     assert len(new) == 16
     assert all(seed_of[str(t.config.begins_from)] == t.config.seed for t in new)
+
+
+def test_a_population_goes_on_while_another_is_under_way() -> None:
+    declared, known, planned = members(seeds=2)
+    first = [trial for trial in planned if trial.config.seed == 0]
+    end(known, first[:-1], declared, falling(planned))
+    assert ask(declared, known, 1) == []  # a member is under way
+    end(known, first[-1:], declared, falling(planned))
+    second = ask(declared, known, 1)
+    assert [t.config.seed for t in second] == [0] * 8
+    assert ask(declared, known, 1) == []
+    end(known, second, declared, falling(second))
+    third = ask(declared, known, 1)
+    assert {(t.config.seed, t.config.until_share) for t in third} == {(0, 1.0)}
+    # What the other seed comes to is what it would have come to at the first one's side.
+    end(known, [t for t in planned if t.config.seed == 1], declared, falling(planned))
+    late = ask(declared, known, 1)
+    together, beside, again = members(seeds=2)
+    end(beside, again, together, falling(again))
+    assert late == [t for t in ask(together, beside, 1) if t.config.seed == 1]
 
 
 def test_a_changed_value_stays_in_its_domain_and_near() -> None:
@@ -131,6 +147,7 @@ def test_a_changed_value_stays_in_its_domain_and_near() -> None:
         ({"vary": {"model": tune.choice(["plain", "residual"])}}, "model: cannot change while"),
         ({"vary": {}}, "Pbt needs domains"),
         ({"stop": Asha()}, "Pbt goes without stop"),
+        ({"leaders": Leaders()}, "Pbt goes without stop and leaders"),
         ({"base": replace(BASE, epochs=None, seconds=9.0)}, "Pbt counts training images"),
         ({"vary": {"until_share": tune.uniform(0.1, 1)}}, "until_share is set by Pbt"),
     ],

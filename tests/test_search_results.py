@@ -1,15 +1,18 @@
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import no_tables, ready_of
 
-from search.explore import plan
+from search.explore.ask import ask
 from search.results import tables
 from search.results.tables import EPOCHS, TRIALS, Results, ResultsError
+from search.session import known_trials
+from search.study.explorer import PlannedTrial
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 
@@ -100,38 +103,47 @@ def planned_study(**changes: Any) -> Study:
     return Study(**({"name": "s", "base": CONFIG, "vary": vary} | changes))
 
 
+def planned(data_fingerprint: str = "d", **changes: Any) -> list[PlannedTrial]:
+    known = replace(no_tables(), data_fingerprint=data_fingerprint)
+    return ask(planned_study(**changes), known, 1)
+
+
 def test_plan_is_cells_times_seeds_and_more_seeds_keep_the_keys() -> None:
-    one = plan.plan_trials(planned_study(), data_fingerprint="d")
-    two = plan.plan_trials(planned_study(seeds=2), data_fingerprint="d")
+    one = planned()
+    two = planned(seeds=2)
     assert (len(one), len(two)) == (4, 8)
     assert [t.key for t in one] == [t.key for t in two[:4]]
     assert len({t.key for t in two}) == 8
     assert {t.config.seed for t in two} == {0, 1}
 
 
-def test_what_is_missing_runs_and_what_failed_on_request() -> None:
-    trials = plan.plan_trials(planned_study(), data_fingerprint="d")
+def test_what_is_missing_runs_and_what_failed_on_request(opened: Results) -> None:
+    trials = planned()
     statuses = ["completed", "failed", "diverged", "interrupted"]
-    table = pd.DataFrame([row(t.key, status=s) for t, s in zip(trials, statuses, strict=True)])
+    for trial, status in zip(trials, statuses, strict=True):
+        tables.commit_trial(opened, row(trial.key, status=status))
+    tables.commit_trial(opened, row("of another plan"))
+    table = tables.trials(opened)
+    ready = ready_of(planned_study(), opened)
     keys = [t.key for t in trials]
 
-    def left(retry: str | None) -> list[str]:
-        return [t.key for t in plan.missing(trials, table, retry=retry)]
+    def left(retry: str | None, rows: pd.DataFrame = table) -> list[str]:
+        known = known_trials(ready, rows, retry=retry)
+        return [t.key for t in ask(ready.study, known, 1) if t.key not in known.ended]
 
     assert left(None) == keys[3:]
     assert left("failed") == [keys[1], keys[3]]
     assert left("diverged") == keys[2:]
     assert left("all") == keys[1:]
-    assert plan.missing(trials, table.iloc[:0]) == trials
-    assert list(plan.of_plan(trials[:2], table)["trial_key"]) == keys[:2]
-    assert plan.attempts(table)[keys[0]] == 1
+    assert left(None, table.iloc[:0]) == keys
+    assert set(tables.of_trials(table, keys[:2])["trial_key"]) == set(keys[:2])
 
 
 def test_other_data_is_another_trial() -> None:
-    first, second = (plan.plan_trials(planned_study(seeds=2), data_fingerprint=d) for d in "ab")
+    first, second = (planned(fingerprint, seeds=2) for fingerprint in "ab")
     assert not {t.key for t in first} & {t.key for t in second}
     sent = [(t.config.seed, t.config.batch_size, t.config.base_lr) for t in first]
     # Seed by seed, large batches first.
     assert sent == [(s, b, lr) for s in (0, 1) for b in (32, 16) for lr in (0.1, 0.2)]
     assert [t.config for t in second] == [t.config for t in first]
-    assert [t.key for t in second] == [trial_key(t.config, "b") for t in first]
+    assert [t.key for t in second] == [trial_key(t.config, "b") for t in second]

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import no_tables
 from ray import tune
 
 from search.explore import Ablation, Optuna
-from search.study.space_file import SpaceFileError, apply_settings, load_study
-from search.study.study import Study, as_preview, configurations
+from search.explore.ask import ask
+from search.study.preview import as_preview
+from search.study.settings import apply_settings
+from search.study.space_file import SpaceFileError, load_study
+from search.study.study import Study
 from trainable.config import TrialConfig
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +25,7 @@ def study(**changes: Any) -> Study:
 
 
 def test_a_grid_is_every_combination() -> None:
-    cells = [(c.batch_size, c.base_lr) for _, c in configurations(study())]
+    cells = [(c.batch_size, c.base_lr) for c in study().configs]
     assert sorted(cells) == [(16, 0.1), (16, 1.0), (32, 0.1), (32, 1.0)]
 
 
@@ -81,8 +85,9 @@ def test_impossible_studies_are_refused(change: dict[str, Any], message: str) ->
 def test_steps_of_an_ablation_build_on_each_other() -> None:
     steps = {"none": {}, "+ a": {"decay": "step"}, "+ b": {"decay": "cosine", "momentum": 0.5}}
     ablation = study(vary={}, explore=Ablation(steps={**steps, "+ c": {"ema_decay": 0.9}}))
-    got = {s: (c.decay, c.momentum, c.ema_decay) for s, c in configurations(ablation)}
-    assert got == {
+    planned = ask(ablation, no_tables(), 1)
+    assert [t.config for t in planned] == ablation.configs
+    assert {t.step: (t.config.decay, t.config.momentum, t.config.ema_decay) for t in planned} == {
         "none": ("cosine", 0.9, 0.0),
         "+ a": ("step", 0.9, 0.0),
         "+ b": ("cosine", 0.5, 0.0),
@@ -98,7 +103,7 @@ def test_preview_keeps_the_shape_and_changes_the_size() -> None:
     small = as_preview(big, dataset="synthetic")
     assert small.base.dataset == "synthetic"
     assert (small.base.model, small.base.pretrained, small.base.width) == ("plain", "none", 8)
-    assert {(c.batch_size, c.base_lr) for _, c in configurations(small)} == {
+    assert {(c.batch_size, c.base_lr) for c in small.configs} == {
         (16, 1.0),
         (16, 2.0),
         (32, 1.0),
@@ -117,7 +122,7 @@ def test_settings_set_the_study_and_the_trial() -> None:
     assert list(fixed.vary) == ["batch_size"]
     assert fixed.base.base_lr == 0.5
     listed = apply_settings(study(), ["batch_size=64,128,256"])
-    assert {c.batch_size for _, c in configurations(listed)} == {64, 128, 256}
+    assert {c.batch_size for c in listed.configs} == {64, 128, 256}
     none = apply_settings(study(), ["image_size=None", "augment=none"])
     assert (none.base.image_size, none.base.augment) == (None, "none")
 
@@ -199,7 +204,7 @@ def test_every_space_loads_and_has_a_preview(path: Path) -> None:
     loaded = load_study(path)
     assert loaded.name == path.stem
     preview = as_preview(loaded, dataset="synthetic")
-    assert len(configurations(preview)) == len(configurations(loaded))
+    assert len(preview.configs) == len(loaded.configs)
     assert type(preview.explore) is type(loaded.explore)
     assert f"python -m search.run spaces/{path.name}" in path.read_text()
 

@@ -1,5 +1,6 @@
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,9 +11,9 @@ from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.ridge import ridge
 from search.analysis.surface import surface
 from search.explore import Variants
-from search.explore.plan import PlannedTrial
 from search.report.terminal import print_answer
 from search.results.tables import Results
+from search.study.explorer import PlannedTrial
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.host.storage import Folder
@@ -21,7 +22,9 @@ from trainable.host.storage import Folder
 def frame(*rows: tuple[int, float, int, str, float]) -> pd.DataFrame:
     names = ["batch_size", "base_lr", "seed", "status", "val_auroc"]
     table = pd.DataFrame(rows, columns=names)
-    return table.assign(test_auroc=table["val_auroc"] - 0.1, dataset="d", reason="why")
+    return table.assign(
+        test_auroc=table["val_auroc"] - 0.1, dataset="d", reason="why", begins_from=None
+    )
 
 
 TRIALS = frame(
@@ -78,7 +81,7 @@ def test_ablation_pairs_the_seeds() -> None:
     assert math.isnan(got.loc["c", "mean"])
 
 
-def answer(trials: pd.DataFrame, **changes: Any) -> str:
+def answer(trials: pd.DataFrame, *, variants: Sequence[str] = ("",) * 12, **changes: Any) -> str:
     from ray import tune
 
     vary = {
@@ -89,8 +92,9 @@ def answer(trials: pd.DataFrame, **changes: Any) -> str:
         **({"name": "s", "base": TrialConfig(dataset="d"), "vary": vary, "seeds": 2} | changes)
     )
     console = Console(file=io.StringIO(), width=100)
-    steps = ["short"] * 4 + ["long"] * 8
-    planned = [PlannedTrial(f"k{i}", study.base, step) for i, step in enumerate(steps)]
+    planned = [
+        PlannedTrial(f"k{i}", study.base, variant=variant) for i, variant in enumerate(variants)
+    ]
     print_answer(console, study, trials, Results("s", Folder("/r/s")), planned)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -109,13 +113,14 @@ def test_answer_shows_surface_ridge_edges_leaders_and_files() -> None:
 def test_variants_have_a_surface_each() -> None:
     budgets = {"short": {"epochs": 1}, "long": {"epochs": 9}}
     trials = TRIALS.assign(trial_key=[f"k{i}" for i in range(len(TRIALS))])
-    text = answer(trials, explore=Variants(each=budgets))
+    variants = ["short"] * 4 + ["long"] * 8
+    text = answer(trials, variants=variants, explore=Variants(each=budgets))
     assert "val_auroc (variant=short)" in text
     assert "val_auroc (variant=long)" in text
 
 
 def test_answer_of_nothing_and_of_only_divergence_says_so() -> None:
-    assert "none of 12 trials" in answer(TRIALS.iloc[:0])
+    assert "no trial finished yet" in answer(TRIALS.iloc[:0])
     text = answer(TRIALS[TRIALS["status"] == "diverged"])
     assert text.count("diverged") >= 3
     assert "best configurations" not in text

@@ -31,7 +31,8 @@ from test_trainable_data import (
 from search.results import tables
 from search.results.__main__ import main
 from search.results.tables import ResultsError
-from search.study.space_file import SpaceFileError, apply_settings, load_study
+from search.study.settings import apply_settings
+from search.study.space_file import SpaceFileError, load_study
 from search.study.study import TRIAL_FIELDS, Study
 from trainable.checkpoint import load
 from trainable.config import TrialConfig

@@ -17,8 +17,9 @@ from search import run as command
 from search.explore import Pbt
 from search.results import tables
 from search.results.tables import open_folder
+from search.study.preview import as_preview
 from search.study.space_file import load_study
-from search.study.study import Study, as_preview, configurations
+from search.study.study import Study
 
 ROOT = Path(__file__).parent.parent
 SPACES = sorted(path for path in (ROOT / "spaces").glob("*.py") if path.stem != "__init__")
@@ -47,7 +48,7 @@ def test_a_space_file_says_what_it_declares(space: Path) -> None:
     sums = r"(\d+) trials of (\d+) epochs of ([\d,]+) patches, (\d+) million patches in all"
     for said in re.findall(sums, " ".join(text.split())):
         trials, epochs, patches, millions = (int(number.replace(",", "")) for number in said)
-        assert trials == len(configurations(study)) * study.seeds
+        assert trials == len(study.configs) * study.seeds
         assert round(trials * epochs * patches / 1e6) == millions
 
 
@@ -62,7 +63,7 @@ def test_a_preview_plans_as_many_trials_as_its_file_says(
     more = study.leaders.top * (study.leaders.seeds - study.seeds) if study.leaders else 0
     num_trials = documented_trials(space) - more
     assert re.search(rf"^ *{study.name}: {num_trials} trials *$", said, re.MULTILINE)
-    assert f"0 done, {num_trials} to run; nothing is trained now" in said
+    assert f"0 done, {num_trials} to run (dry run: nothing was trained)" in said
     assert "estimate on this machine (a device): " in said
     assert ("leaders) are not counted" in said) == bool(more)
     assert not (tmp_path / study.name / "trials").exists()

@@ -86,7 +86,12 @@ def bundle_of(planned: dict[str, Any]) -> tune.PlacementGroupFactory:
 
     It is here since the workers must be able to import it.
     """
-    return tune.PlacementGroupFactory([planned["resources"]])
+    return _bundle(tuple(planned["resources"].items()))
+
+
+@cache
+def _bundle(resources: tuple[tuple[str, float], ...]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([dict(resources)])
 
 
 def _num_gpus() -> float:

@@ -58,10 +58,13 @@ class Plan:
 
 
 def plan_of(study: Study, known: Tables, *, total: int) -> Plan:
-    """The trials that were asked for, which of them have not ended, and how many are to come."""
+    """The trials that were asked for, which of them have not ended, and how many are to come.
+
+    A trial that two steps of an ablation ask for is trained once, and counts once.
+    """
     asked = {trial.key: trial for trial in known.asked}
     todo = [trial for trial in asked.values() if trial.key not in known.ended]
-    return Plan(asked=known.asked, todo=todo, num_later=max(0, total - len(asked)))
+    return Plan(asked=list(asked.values()), todo=todo, num_later=max(0, total - len(asked)))
 
 
 def print_plan(console: Console, study: Study, plan: Plan) -> None:

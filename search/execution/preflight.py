@@ -20,9 +20,10 @@ from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A study that can run: its data is there, its trials can be made, its folder is writable."""
+    """A study whose data is there and whose results can be written."""
 
     study: Study
+    data: Dataset
     data_folder: Path | None
     data_fingerprint: str
     train_images: int
@@ -38,7 +39,7 @@ def prepare(
     settings: Sequence[str],
     console: Console,
 ) -> Ready:
-    """Check everything; nothing is trained and no Ray is started.
+    """Check all that takes no network to be built; nothing is trained and no Ray is started.
 
     Raises:
         SpaceFileError, DataError, ResultsError: the study, the data or `out` is wrong.
@@ -67,15 +68,24 @@ def prepare(
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     opened = open_data(study.base.dataset, data_folder)
     study = _with_files(study, opened, console)
-    for config in study.configs:
-        _check_trial(config, opened)
     return Ready(
         study=study,
+        data=opened,
         data_folder=data_folder,
         data_fingerprint=opened.fingerprint,
         train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
         results=open_results(out, study.name),
     )
+
+
+def check_trials(ready: Ready) -> None:
+    """Check each configuration against the data; builds the networks, which imports torch.
+
+    Raises:
+        SpaceFileError: a batch, the images' size, or the network does not fit the data.
+    """
+    for config in ready.study.configs:
+        _check_trial(config, ready.data)
 
 
 def _with_files(study: Study, data: Dataset, console: Console) -> Study:
@@ -84,9 +94,11 @@ def _with_files(study: Study, data: Dataset, console: Console) -> Study:
     Raises:
         SpaceFileError: a file is missing, is not weights, or is of another network.
     """
-    from trainable.networks.models import (
-        available_weights,  # torch: not for a command with a typing error
-    )
+    base = study.base
+    if base.pretrained == "none" and not base.distill_from and "pretrained" not in study.vary:
+        return study
+    # torch: not for a command with a typing error
+    from trainable.networks.models import available_weights
     from trainable.networks.teacher import load_teacher, resolve_teacher
 
     try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from search.execution.progress import Progress
 from search.execution.schedulers import EarlyStopping
@@ -19,6 +19,7 @@ from search.study.study import Study
 from trainable.host import storage
 from trainable.host.storage import NoSpaceError
 
+MOST_FORGOTTEN = 100  # ended trials on Ray's list, before they are taken off it
 BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
 
 
@@ -36,8 +37,12 @@ class Setting:
     code_version: str | None = None
 
 
-class Recorder(tune.Callback):
-    """Commits what trials report, the moment it comes, and tells the screen."""
+class Recorder(TrialProgressCallback):
+    """Commits what trials report, the moment it comes, and tells the screen.
+
+    It takes the place of Ray's own callback of this class, which would keep each trial's last
+    result as text.
+    """
 
     def __init__(
         self, setting: Setting, progress: Progress, scheduler: EarlyStopping | None
@@ -48,6 +53,8 @@ class Recorder(tune.Callback):
         self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
+        self.num_forgotten = 0
+        self.storage: Any = None
         self.under_way: dict[str, Mapping[str, Any]] = {}
         self.rows: dict[str, dict[int, Mapping[str, Any]]] = {}
         self.held = tables.epochs(setting.results).groupby("trial_key")
@@ -89,6 +96,12 @@ class Recorder(tune.Callback):
         """Check for hung workers on every controller step."""
         for trial_id in self.stalls.end_the_hung(trials):
             self.lost_because[trial_id] = "it reported nothing for too long"
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Take ended trials off Ray's list of all, through which it looks again and again."""
+        if self.num_forgotten > MOST_FORGOTTEN:
+            trials[:] = [trial for trial in trials if not trial.is_finished()]
+            self.num_forgotten = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -143,9 +156,14 @@ class Recorder(tune.Callback):
         key = self._key(trial)
         for kept in (self.planned, self.rows, self.attempt):
             kept.pop(key, None)
-        # Ray keeps every trial, with a history of every metric and with its config twice.
+        # Ray keeps every trial, with its config three times, its last result and their history.
+        trial.config = trial.evaluated_params = trial._Trial__unresolved_config = {}
+        trial.experiment_tag = trial.relative_logdir = ""
+        self.storage = trial.storage = self.storage or trial.storage
+        trial.run_metadata.last_result = {"done": True}
         trial.run_metadata.metric_analysis.clear()
         trial.run_metadata.metric_n_steps.clear()
+        self.num_forgotten += 1
 
     def _commit_epochs(self, key: str) -> None:
         rows = [self.rows[key][epoch] for epoch in sorted(self.rows[key])]

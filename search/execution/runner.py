@@ -76,23 +76,7 @@ def run_trials(
         slots=lambda: max(slots(cluster, need) for need in needs),
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(train_trial, bundle_of),
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                trial_name_creator=_trial_name,
-                scheduler=scheduler or InOrder(),  # type: ignore[no-untyped-call]
-                search_alg=queue,
-                num_samples=-1,  # the queue says when there are no more
-            ),
-            run_config=tune.RunConfig(
-                name=study.name,
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[record],
-                failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
-            ),
-        )
+        tuner = _tuner(study.name, queue, scheduler, record, scratch)
         try:
             with host_memory_survived():
                 tuner.fit()
@@ -101,6 +85,28 @@ def run_trials(
         finally:
             record.commit_interrupted()
     return queue.finished
+
+
+def _tuner(
+    name: str, queue: Queue, scheduler: EarlyStopping | None, record: Recorder, scratch: str
+) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(train_trial, bundle_of),
+        tune_config=tune.TuneConfig(
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            scheduler=scheduler or InOrder(),  # type: ignore[no-untyped-call]
+            search_alg=queue,
+            num_samples=-1,  # the queue says when there are no more
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=scratch,
+            verbose=0,
+            callbacks=[record],
+            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+        ),
+    )
 
 
 def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str, Any]:

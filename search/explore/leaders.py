@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search.explore.plan import not_asked, trials_of
+from search.explore.plan import not_asked, num_asked, trials_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
 from trainable.config import TrialConfig
@@ -35,7 +35,9 @@ class Leaders:
         return len({trial.key for trial in tables.asked if trial.config.seed >= study.seeds})
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
-        """The further seeds of those that lead, once all that was asked for has ended."""
+        """The further seeds of those that lead, once the explorer's trials have all ended."""
+        if num_asked(study, tables) < study.explore.total(study, tables):
+            return []  # all so far may have ended where a search has no room to choose the next
         if any(trial.key not in tables.ended for trial in tables.asked):
             return []
         more = [

@@ -84,7 +84,10 @@ class Pbt:
         return [configs[i % len(configs)] for i in range(num)]
 
     def total(self, study: Study, tables: Tables) -> int:
-        """Every member in every generation."""
+        """Every member in every generation; less where a population came to its end before."""
+        has_ended = tables.asked and all(trial.key in tables.ended for trial in tables.asked)
+        if has_ended and not self.next(study, tables, room=0):
+            return len({trial.key for trial in tables.asked})
         return self.size * self.generations * study.seeds
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:

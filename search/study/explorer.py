@@ -50,7 +50,10 @@ class Chooser(Protocol):
         """Raises ValueError where the study does not fit."""
 
     def total(self, study: "Study", tables: Tables) -> int:
-        """How many trials it will have asked for, as far as the tables tell; repeats are one."""
+        """How many trials it will have asked for, as far as the tables tell; repeats are one.
+
+        Leaders wait until an explorer has asked for so many of the study's own seeds.
+        """
 
     def next(self, study: "Study", tables: Tables, room: int) -> list[PlannedTrial]:
         """Trials that were not asked for before, and that the tables call for now.

@@ -9,11 +9,14 @@ from ray import tune
 
 from search.study.space_file import SpaceFileError
 from search.study.study import TRIAL_FIELDS, Study, unknown
+from trainable.config import TrialConfig
 from trainable.host import credentials
 
 OWN_FIELDS = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
 PARTS = ("explore", "stop", "leaders")  # of a study, with fields of their own
 WORDS = {"true": True, "false": False, "none": None}
+# Of the trial's fields those that take no None: to them `none` is a name, as in `augment=none`.
+TEXTS = tuple(trial_field.name for trial_field in fields(TrialConfig) if trial_field.type is str)
 
 
 def apply_settings(study: Study, settings: Sequence[str]) -> Study:
@@ -47,11 +50,11 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
             elif path not in TRIAL_FIELDS or path == "seed":
                 raise ValueError(unknown("field", path, _paths(study)))
             elif "," in text:
-                values = [value_of(value) for value in text.split(",") if value]
+                values = [_value_for(path, value) for value in text.split(",") if value]
                 vary[path] = tune.grid_search(values)
             else:
                 vary.pop(path, None)
-                fixed[path] = value_of(text)
+                fixed[path] = _value_for(path, text)
         for part, changes in parts.items():
             changed[part] = replace(getattr(study, part), **changes)
         # All at once: two settings may be right only together.
@@ -68,6 +71,11 @@ def value_of(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _value_for(name: str, text: str) -> object:
+    """A value for a field of the trial."""
+    return "none" if name in TEXTS and text.lower() == "none" else value_of(text)
 
 
 def _part_and_name(study: Study, path: str) -> tuple[str, str]:

@@ -1,0 +1,161 @@
+"""`--set`: fields of the study, of its parts and of its trial, as people type them."""
+
+from typing import Any
+
+import pytest
+from ray import tune
+
+from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Pbt, Random
+from search.study.settings import OWN_FIELDS, TEXTS, apply_settings, value_of
+from search.study.space_file import SpaceFileError
+from search.study.study import TRIAL_FIELDS, Study
+from trainable.config import TrialConfig
+
+BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
+GRID = {"batch_size": tune.grid_search([16, 32]), "base_lr": tune.grid_search([0.1, 1.0])}
+DRAWN = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
+
+
+def study(**changes: Any) -> Study:
+    declared = {"name": "a", "base": BASE, "vary": DRAWN, "explore": Optuna(num_configs=4)}
+    return Study(**(declared | changes))
+
+
+# --- parts of the study ---------------------------------------------------------------------------
+
+
+def test_parts_of_a_study_are_set_and_keep_their_other_fields() -> None:
+    explore = Optuna(num_configs=4, sampler="random", sampling_seed=3)
+    stop = Asha(reduction_factor=2, by_batch_size=True)
+    declared = study(explore=explore, stop=stop, leaders=Leaders(top=2, seeds=3))
+    settings = ["explore.num_configs=16", "stop.reduction_factor=4", "leaders.seeds=5"]
+    changed = apply_settings(declared, settings)
+    assert changed.explore == Optuna(num_configs=16, sampler="random", sampling_seed=3)
+    assert changed.stop == Asha(reduction_factor=4, by_batch_size=True)
+    assert changed.leaders == Leaders(top=2, seeds=5)
+    assert (changed.base, changed.vary, changed.seeds) == (declared.base, declared.vary, 1)
+    assert (declared.explore, declared.stop) == (explore, stop)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "expected"),
+    [
+        ({"vary": GRID, "explore": Grid()}, "explore.widen=2", Grid(widen=2)),
+        ({}, "explore.sampler=gp", Optuna(num_configs=4, sampler="gp")),
+        ({}, "explore.warm_start=NONE", Optuna(num_configs=4)),
+        ({"explore": Random(num_configs=2)}, "explore.num_configs=3", Random(num_configs=3)),
+        ({"explore": Pbt()}, "explore.quantile=0.5", Pbt(quantile=0.5)),
+    ],
+)
+def test_every_explorers_fields_can_be_set(
+    changes: dict[str, Any], setting: str, expected: object
+) -> None:
+    assert apply_settings(study(**changes), [setting]).explore == expected
+
+
+@pytest.mark.parametrize("stop", [Asha(), HyperBand(), Median()])
+def test_every_stoppers_fields_can_be_set(stop: Any) -> None:
+    changed: Any = apply_settings(
+        study(stop=stop), ["stop.by_batch_size=TRUE", "stop.grace_share=0.25"]
+    ).stop
+    assert (type(changed), changed.by_batch_size, changed.grace_share) == (type(stop), True, 0.25)
+
+
+def test_two_settings_that_are_right_only_together_are_applied_together() -> None:
+    declared = study(leaders=Leaders(seeds=3))
+    with pytest.raises(SpaceFileError, match="leaders: their seeds must be more than"):
+        apply_settings(declared, ["seeds=4"])
+    changed = apply_settings(declared, ["seeds=4", "leaders.seeds=6", "leaders.top=1"])
+    assert (changed.seeds, changed.leaders) == (4, Leaders(top=1, seeds=6))
+    last = apply_settings(declared, ["explore.num_configs=5", "explore.num_configs=6"])
+    assert last.explore == Optuna(num_configs=6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("explore.num_configs=0", "num_configs must be a whole number >= 1, got 0"),
+        ("explore.num_configs=many", "num_configs must be a whole number >= 1, got 'many'"),
+        ("explore.sampler=tpee", "sampler must be one of tpe, gp"),
+        ("stop.reduction_factor=4", "the study has no stop, so stop.reduction_factor cannot be"),
+        ("leaders.seeds=5", "the study has no leaders, so leaders.seeds cannot be set: add it"),
+        # The nearest name that there is.
+        ("explore.num_config=16", "did you mean 'explore.num_configs'?"),
+        ("explore.samplr=gp", "did you mean 'explore.sampler'?"),
+        ("explorer.num_configs=16", "did you mean 'explore.num_configs'?"),
+        ("explore=16", "there is no field 'explore'"),
+        ("explore.=16", "there is no field 'explore.'"),
+        ("stopp.reduction_factor=4", "there is no field 'stopp.reduction_factor'"),
+        ("base.epochs=3", "did you mean 'epochs'?"),
+        ("btch_size=16", "did you mean 'batch_size'?"),
+        ("keep_weight=true", "did you mean 'keep_weights'?"),
+        ("metrics=val_loss", "did you mean 'metric'?"),
+        ("explore.api_key=x", "explore.api_key"),
+    ],
+)
+def test_a_path_that_is_wrong_names_the_nearest(setting: str, message: str) -> None:
+    with pytest.raises(SpaceFileError) as caught:
+        apply_settings(study(), [setting])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_secret_that_is_set_is_not_repeated() -> None:
+    with pytest.raises(SpaceFileError) as caught:
+        apply_settings(study(), ["explore.api_key=hunter2"])
+    assert "hunter2" not in str(caught.value)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *((text, True) for text in ("true", "True", "TRUE")),
+        *((text, False) for text in ("false", "False", "FALSE")),
+        *((text, None) for text in ("none", "None", "NONE")),
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("'3'", "3"),
+        ("{16: 0.5}", {16: 0.5}),
+        ("adam", "adam"),
+        ("truely", "truely"),
+        ("s3://bucket/x", "s3://bucket/x"),
+    ],
+)
+def test_a_value_is_read_as_python_writes_it_and_words_in_any_case(
+    text: str, value: object
+) -> None:
+    read = value_of(text)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("true", "false"), ("True", "False"), ("TRUE", "FALSE"), ("tRuE", "fAlSe")]
+)
+def test_true_and_false_hold_wherever_they_are_set(yes: str, no: str) -> None:
+    changed = apply_settings(study(), [f"no_bias_decay={yes}", f"keep_weights={yes}"])
+    assert (changed.base.no_bias_decay, changed.keep_weights) == (True, True)
+    back = apply_settings(changed, [f"no_bias_decay={no}", f"keep_weights={no}"])
+    assert (back.base.no_bias_decay, back.keep_weights) == (False, False)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NONE"])
+def test_none_is_nothing_or_the_name_none_as_the_field_has_it(word: str) -> None:
+    settings = [f"{name}={word}" for name in ("image_size", "augment", "pretrained", "norm")]
+    base = apply_settings(study(), settings).base
+    assert (base.image_size, base.augment, base.pretrained, base.norm) == (None, *["none"] * 3)
+    listed = apply_settings(study(vary=GRID, explore=Grid()), [f"augment={word},hflip"])
+    assert {config.augment for config in listed.configs} == {"none", "hflip"}
+    sizes = apply_settings(study(vary=GRID, explore=Grid()), [f"image_size={word},48"])
+    assert {config.image_size for config in sizes.configs} == {None, 48}
+
+
+def test_none_is_the_name_for_every_field_that_takes_no_none() -> None:
+    for name in TRIAL_FIELDS:
+        declared = TrialConfig.__dataclass_fields__[name]
+        assert (name in TEXTS) == (declared.type is str), name
+    assert {"augment", "pretrained", "norm"} <= set(TEXTS)
+    assert not {"distill_from", "image_size", "train_blocks"} & set(TEXTS)
+    assert not set(OWN_FIELDS) & set(TRIAL_FIELDS)  # else a path would have two meanings
