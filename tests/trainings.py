@@ -99,6 +99,7 @@ class _Tuner:
         trial = SimpleNamespace(
             trial_id=f"t{self.num_begun}",
             config=config,
+            storage=None,
             trained=TrialConfig(**json.loads(config["task"])["config"]),
             run_metadata=metadata,
             storage=None,
