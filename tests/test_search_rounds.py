@@ -1,8 +1,9 @@
 """What the trials so far call for: wider, finer, more seeds; each number by hand."""
 
-import io
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -310,17 +311,16 @@ def test_a_command_knows_how_often_each_trial_was_tried(
     for key, attempt in (("x", 1), (first.key, 2), (second.key, 3)):
         row = {"trial_key": key, "status": "interrupted", "attempt": attempt}
         results_tables.commit_trial(opened, row)
-    order = session.Order(study=declared)
     taken: list[Any] = []
-    monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
+    connecting: Future[str] = Future()
+    connecting.set_result("a cluster")
+    monkeypatch.setattr(session, "_connected", lambda address: nullcontext(connecting))
     monkeypatch.setattr("search.execution.preflight.check_trials", lambda ready: None)
-    monkeypatch.setattr("cluster.connect.connect", lambda address: None)
-    monkeypatch.setattr("cluster.connect.disconnect", lambda: None)
-    console = Console(record=True, file=io.StringIO(), width=200)
-    session._train_missing(order, ready_of(declared, opened), console)
-    _, _, known, attempts, _, _ = taken
+    monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
+    ready = ready_of(declared, opened)
+    session._train_missing(session.Order(study=declared), ready, Console(quiet=True))
+    _, _, known, attempts, cluster, _ = taken
     assert attempts == {"x": 1, first.key: 2, second.key: 3}
     assert all(type(number) is int for number in attempts.values())
-    assert not known.ended  # an interrupted one goes on
-    assert len(known.asked) == 6
-    assert "6 trials on dataset=synthetic, 0 done before, 6 to run" in console.export_text()
+    assert (len(known.asked), known.ended) == (6, {})  # an interrupted one goes on
+    assert cluster == "a cluster"
