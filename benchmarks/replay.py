@@ -18,7 +18,7 @@ import optuna
 from benchmarks.curves import Curve, Recording
 from search.execution.schedulers import EarlyStopping
 from search.explore import Asha, Optuna
-from search.explore.optuna import Suggestions
+from search.explore.journal import Journal
 from search.study.domains import is_log
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -98,7 +98,7 @@ def our_asha() -> Stop:
     def stop(name: str, share: float, score: float) -> bool:
         if name not in trials:
             # The scheduler asks for a batch size, by which it can be told to group.
-            config = {"trial": {"config": {"batch_size": 1}}}
+            config = {"batch_size": 1, "whole": False, "total_images": SCALE}
             trials[name] = SimpleNamespace(trial_id=name, config=config)
             scheduler.on_trial_add(controller, trials[name])
         result = {"score": score, "examples_seen": int(SCALE * share)}
@@ -143,9 +143,9 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         stop=Asha(reduction_factor=FACTOR),
         metric="val_accuracy",
     )
-    suggestions = Suggestions(study, folder / study.name, data_fingerprint="replay")
-
-    storage = suggestions.optuna._storage
+    explore = Optuna(num_configs=CONFIGS, sampler=sampler, sampling_seed=seed)
+    journal = Journal(study, explore, folder / study.name, data_fingerprint="replay")
+    storage = journal.optuna._storage
 
     def on_scale(config: dict[str, Any]) -> list[float]:
         """By its logarithm what is drawn by its logarithm."""
@@ -160,18 +160,17 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
     numbers: dict[str, int] = {}
 
     def next_curve() -> tuple[str, Curve] | None:
-        asked = suggestions.ask()
-        if asked is None:
+        if journal.num_chosen == CONFIGS:
             return None
-        number, (planned,) = asked
+        number, (planned,) = journal.choose()
         wanted_F = np.array(on_scale(asdict(planned.config)))
         distance_C = np.square((space_CF - wanted_F) / width_F).sum(1)
         index = int(np.where(free, distance_C, np.inf).argmin())
         free[index] = False
         numbers[f"t{number}"] = number
         # The sampler learns of what was trained, not of what it had wished for.
-        trial = suggestions.optuna.trials[number]
-        for parameter, distribution in suggestions.space.items():
+        trial = journal.optuna.trials[number]
+        for parameter, distribution in journal.space.items():
             value = distribution.to_internal_repr(recording.curves[index].config[parameter])
             storage.set_trial_param(trial._trial_id, parameter, value, distribution)
         return f"t{number}", recording.curves[index]
@@ -181,6 +180,6 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         status = "stopped" if stopped else "diverged" if diverged else "completed"
         # A share of 1, as trials report it.
         row = {"status": status, "val_accuracy": curve.scores[done - 1] / 100}
-        suggestions.tell(numbers[name], [row | {"examples_seen": done}])
+        journal.tell(numbers[name], [row | {"examples_seen": done}])
 
     return replay(next_curve, our_asha(), ended)

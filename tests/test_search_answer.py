@@ -21,7 +21,8 @@ from trainable.config import TrialConfig
 from trainable.host.storage import Folder
 
 EDGE = (
-    "the best learning rate for {sizes} lies on the grid's edge ({lr}, the {edge} tried): widen it"
+    "the best learning rate for batch size {sizes} is at the edge of the grid ({lr}): "
+    "try {edge} rates"
 )
 LEGEND = "rows: batch_size, columns: base_lr; * the best learning rate of a batch size"
 FILES = [
@@ -94,7 +95,7 @@ def test_a_grids_answer_is_its_surface_its_leaders_and_its_troubles() -> None:
         ["16", "0.850*", "0.700", "diverged", "0.1"],
         ["32", "0.600", "0.750*", "0.700", "1", "div.", "0.2"],
     ]
-    assert said[5] == EDGE.format(sizes="16", lr="0.1", edge="smallest")
+    assert said[5] == EDGE.format(sizes="16", lr="0.1", edge="lower")
     assert said[6] == LEGEND
     assert said[7] == "best configurations"
     assert words(said[8:14]) == [
@@ -122,7 +123,7 @@ def test_of_less_is_better_the_lowest_is_best() -> None:
         ["16", "0.800", "0.700*", "diverged", "0.2"],
         ["32", "0.600*", "0.750", "0.700", "0.1"],
     ]
-    assert said[5] == EDGE.format(sizes="32", lr="0.1", edge="smallest")
+    assert said[5] == EDGE.format(sizes="32", lr="0.1", edge="lower")
     assert [line[2] for line in words(said[9:14])] == [
         *("0.6000", "0.7000", "0.7000", "0.7500", "0.8000"),
     ]
@@ -133,10 +134,10 @@ def test_an_edge_is_told_for_all_batch_sizes_that_it_is_of() -> None:
         *((b, lr, 0, "completed", 0.5 + lr) for b in (16, 32) for lr in (0.1, 0.2, 0.4)),
     )
     said = answer(alike)
-    assert said[5] == EDGE.format(sizes="16, 32", lr="0.4", edge="largest")
+    assert said[5] == EDGE.format(sizes="16, 32", lr="0.4", edge="higher")
     ragged = answer(alike.iloc[:5])  # of 32 the largest was not tried yet: no edge of the grid
     assert ragged[4].split() == ["32", "0.600", "0.700*", "-", "0.2"]
-    assert ragged[5] == EDGE.format(sizes="16", lr="0.4", edge="largest")
+    assert ragged[5] == EDGE.format(sizes="16", lr="0.4", edge="higher")
     assert ragged[6] == LEGEND
 
 

@@ -104,7 +104,10 @@ def test_answer_shows_surface_ridge_edges_leaders_and_files() -> None:
     assert "s  dataset=d  6 completed, 2 diverged, 1 stopped of 12 trials" in text
     assert "0.850*" in text
     assert "diverged" in text
-    assert "the best learning rate for 16 lies on the grid's edge (0.1, the smallest tried)" in text
+    assert (
+        "the best learning rate for batch size 16 is at the edge of the grid (0.1): try lower"
+        in text
+    )
     assert "for 32" not in text
     assert "2 diverged (a finding" in text
     assert 'pd.read_parquet("/r/s/trials")' in text

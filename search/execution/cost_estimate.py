@@ -66,7 +66,7 @@ class Estimate:
 
 def kind_of(config: TrialConfig) -> Kind:
     """All of a config that decides how fast it trains."""
-    names = (each.name for each in fields(config) if each.name not in NO_MATTER)
+    names = (field.name for field in fields(config) if field.name not in NO_MATTER)
     return tuple(
         (name, bool(getattr(config, name)) if name in ON_OR_OFF else getattr(config, name))
         for name in names
@@ -198,7 +198,7 @@ def estimate(
         left = trained_share(rivals, rungs, factor=factor)
         saved_s += (1 - left) * sum(seconds for _, seconds in group_of)
     in_turn = math.ceil(num_trials / num_slots)  # of trials of the mean length
-    checkpoint_bytes = max(each.checkpoint_bytes for each in timed.values())
+    checkpoint_bytes = max(measured.checkpoint_bytes for measured in timed.values())
     return Estimate(
         num_trials=num_trials,
         train_s=train_s,

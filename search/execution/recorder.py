@@ -191,12 +191,14 @@ class Recorder(TrialProgressCallback):
         self.progress.trial_ended(self.planned[key], row)
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
-        about = {
+        made_with = {
             "data_fingerprint": self.setting.data_fingerprint,
             "code_version": self.setting.code_version,
         }
         config = asdict(self.planned[key].config)
-        tables.commit_trial(self.setting.results, {**config, **about, **self._identity(key), **row})
+        tables.commit_trial(
+            self.setting.results, {**config, **made_with, **self._identity(key), **row}
+        )
 
     def _so_far(self, status: str, reason: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row of a trial that did not end by itself: its scores are those of its last epoch."""

@@ -150,11 +150,11 @@ def with_measured_shares(
         highlight=False,
     )
     measured = _measured(study, kinds, data_folder)
-    total_gib = min(each.total_gib for each in measured)
+    total_gib = min(memory.total_gib for memory in measured)
     needs_gib: dict[int, float] = {}
-    for config, each in zip(kinds, measured, strict=True):
+    for config, memory in zip(kinds, measured, strict=True):
         size = config.batch_size
-        needs_gib[size] = max(each.need_gib, needs_gib.get(size, 0.0))
+        needs_gib[size] = max(memory.need_gib, needs_gib.get(size, 0.0))
     have = ray.cluster_resources()  # of now: a cluster may have grown for the measurement
     most = int(have["CPU"] / have["GPU"] / study.cpus_per_trial)  # more have no cores
     shares = shares_by_batch_size(needs_gib, total_gib, most=most)
@@ -207,7 +207,7 @@ def _measured(
         for config in configs
     ]
     try:
-        measured: list[MemoryUse] = ray.get([task.remote(each) for each in asked])
+        measured: list[MemoryUse] = ray.get([task.remote(question) for question in asked])
     except RayError as error:
         why = " ".join(str(getattr(error, "cause", error)).split())
         raise ConnectError(

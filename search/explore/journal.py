@@ -122,7 +122,7 @@ class Journal:
         room -= len({trial.key for trial in new} - set(tables.ended))
         known = {trial.key for trial in (*tables.asked, *new)} if room > 0 else set()
         while room > 0 and self.num_chosen < self.explore.num_configs:
-            trials = self._choose()
+            _, trials = self.choose()
             new += trials
             room -= len({trial.key for trial in trials} - known - set(tables.ended))
             known |= {trial.key for trial in trials}
@@ -142,8 +142,8 @@ class Journal:
         made = [TrialConfig(**config) for config in configs]
         return [PlannedTrial(trial_key(c, self.data_fingerprint), c) for c in made]
 
-    def _choose(self) -> list[PlannedTrial]:
-        """The next configuration with its seeds."""
+    def choose(self) -> tuple[int, list[PlannedTrial]]:
+        """The next configuration with its seeds, and its number in the Optuna study."""
         trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
         changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
         for name in [*trial.params, *changes]:
@@ -154,7 +154,7 @@ class Journal:
         trial.set_user_attr("configs", configs)
         self.open[trial.number] = self._planned(configs)
         self.num_chosen += 1
-        return self.open[trial.number]
+        return trial.number, self.open[trial.number]
 
     def _tell_those_that_ended(self, tables: Tables) -> None:
         for number, trials in list(self.open.items()):

@@ -33,7 +33,7 @@ from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
 LEADERS = 20
-TRIAL_FIELDS = tuple(each.name for each in fields(TrialConfig))
+TRIAL_FIELDS = tuple(field.name for field in fields(TrialConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,18 +188,18 @@ def _ablations(
 
 
 def _mixed(trials: pd.DataFrame, kind: str) -> list[str]:
-    said = []
+    warnings = []
     left = int((trials["status"] == "interrupted").sum())
     if left:
-        said.append(
+        warnings.append(
             f"{left} trials were interrupted and are left out: the study goes on with them."
         )
     if kind == "Pbt":
-        said.append(
+        warnings.append(
             "A population's trials change batch size and lr as they train, so none is a cell of "
             "the surface: the best configurations below name what the members ended with."
         )
-    return said
+    return warnings
 
 
 def ablation_sentences(findings: Findings) -> list[str]:
@@ -234,13 +234,13 @@ def _at(setting: str) -> str:
 
 def conclusions_of(findings: Findings) -> list[str]:
     """The report's sentences: those of the ablation, and of the surface with the best score."""
-    said = ablation_sentences(findings)
-    if said and findings.analyses[0].cells.empty:
-        return said
+    sentences = ablation_sentences(findings)
+    if sentences and findings.analyses[0].cells.empty:
+        return sentences
     if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
-        return [*said, _best_trial(findings)]
+        return [*sentences, _best_trial(findings)]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
-    return [*said, *first]
+    return [*sentences, *first]
 
 
 def _best_trial(findings: Findings) -> str:
@@ -267,7 +267,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
     groups = [as_json(analysis) for analysis in findings.analyses]
     best = dict(groups[0])
     best["conclusions"], best["cautions"] = conclusions_of(findings), cautions_of(findings)
-    said: dict[str, Any] = plain(
+    figures: dict[str, Any] = plain(
         {
             "study": findings.name,
             **best,
@@ -282,4 +282,4 @@ def numbers(findings: Findings) -> dict[str, Any]:
             "about": {k: v for k, v in findings.about.items() if k != "planned"},
         }
     )
-    return said
+    return figures

@@ -16,7 +16,7 @@ from search.study.shown import show
 from search.study.study import TRIAL_FIELDS, Study
 
 LEADERS = 5
-EDGES = {"low": "smallest", "high": "largest"}
+EDGES = {"low": "lower", "high": "higher"}
 # From the worst cell to the best: dark blue to yellow, readable in either colour blindness.
 COLOURS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 
@@ -124,8 +124,8 @@ def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> Non
         whole = best["batch_size"].map(tried) == cells["lr"].nunique()  # else an edge is not one
         for (edge, lr), rows in best[whole & (best["edge"] != "")].groupby(["edge", "lr"]):
             console.print(
-                f"the best learning rate for {', '.join(map(str, rows['batch_size']))} lies on "
-                f"the grid's edge ({show(lr)}, the {EDGES[edge]} tried): widen it",
+                f"the best learning rate for batch size {', '.join(map(str, rows['batch_size']))} "
+                f"is at the edge of the grid ({show(lr)}): try {EDGES[edge]} rates",
                 style="yellow",
                 highlight=False,
             )
@@ -203,8 +203,8 @@ def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None
 def _varied(trials: pd.DataFrame) -> list[str]:
     """The fields that differ between trials: what a define-by-run space chose."""
     ours = [n for n in TRIAL_FIELDS if n not in ("seed", "microbatch_size")]
-    found = [n for n in ours if trials[n].nunique(dropna=False) > 1]
-    return found or ["batch_size", "base_lr"]
+    varied = [n for n in ours if trials[n].nunique(dropna=False) > 1]
+    return varied or ["batch_size", "base_lr"]
 
 
 def _print_lineage(console: Console, study: Study, trials: pd.DataFrame) -> None:

@@ -74,8 +74,8 @@ def perturbed(domain: Any, value: Any, rng: np.random.RandomState, *, resample: 
     up = bool(rng.randint(2))
     if isinstance(domain, Categorical):
         values = list(domain.categories)
-        at = values.index(value) + (1 if up else -1)
-        return values[min(max(at, 0), len(values) - 1)]
+        index = values.index(value) + (1 if up else -1)
+        return values[min(max(index, 0), len(values) - 1)]
     changed = value * (1.2 if up else 0.8)
     if step := step_of(domain):
         changed = round(changed / step) * step
