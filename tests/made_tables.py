@@ -14,7 +14,7 @@ from trainable.config import TrialConfig
 
 Cells = Mapping[tuple[int, float], Sequence[float | str]]
 SHARES = (
-    "f the variance between cells batch size has {batch_size}, {lr_name} {lr} and their "
+    "f the variance between settings, batch size explains {batch_size}, {lr_name} {lr} and their "
     "interaction {both}"
 )
 CONFIG = TrialConfig(model="plain", pretrained="none")

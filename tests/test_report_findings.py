@@ -272,7 +272,7 @@ def test_a_table_of_ones_own_has_its_findings(tmp_path: Path) -> None:
     [
         (["completed"] * 3 + ["failed"], "3 completed, 1 failed"),
         (["diverged"], "1 diverged"),
-        ([], "no trial yet"),
+        ([], "no trial finished yet"),
     ],
 )
 def test_the_pages_first_line_counts_trials(

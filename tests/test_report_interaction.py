@@ -15,31 +15,30 @@ from search.report.sentences import conclusions
 NAN = math.nan
 # Each sentence once, so that another wording is one edit; that of the shares is with the tables.
 UNTESTED = "O{shares}; {why}."
-TOGETHER = "Batch size and {lr_name} act together ({p}, permutation): o{shares}."
+TOGETHER = "Batch size and {lr_name} interact ({p}, permutation test): o{shares}."
 UNCONFIRMED = (
-    " A test that lets the noise differ between cells does not confirm it (p = {p}): train with "
-    "more seeds."
+    " A test that allows unequal noise does not confirm this (p = {p}): train with more seeds."
 )
 APART = (
-    "No interaction of batch size and {lr_name} shows above the noise ({p}, permutation): o{shares}"
-    "."
+    "No interaction of batch size and {lr_name} is visible above the noise ({p}, permutation "
+    "test): o{shares}."
 )
 CROSSING = (
-    "Larger batches do {falls_are} at base_lr {falls} and {rises_are} at {rises}: the order of the "
-    "batch sizes turns with the learning rate."
+    "Larger batches do {falls_are} at base_lr {falls} and {rises_are} at {rises}: which batch size "
+    "wins depends on the learning rate."
 )
 STABLE = "Training was stable up to a peak lr of {each}."
 TARGET = (
-    "To reach val_auroc {target}, each at its own best lr, batch {first} took {first_updates} "
-    "updates ({first_images} images) and batch {last} took {last_updates} ({last_images} images)"
-    "{more}."
+    "To reach val_auroc {target} with its own best lr, batch size {first} needed {first_updates} "
+    "updates ({first_images} images) and batch size {last} needed {last_updates} ({last_images} "
+    "images){more}."
 )
 CRITICAL = (
-    "; the critical batch size, beyond which a larger batch saves few updates, is about {critical} "
+    "; the critical batch size, above which a larger batch saves few updates, is about {critical} "
     "[{low}, {high}]"
 )
 NOISE_SCALE = (
-    "The measured gradient noise scale is {span} images (median trial of each batch size)."
+    "The measured gradient noise scale is {span} images (median of each batch size's trials)."
 )
 
 
@@ -127,7 +126,7 @@ def test_seeds_of_equal_scores_test_nothing() -> None:
     cells = {
         (b, lr): [scores[i][j]] * 2 for i, b in ((0, 16), (1, 32)) for j, lr in ((0, 1), (1, 2))
     }
-    why = "the seeds of each cell have equal scores"
+    why = "all seeds of a setting have the same score"
     assert conclusions(of(cells))[2] == UNTESTED.format(shares=shares_of(scores), why=why)
 
 
@@ -142,7 +141,9 @@ def test_training_was_stable_below_where_half_diverged() -> None:
         (64, 0.4): ["diverged"],  # stable nowhere
         (128, 0.4): [0.5],  # everywhere
     }
-    assert conclusions(of(cells))[-1] == STABLE.format(each="0.2 at batch 16 and 0.1 at batch 32")
+    assert conclusions(of(cells))[-1] == STABLE.format(
+        each="0.2 at batch size 16 and 0.1 at batch size 32"
+    )
     nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.5]}
     assert len(conclusions(of(nowhere))) == 3
 
@@ -168,11 +169,12 @@ def evaluated(updates: Mapping[int, float], **more: object) -> Analysis:
     ("updates", "more"),
     [
         ({b: 500 * (1 + 200 / b) for b in (20, 40, 50, 100, 200)}, (200, 200, 200)),
-        ({b: 1e5 / b for b in (20, 40, 50, 100)}, "still on perfect scaling: the critical batch "
-         "size is above those tried"),
-        (dict.fromkeys((20, 40, 50, 100), 1000.0), "beyond perfect scaling throughout: the "
-         "critical batch size is below those tried"),
-        ({20: 5500.0, 40: 3000.0}, "2 batch sizes reach the target; a front takes four"),
+        ({b: 1e5 / b for b in (20, 40, 50, 100)}, "all batch sizes scale perfectly: the critical "
+         "batch size is above those tried"),
+        (dict.fromkeys((20, 40, 50, 100), 1000.0), "no batch size scales perfectly: the critical "
+         "batch size is below those tried"),
+        ({20: 5500.0, 40: 3000.0}, "2 batch sizes reach the target; at least four "
+         "batch sizes are needed"),
     ],
     ids=["hyperbola", "perfect", "none", "two"],
 )  # fmt: skip
@@ -180,7 +182,7 @@ def test_a_target_costs_updates_and_images(
     updates: dict[int, float], more: str | tuple[int, int, int]
 ) -> None:
     first, last = min(updates), max(updates)
-    said = f": {more}" if isinstance(more, str) else ""
+    said = f"; {more}" if isinstance(more, str) else ""
     if not isinstance(more, str):
         said = CRITICAL.format(critical=more[0], low=more[1], high=more[2])
     assert conclusions(evaluated(updates))[-1] == TARGET.format(

@@ -48,7 +48,7 @@ NO_RULE = "; none of the usual rules fits"
 NO_INTERACTION_KNOWN = "Whether batch size and learning rate interact is unknown: {why}."
 NO_GRID = "there are no scores for a grid of two batch sizes and two lrs"
 UNTESTED = "O{shares}; {why}."
-ONE_SEED = "with one seed per cell, interaction and noise cannot be separated"
+ONE_SEED = "with one seed per setting, interaction and noise cannot be separated"
 
 
 def ridged(best: Mapping[int, float], seeds: Sequence[float] = (0.0,)) -> Cells:

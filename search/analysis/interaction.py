@@ -78,10 +78,10 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
         replicates=int(seeds.size().min()),
     )
     if len(inside) == grid.size:
-        why = "with one seed per cell, interaction and noise cannot be separated"
+        why = "with one seed per setting, interaction and noise cannot be separated"
         return replace(result, why=why)
     if np.allclose(seeds.transform("std").fillna(0.0), 0):
-        return replace(result, why="all seeds of a cell have the same score")
+        return replace(result, why="all seeds of a setting have the same score")
     values = inside[metric].to_numpy(dtype=float)
     codes_b = pd.Categorical(inside["batch_size"]).codes.astype(int)
     codes_lr = pd.Categorical(inside[lr]).codes.astype(int)

@@ -1,5 +1,6 @@
-"""Numbers to page, terminal and figures.
+"""Numbers to a page, to the terminal and to figures.
 
-Imports analysis, results and study; neither explore nor execution, nor Ray nor torch.
-Others use `report.write_report` and `terminal.print_answer`.
+Imports `search.analysis`, `search.results` and `search.study`; neither explore nor execution, nor
+Ray nor torch. Others use `report.write_report`, `report.written_meanwhile` and
+`terminal.print_answer`.
 """

@@ -1,7 +1,7 @@
-"""The Parquet tables of a study, which are the record: read, commit, verify, compact.
+"""The Parquet tables of a study, which are its record: read, commit, verify, compact.
 
-Imports `trainable.{config,record,host}`; no Ray, no torch. The driver is the only writer.
-Others use `open_folder`, `trials` and `epochs`; `tables` has the rest.
+Imports `trainable.{config,record,host}`; neither Ray nor torch. Others use the names below, other
+functions of `tables`, and `lock` (one writer per study). `files` is for `tables` and the report.
 """
 
 from search.results.tables import Results, ResultsError, epochs, open_folder, open_results, trials

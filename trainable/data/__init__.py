@@ -1,0 +1,6 @@
+"""Image data: files of several layouts to batches on the device.
+
+Imports `trainable.config` and `trainable.host`. Others use `cache` (open_data, locate, Dataset,
+EMBEDDED), `sources` (DataError) and, inside a trial, `batches`. The other files read one layout
+each, and only `cache` uses them.
+"""
