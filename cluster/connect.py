@@ -1,4 +1,4 @@
-"""Where a study runs: the only place that starts Ray or joins a cluster."""
+"""Connection to Ray: the only place that starts Ray or joins a cluster."""
 
 import logging
 import os
@@ -13,26 +13,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# A driver under `uv run` would make Ray start every worker through uv. Read when Ray is imported.
+# Under `uv run` Ray would start every worker through uv. Ray reads this when it is imported.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# Trials report rows, nothing is written to their folder: relative paths go on meaning the same.
+# Trials write nothing to their own folder: keep the working folder, so relative paths stay valid.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
+import ray._private.ray_constants
 import ray._private.services
 
 import trainable
+from trainable.host.messages import one_line
+
+if os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":
+    # A script or notebook imports Ray before this file, and Ray has then read its default.
+    ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
 TOKEN_HINT = "uv run ray get-auth-token"
 
 
 class ConnectError(RuntimeError):
-    """There is no cluster at the address; the message says what to type."""
+    """There is no cluster at the address; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a study has to run on. `dashboard` is empty where Ray has none."""
+    """The nodes, CPUs and GPUs for a study. `dashboard` is empty if Ray has none."""
 
     address: str
     dashboard: str
@@ -44,46 +50,23 @@ class Cluster:
 def connect(address: str) -> Cluster:
     """Start Ray on this machine (`local`), or join the cluster here (`auto`) or at `host:port`.
 
-    Never joins a cluster that was not asked for. On a cluster the code of `trainable` travels
-    with the study, so that its nodes need the dependencies but not this folder.
+    Never joins any other cluster. The code of `trainable` is sent to a cluster's nodes: they need
+    the dependencies, but not this folder.
 
     Raises:
-        ConnectError: nothing answers at the address.
+        ConnectError: there is no Ray cluster at the address.
     """
     if address.startswith("ray://"):
         raise ConnectError(
-            "ray:// ends the study when its connection breaks: use `ray job submit`, or "
-            "--address HOST:PORT from a node of the cluster"
+            "with ray:// a study ends when the connection breaks: use `ray job submit`, or "
+            "--address HOST:PORT on a node of the cluster"
         )
     try:
-        if address == "local":
-            # The token's file is made by Ray at its first start: for this user's eyes only.
-            old = os.umask(0o077)
-            try:
-                with _servers_apart(), _interrupt_kept():
-                    context = ray.init(
-                        "local",
-                        include_dashboard=True,
-                        log_to_driver=False,
-                        logging_level=logging.ERROR,
-                    )
-            finally:
-                os.umask(old)
-        else:
-            _check_answers(address)
-            code = Path(trainable.__file__).parent
-            with _interrupt_kept():
-                context = ray.init(
-                    address,
-                    runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+        context = _start() if address == "local" else _join(address)
     except (OSError, ValueError, RuntimeError) as error:
-        what = " ".join(str(error).split())[:300]
         raise ConnectError(
-            f"no Ray cluster at --address {address}: {what}; start one with `ray start --head`, "
-            f"or use --address local"
+            f"no Ray cluster at --address {address}: {one_line(error)}; start one with `ray start "
+            f"--head`, or use --address local"
         ) from error
     resources = ray.cluster_resources()
     return Cluster(
@@ -95,13 +78,42 @@ def connect(address: str) -> Cluster:
     )
 
 
-@contextmanager
-def _servers_apart() -> Iterator[None]:
-    """Start Ray's servers in process groups of their own.
+def _start() -> Any:
+    """Start Ray on this machine."""
+    # At its first start Ray writes a file with its token, which only this user may read.
+    old = os.umask(0o077)
+    try:
+        with _separate_servers(), _interruptible():
+            return ray.init(
+                "local",
+                include_dashboard=True,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    finally:
+        os.umask(old)
 
-    `timeout`, SLURM and a closing terminal signal the driver's whole group: without its servers the
-    driver would wait for them for a minute and then die, instead of keeping what there is. They
-    still end with the driver, by the kernel's parent-death signal.
+
+def _join(address: str) -> Any:
+    """Join a cluster, and send it the code of `trainable`."""
+    _check_answers(address)
+    code = Path(trainable.__file__).parent
+    with _interruptible():
+        return ray.init(
+            address,
+            runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def _separate_servers() -> Iterator[None]:
+    """Start Ray's servers in their own process groups.
+
+    `timeout`, SLURM and a closing terminal send signals to the driver's whole group. If the servers
+    ended too, the driver would wait for them for a minute and die without saving. They still end
+    with the driver, by the kernel's parent-death signal.
     """
     services: Any = ray._private.services
     popen = services.ConsolePopen
@@ -113,10 +125,10 @@ def _servers_apart() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupt_kept() -> Iterator[None]:
-    """Ctrl-C ends what is inside, or comes after it where Ray's own code has caught the error."""
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C; after the block if Ray's code has swallowed it."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread handles signals
         return
     interrupted = False
 
@@ -135,16 +147,16 @@ def _interrupt_kept() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises ConnectionError where nothing listens: Ray itself would try for minutes."""
+    """Raise ConnectionError if nothing listens: Ray itself would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ConnectionError("it must be local, auto or HOST:PORT")
+        raise ConnectionError("the address must be local, auto or HOST:PORT")
     with socket.create_connection((host, int(port)), timeout=10):
         return
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local one ends."""
+    """Leave the cluster; stop it if it is local."""
     ray.shutdown()

@@ -87,6 +87,8 @@ def run_study(
         KeyboardInterrupt: Ctrl-C, or the notebook's stop button; what was trained is kept, and
             the same call goes on.
     """
+    if retry is not None and retry not in RETRIES:
+        raise SpaceFileError(f"retry must be one of {', '.join(RETRIES)}, got {retry!r}")
     path = None if isinstance(study, Study) else Path(study)
     order = Order(
         study=load_study(path) if path else study,  # type: ignore[arg-type]
@@ -133,7 +135,6 @@ def run(order: Order, console: Console) -> Outcome:
 
 def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
-    from cluster.connect import connect, disconnect
     from search.execution.dry_run import plan_of, print_cost, print_plan
     from search.execution.preflight import check_trials, prepare
     from search.explore.ask import ask, total
@@ -152,10 +153,8 @@ def dry_run(order: Order, console: Console) -> None:
     plan = plan_of(ready.study, known, total=total(ready.study, known))
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
-        with ExitStack() as stack:
-            cluster = connect(order.address)
-            stack.callback(disconnect)
-            stack.enter_context(_stopped_by_sigterm())
+        with _connected(order.address) as connecting:
+            cluster = connecting.result()
             ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, known, plan)
 
@@ -219,10 +218,10 @@ def _train(
     _commit_study(order, ready, known)
     todo = [trial for trial in known.asked if trial.key not in known.ended]
     with ExitStack() as stack:
-        stack.enter_context(_stopped_by_sigterm())
         ready = _check_cluster(ready, cluster, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
-        tables.take_apart(ready.results, {trial.key for trial in todo})
+        # Also those that are asked for later get files of their own.
+        tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
         _check_room(ready)
         stack.enter_context(written_meanwhile(ready.results))
         num_trials = total(ready.study, known)
@@ -264,16 +263,25 @@ def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:
 
 @contextmanager
 def _connected(address: str) -> Iterator["Future[Cluster]"]:
-    """The cluster, as soon as it answers; left at the end."""
+    """The cluster, as soon as it answers, while SIGTERM stops the study as Ctrl-C does.
+
+    What is done is then kept. In another thread than the main one there are no signals.
+    """
     from cluster.connect import connect, disconnect
 
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1, "connect") as thread:
         connecting = thread.submit(connect, address)
         try:
+            if is_main:
+                signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
             yield connecting
         finally:
             if connecting.exception() is None:
                 disconnect()
+            if is_main:
+                signal.signal(signal.SIGTERM, before)
 
 
 def _answer(
@@ -339,19 +347,3 @@ def _write_report(results: Results, console: Console) -> None:
         )
     else:
         console.print(f"report: {where}", soft_wrap=True, highlight=False, markup=False)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM stops the study as Ctrl-C does: what is done is kept.
-
-    Within it, as Ray installs a handler that exits at once. In another thread there are no signals.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,13 @@ def test_no_cluster_at_the_address_is_said_in_one_line(tmp_path: Path, run_here:
     assert done.returncode == 2
     assert "no Ray cluster at --address 127.0.0.1:" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_script_that_imported_ray_before_starts_its_workers_without_uv() -> None:
+    # Under `uv run` Ray would start each worker through uv, in a copy of the folder: for ever.
+    code = (
+        "from ray import tune; import cluster.connect; from ray._private import ray_constants; "
+        "print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -139,9 +139,11 @@ def test_rayjob_file_with_a_wrong_value_is_refused(path: KeyPath, value: Any) ->
         jsonschema.validate(changed(RAYJOB, path, value=value), RAYJOB_SCHEMA)
 
 
-@pytest.mark.parametrize("name", ["aws.yaml", "rayjob.yaml", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["cluster/aws.yaml", "cluster/rayjob.yaml", "cluster/Dockerfile", "docs/cluster.md"]
+)
 def test_images_carry_the_installed_ray_and_a_supported_python(name: str) -> None:
-    images = IMAGE.findall((ROOT / "cluster" / name).read_text())
+    images = IMAGE.findall((ROOT / name).read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert images
     for ray_version, python_minor in images:
@@ -153,6 +155,15 @@ def test_every_image_is_pinned() -> None:
     images = [AWS["docker"]["image"]]
     images += [container["image"] for pod in pod_specs() for container in pod["containers"]]
     assert all(IMAGE.search(image) for image in images)
+
+
+def test_the_dockerfile_copies_what_a_study_needs_and_installs_only_what_is_locked() -> None:
+    text = (ROOT / "cluster" / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\S+) \S+$", text, re.MULTILINE)
+    assert copied == ["requirements.lock", "search", "trainable", "spaces", "cluster"]
+    assert all((ROOT / name).exists() for name in copied)
+    (install,) = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    assert install.endswith("--require-hashes -r requirements.lock")
 
 
 def test_rayjob_names_the_installed_ray() -> None:

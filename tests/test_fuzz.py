@@ -150,7 +150,7 @@ def valid_checkpoint(folder: Path) -> bytes:
 def read_checkpoint(folder: Path, content: bytes) -> Any:
     (folder / "even.pt").write_bytes(content)
     state = checkpoint.load(Folder(str(folder)), trial_key="k")
-    if state is None:  # passed over, with a warning that names it
+    if state is None:  # ignored, with a warning that names it
         raise DataError("passed over")
     return state.epoch, state.results
 

@@ -1,7 +1,6 @@
 """The project's own files agree with each other."""
 
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -9,15 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-from search.run import parser
-from search.study.space_file import load_study
 from trainable import lr_plot
+from trainable.config import RECIPE_VERSION
 from trainable.fields import fields_table
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def locked() -> dict[str, str]:
@@ -48,31 +49,14 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def readme_commands() -> list[list[str]]:
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    return [shlex.split(part, comments=True) for part in parts if part and part[0] != "#"]
-
-
 def test_readme_has_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "pip install uv && uv run python -m search.run spaces/pcam_grid.py" in text
     assert "pip install uv && uv run pytest" in text
 
 
-def test_readme_commands_parse() -> None:
-    commands = [c for c in readme_commands() if "search.run" in c]
-    assert len(commands) >= 3
-    for words in commands:
-        given = parser().parse_args(words[words.index("search.run") + 1 :])
-        assert load_study(ROOT / given.space)
-
-
 def test_readme_names_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    for _, target in re.findall(r"\[([^]]*)\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
     tree = re.search(r"```text\n(search/.*?)```", text, re.DOTALL)
     assert tree
     folders: list[str] = []
@@ -93,7 +77,7 @@ def test_uv_lock_is_not_committed() -> None:
 
 
 def test_fields_page_is_what_the_code_says() -> None:
-    assert (ROOT / "FIELDS.md").read_text() == fields_table()
+    assert (ROOT / "docs" / "fields.md").read_text() == fields_table()
 
 
 def test_lr_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,3 +90,32 @@ def test_lr_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "decay must be one of" in wrong.stderr
+
+
+def test_the_workflow_sets_up_python_and_calls_ci_run_alone() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    actions = [step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step]
+    assert actions == ["actions/checkout", "actions/setup-python"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    for python in job["strategy"]["matrix"]["python"]:
+        assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_the_changelog_names_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## (\S+),", text, re.MULTILINE)[0] == PROJECT["version"]
+    assert f"`RECIPE_VERSION` is {RECIPE_VERSION}." in text
+
+
+@pytest.mark.parametrize("package", ["search", "trainable", "cluster"])
+def test_users_type_checkers_find_our_annotations(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+    assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"][package]

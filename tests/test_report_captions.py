@@ -16,56 +16,57 @@ CHARTS = (
     *("noise_scale_chart", "throughput_chart", "importance_chart", "parallel_coordinates"),
 )
 SURFACE = (
-    "Colour and number: {mean}, yellow is best. Diamond: the best learning rate of each batch "
-    "size. Outlined: cells that cannot be told from the best. Grey: no score, the trials diverged "
-    "(div.), were stopped early (stop.) or failed."
+    "Colour and number: {mean}; yellow is best. Diamond: the best learning rate of each batch "
+    "size. Outlined: settings that are statistically tied for best. Grey: no score, because the "
+    "trials diverged (div.), were stopped early (stop.) or failed (fail.)."
 )
 LR_CURVES = (
-    "A line a batch size through the means, a dot a trial. Diamond: the best rate, by a parabola "
-    "through the best three, with its 95 % interval; hollow where it is the smallest or largest "
-    "tried. A click on the legend picks a batch size."
+    "One line per batch size (means); one dot per trial. Diamond: the best rate, from a parabola "
+    "through the best three, with its 95 % interval; hollow if it is the smallest or largest rate "
+    "tried. Click on the legend to select a batch size."
 )
 RIDGE = (
-    "Both axes logarithmic; bars are 95 % intervals; hollow points are unbracketed, the best lies "
-    "on an edge of the rates tried. Solid: the fitted power. Dashed: constant, square-root and "
-    "linear scaling."
+    "Both axes are logarithmic; bars are 95 % intervals. Hollow points: the best rate is the "
+    "smallest or largest tried (unbracketed). Solid line: the fitted power law. Dashed lines: "
+    "constant, square-root and linear scaling."
 )
 TRAINING = {
     "learning_curves": (
-        "val_auroc as training goes on",
-        "Thick: each batch size at its best learning rate, mean of the seeds with their range. "
-        "Thin: other rates. The menu picks a batch size.",
+        "val_auroc during training",
+        "Thick lines: each batch size with its best learning rate, mean and range over seeds. Thin "
+        "lines: other rates. The menu selects a batch size.",
     ),
     "collapse": (
-        "Which scaling makes the curves of all batch sizes one",
-        "R2 of one parabola in log lr - a log B through all cells, for each exponent a: 0 is a "
-        "constant rate, 1/2 square-root, 1 linear scaling.",
+        "Which scaling rule aligns the curves",
+        "R2 of one parabola in log lr - a log B for all settings, for each exponent a: 0 is a "
+        "constant rate, 1/2 is square-root and 1 is linear scaling.",
     ),
     "updates_to_target": (
         "Updates to reach val_auroc 0.8765",
-        "Each batch size at the rate that needs the fewest images; both axes logarithmic. Dashed: "
-        "perfect scaling, where twice the batch halves the updates. Solid: the fitted front, where "
-        "there is one.",
+        "Each batch size with the rate that needs the fewest images; both axes are logarithmic. "
+        "Dashed: perfect scaling, where doubling the batch size halves the updates. Solid: the "
+        "fitted time-to-target curve, if there is one.",
     ),
     "noise_scale": (
         "Measured gradient noise scale",
-        "Median over the trials of a batch size. Dashed: where it equals the batch size.",
+        "Median over the trials of a batch size. Dashed: noise scale equal to batch size.",
     ),
     "throughput": (
-        "Images trained on per second",
+        "Training speed in images per second",
         "Median over the trials of a batch size.",
     ),
 }
 SEARCH = {
     "importance": (
-        "Importance of what was searched",
-        "How much each field sets the best tenth of the trials, or the best ten, apart from all "
-        "(PED-ANOVA). Stopped trials count with their last score, diverged ones as the worst.",
+        "Importance of the searched fields",
+        "How much each field distinguishes the best tenth of the trials (at least ten) from all "
+        "trials (PED-ANOVA). Stopped trials count with their last score, diverged trials with the "
+        "worst score.",
     ),
     "parallel_coordinates": (
-        "Every trial across the fields",
-        "A line a trial, each field on its own axis, yellow is best. Stopped trials have the score "
-        "at which they were stopped.",
+        "All trials and fields",
+        "One line per trial and one axis per field; yellow is best. Stopped trials have their last "
+        "score.",
     ),
 }
 
@@ -106,7 +107,7 @@ def test_a_surfaces_charts_are_captioned(
         name: title
         for name, (title, _) in words(gallery.surface_pictures(one, suffix="-a")).items()
     }
-    of_it = " of optimizer=adam, dropout=0.1235"
+    of_it = " for optimizer=adam, dropout=0.1235"
     assert titles == {
         "surface-a": f"val_auroc over batch size and base_lr{of_it}",
         "lr_curves-a": f"val_auroc against the peak learning rate{of_it}",

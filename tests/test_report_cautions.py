@@ -13,37 +13,36 @@ from search.report.sentences import cautions
 
 # Each sentence once, so that another wording is one edit.
 PLAYBOOK = (
-    "A batch size that scores best here is best at this budget, with this schedule and "
-    "regularisation: each batch size wants its own, and at equal epochs a small one makes more "
-    "updates. Choose the batch size by time and memory, then tune the rest for it (Godbole et al., "
-    "Deep Learning Tuning Playbook)."
+    "The best batch size here is the best one for this budget, schedule and regularization. Each "
+    "batch size needs its own settings, and with equal epochs a small batch makes more updates. "
+    "Choose the batch size by time and memory, then tune the other settings for it (Godbole et "
+    "al., Deep Learning Tuning Playbook)."
 )
 STOPPED = (
-    "{n} stopped trials are censored and left out: their cells rest on the trials that were let "
-    "run, which flatters them."
+    "{n} stopped trials are left out (censored). The means of their settings only include trials "
+    "that were allowed to finish, and so are too good."
 )
-DIVERGED = "{n} trials diverged: counted in their cells, not averaged."
+DIVERGED = "{n} trials diverged: they are counted, not averaged."
 FAILED = "{n} trials failed and are left out."
 BINNED = (
-    "The learning rates are scattered, so they are put in bins of a third of a decade, and batch "
-    "sizes at powers of two: the spread within a cell holds all else that differed."
+    "The learning rates are scattered. They are put into bins of a third of a decade, and batch "
+    "sizes are rounded to powers of two: the spread within a bin includes everything else that "
+    "differed."
 )
 TOO_FEW = (
-    "{trials} scattered trials are too few for a surface: {alone} of its {cells} cells hold one. "
-    "Try more configurations, or a grid."
+    "{trials} scattered trials are too few for a surface: {alone} of its {cells} bins contain only "
+    "one. Try more configurations, or a grid."
 )
-UNREPEATED = "No replicates: one {seed} a cell, so no interval and no test of noise."
+UNREPEATED = "There is only one {seed} per setting, so there are no intervals and no tests."
 UNBRACKETED = (
-    "unbracketed: at batch {sizes} the best lr is the smallest or largest tried; a better one may "
-    "lie outside."
+    "At batch size{sizes} the best lr is the smallest or largest that was tried (unbracketed); a "
+    "better one may lie outside."
 )
 VERSIONS = (
-    "{n} versions of the code trained these trials: the column code_version tells them apart."
+    "{n} versions of the code trained these trials; the column code_version distinguishes them."
 )
-SYNTHETIC = "dataset=synthetic: these are drawn patches, not histology."
-NO_EVALUATIONS = (
-    "Critical batch size: it takes evaluations along each training, and there are none."
-)
+SYNTHETIC = "dataset=synthetic: the images are synthetic patches, not histology."
+NO_EVALUATIONS = "Critical batch size: there are no evaluations during training."
 INSIDE: Cells = {(16, 0.1): [0.5, 0.52], (16, 0.2): [0.6, 0.62], (16, 0.4): [0.5, 0.52]}
 
 
@@ -93,8 +92,8 @@ def test_replicates_are_missing_where_no_cell_has_two_scores(
 
 @pytest.mark.parametrize(
     ("best", "sizes"),
-    [({16: 0.1}, "16"), ({16: 0.1, 32: 0.4}, "16 and 32"), ({8: 0.1, 16: 0.4, 32: 0.1, 64: 0.2},
-     "8, 16 and 32")],
+    [({16: 0.1}, " 16"), ({16: 0.1, 32: 0.4}, "s 16 and 32"), ({8: 0.1, 16: 0.4, 32: 0.1, 64: 0.2},
+     "s 8, 16 and 32")],
 )  # fmt: skip
 def test_a_best_at_the_end_of_what_was_tried_is_unbracketed(
     best: dict[int, float], sizes: str

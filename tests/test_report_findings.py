@@ -56,8 +56,8 @@ BEST_TRIAL = (
 COUNTS = "{counts}; metric {metric} ({mode} is best){of}."
 OF = "; charts and conclusions are of the best surface, {of}"
 LOUD = (
-    "dataset=synthetic: trained on drawn patches, not on images. What is found here says nothing "
-    "of real data."
+    "dataset=synthetic: trained on synthetic patches, not on real images. These results say "
+    "nothing about real data."
 )
 CELLS: Cells = {
     (b, lr): [0.5, 0.52 + b / 1000, 0.55 + lr] for b in (16, 32) for lr in (0.1, 0.2, 0.4)

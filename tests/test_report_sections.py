@@ -20,8 +20,8 @@ from search.report.findings import Findings
 NAN = math.nan
 Table = tuple[str, list[str], list[list[str]]]
 LOWER_BOUND = (
-    "The running best score up to the least that all batch sizes spent. A schedule made for more "
-    "had not decayed yet: such a score is a lower bound."
+    "The best score so far, when every batch size had spent the same. A longer schedule had not "
+    "decayed yet at that point, so its score is a lower bound."
 )
 CELLS: Cells = {
     (b, lr): [0.5 + b / 1000, 0.52 + b / 1000 + (b == 32) * lr]
@@ -67,10 +67,10 @@ def test_surfaces_are_compared_by_their_best_cell() -> None:
     ((caption, head, rows),) = read(
         sections.groups_table(findings(table({}), analyses=[first, second, nothing]))
     )
-    assert caption == "Surfaces, the best first"
+    assert caption == "Surfaces, best first"
     assert head == [
         *("surface", "best val_auroc", "at batch size", "and base_lr", "n", "exponent [95 %]"),
-        *("share of interaction", "p"),
+        *("interaction's share", "p"),
     ]
     best = (0.532 + 0.552 + 0.2) / 2
     assert rows == [
@@ -87,8 +87,8 @@ def test_all_cells_are_listed_best_first() -> None:
         found = of(CELLS, mode=mode, **more)
         part = sections.surface_table(found)
         ((caption, head, rows),) = read(part)
-        assert "<summary>The numbers of all cells</summary>" in part
-        assert caption == "val_auroc, cells by mean"
+        assert "<summary>The numbers of all settings</summary>" in part
+        assert caption == "val_auroc of all settings, by mean"
         assert head == [
             "batch size", *(["base_lr"] if more else []), "peak lr", "mean", "std", "n",
             "95 % from", "to", "diverged", "stopped", "failed",
@@ -139,11 +139,11 @@ def test_each_rule_has_its_verdict(
     )  # fmt: skip
     assert left_out == (
         "Batch sizes left out",
-        ["batch size", "why it is left out of the exponent"],
-        [["8", "within the noise its best lr reaches the edge of the grid"], ["512", "of this"]],
+        ["batch size", "why the exponent does not include it"],
+        [["8", "the noise allows a best lr at the edge of the grid"], ["512", "of this"]],
     )
     assert rivals[:2] == (
-        "Forms of the best lr against batch size",
+        "Forms fitted to the best lr against batch size",
         ["form", "parameters", "AIC above the best"],
     )
     names = ["square root", "free power", "constant", "linear", "surge"]
@@ -161,7 +161,7 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
     part = sections.interaction_table(found)
     shares, test, ranks = read(part)
     assert shares == (
-        "Variance between cells",
+        "Variance between settings",
         ["part", "share"],
         [["batch size", "12.3%"], ["base_lr", "50.0%"], ["their interaction", "37.7%"]],
     )
@@ -174,8 +174,8 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
             ["F", "4.568"],
             ["batch sizes used", "16, 32"],
             ["learning rates used", "0.1, 0.2"],
-            ["scored cells left out", "1"],
-            ["seeds in each cell, at least", "2"],
+            ["scored settings left out", "1"],
+            ["fewest seeds of a setting", "2"],
         ],
     )
     assert ranks == (
@@ -187,13 +187,13 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
     untested = replace(mixed, p_value=NAN, p_robust=NAN, f=NAN, left_out=0, why="of this")
     part = sections.interaction_table(replace(found, interaction=untested, spearman={}))
     assert [row[0] for row in read(part)[1][2]] == [
-        *("batch sizes used", "learning rates used", "seeds in each cell, at least"),
+        *("batch sizes used", "learning rates used", "fewest seeds of a setting"),
     ]
-    assert paragraphs(part) == ["What cannot be said: of this."]
+    assert paragraphs(part) == ["What is unknown, and why: of this."]
     unknown = replace(untested, share_interaction=NAN)
     part = sections.interaction_table(replace(found, interaction=unknown, spearman={}))
     assert read(part) == []
-    assert paragraphs(part) == ["What cannot be said: of this."]
+    assert paragraphs(part) == ["What is unknown, and why: of this."]
 
 
 def test_equal_costs_stand_side_by_side() -> None:
@@ -277,7 +277,7 @@ def test_the_cost_of_all_trials_is_their_time_together(
     assert paragraphs(part) == [f"All 3 trials together trained for {said}."]
     ((caption, head, rows),) = read(part)
     assert caption == "Medians"
-    assert head == ["batch size", "images/s", "seconds a trial", "peak memory (GiB)", "trials"]
+    assert head == ["batch size", "images/s", "seconds per trial", "peak memory (GiB)", "trials"]
     median = f"{seconds:,.0f}" if seconds == round(seconds) else f"{seconds:.4g}"
     assert rows == [["16", "200", median, "2.5", "2"]]  # of those that completed
     untimed = trials.assign(train_wall_s=np.nan)
@@ -297,7 +297,7 @@ def test_steps_and_their_changes_are_told() -> None:
         ["b", "0.6123", "-", "1", "+0.1123", "-", "0.5"],
     ]
     assert read(part) == [("Step by step lr=1", heading, rows), ("Step by step", heading, rows)]
-    assert paragraphs(part) == ["Change: from the step before, over the seeds that both have."]
+    assert paragraphs(part) == ["Change: from the previous step, over seeds that both have."]
     assert sections.ablation_tables(findings(table({}))) == ""
 
 
@@ -336,8 +336,8 @@ def test_troubles_are_counted_and_reasons_told_once() -> None:
         [["16", "1", "0", "1"], ["32", "0", "2", "1"]],
     )
     assert stable == (
-        "Largest peak lr at which training was stable",
-        ["batch size", "stable up to", "not at"],
+        "Largest peak lr with stable training",
+        ["batch size", "stable up to", "diverges at"],
         [["16", "0.1", "-"], ["32", "-", "0.4"]],
     )
     assert reasons == (

@@ -12,45 +12,43 @@ from made_tables import analysed as of
 from scipy import stats
 
 from search.analysis.scaling import Exponent
-from search.report.sentences import conclusions, listed, scope, show
+from search.report.sentences import conclusions, listed, scope
+from search.study.shown import show
 
 # Each sentence once, so that another wording is one edit.
-NO_SCORE = "No trial has a score: nothing can be said of batch size and learning rate yet."
-ALONE = "Only {cell} has a score, {score}: there is nothing to compare."
+NO_SCORE = "No trial has a score yet, so nothing can be concluded."
+ALONE = "Only {cell} has a score ({score}): there is nothing to compare."
 UNREPEATED = (
-    "{cell} scored best ({score}), but no replicates: with one {seed} a cell it cannot be said "
-    "which of the {cells} cells are as good."
+    "{cell} has the best score ({score}), but one {seed} per setting is too few to rank the "
+    "{cells} settings; {cure}."
 )
-ONE_BEST = "Within the noise of {n} a cell, {cell} is best of {cells} cells, {score}."
+ONE_BEST = "With {n} per setting, {cell} is the best of {cells} settings ({score})."
 SOME_BEST = (
-    "Within the noise of {n} a cell, {some} of {cells} cells are best (batch size{span}); the "
-    "{highest} mean is that of {cell}, {score}, which being picked from so many flatters by about "
-    "{optimism}."
+    "With {n} per setting, {some} of {cells} settings are statistically tied for best (batch "
+    "size{span}). The {highest} mean is that of {cell}: {score}, probably about {optimism} too "
+    "{off}, because it is the best of many."
 )
 ALL_BEST = (
-    "Within the noise of {n} a cell, none of the {cells} cells can be told from the best; the "
-    "{highest} mean is that of {cell}, {score}, which being picked from so many flatters by about "
-    "{optimism}."
+    "With {n} per setting, all {cells} settings are statistically tied for best. The {highest} "
+    "mean is that of {cell}: {score}, probably about {optimism} too {off}, because it is the best "
+    "of many."
 )
 NO_EXPONENT = (
-    "How the best lr scales with batch size cannot be said: it takes three batch sizes whose best "
-    "lr is bracketed, and there are {usable}{loose}{noisy}."
+    "How the best lr scales with batch size is unknown: this needs three batch sizes with a "
+    "bracketed best lr, and there are {usable}{loose}{noisy}."
 )
-LOOSE = (
-    "; unbracketed at batch {sizes}, where the best lr lies on the edge of those tried: widen the "
-    "grid"
-)
-NOISY = "; at batch {sizes} it may lie there for all that the noise tells"
+LOOSE = "; at batch size{sizes} the best lr is at the edge of the grid: widen the grid"
+NOISY = "; at batch size{sizes} the noise allows a best lr at the edge of the grid"
 NO_INTERVAL = (
-    "The best lr grows as B^{a} over batch sizes {sizes}; with neither seeds nor enough batch "
-    "sizes there is no interval, and no scaling rule can be told from another."
+    "The best lr grows as B^{a} over batch sizes {sizes}; without more seeds or batch sizes there "
+    "is no interval, so the scaling rules cannot be compared."
 )
 EXPONENT = "The best lr grows as B^{a} [{low}, {high}] over batch sizes {sizes}{verdict}."
-NO_RULE = "; none of the usual rules holds"
-NO_INTERACTION_KNOWN = "Whether the two interact cannot be said: {why}."
-NO_GRID = "no grid of two batch sizes and two lrs has scores"
+NO_RULE = "; none of the usual rules fits"
+NO_INTERACTION_KNOWN = "Whether batch size and learning rate interact is unknown: {why}."
+NO_GRID = "there are no scores for a grid of two batch sizes and two lrs"
 UNTESTED = "O{shares}; {why}."
-ONE_SEED = "no replicates: with one seed in a cell, interaction and noise cannot be told apart"
+ONE_SEED = "with one seed per cell, interaction and noise cannot be separated"
 
 
 def ridged(best: Mapping[int, float], seeds: Sequence[float] = (0.0,)) -> Cells:
@@ -82,7 +80,7 @@ def test_of_no_score_nothing_is_said(cells: Cells) -> None:
 def test_one_cell_has_nothing_beside_it() -> None:
     found = of({(16, 0.1): [0.81234, 0.81236], (32, 0.1): ["failed"]})
     assert conclusions(found) == [
-        ALONE.format(cell="batch 16 at base_lr 0.1", score="val_auroc 0.8123"),
+        ALONE.format(cell="batch size 16 with base_lr 0.1", score="val_auroc 0.8123"),
         NO_EXPONENT.format(usable=0, loose="", noisy=""),
         NO_INTERACTION_KNOWN.format(why=NO_GRID),
     ]
@@ -91,7 +89,7 @@ def test_one_cell_has_nothing_beside_it() -> None:
 @pytest.mark.parametrize(("mode", "best"), [("max", 0.9), ("min", 0.7)])
 @pytest.mark.parametrize(
     ("more", "cure"),
-    [({}, "train with more seeds"), ({"trial_key": "k"}, "run with --set seeds=3")],
+    [({}, "train with more seeds"), ({"trial_key": "k"}, "add --set seeds=3")],
 )
 def test_of_one_seed_a_cell_the_best_and_the_interaction_are_open(
     mode: str, best: float, more: dict[str, Any], cure: str
@@ -101,12 +99,13 @@ def test_of_one_seed_a_cell_the_best_and_the_interaction_are_open(
     found = of(places, mode=mode, lr="rate", **more)
     assert conclusions(found) == [
         UNREPEATED.format(
-            cell=f"Batch {16 if mode == 'max' else 32} at rate 1",
+            cell=f"Batch size {16 if mode == 'max' else 32} with rate 1",
             score=f"val_auroc {best}",
             seed="seed",
             cells=4,
+            cure=cure,
         ),
-        NO_EXPONENT.format(usable=0, loose=LOOSE.format(sizes="16 and 32"), noisy=""),
+        NO_EXPONENT.format(usable=0, loose=LOOSE.format(sizes="s 16 and 32"), noisy=""),
         UNTESTED.format(shares=shares_of(scores, "rate"), why=f"{ONE_SEED}: {cure}"),
     ]
 
@@ -118,7 +117,11 @@ def test_scattered_trials_are_called_trials() -> None:
     found = of({(b, lr): [s] for b in scores for lr, s in zip(lrs[b], scores[b], strict=True)})
     assert conclusions(found) == [
         UNREPEATED.format(
-            cell="Batch 16 at base_lr 0.00215", score="val_auroc 0.9", seed="trial", cells=8
+            cell="Batch size 16 with base_lr 0.00215",
+            score="val_auroc 0.9",
+            seed="trial",
+            cells=8,
+            cure="try more configurations",
         ),
         NO_EXPONENT.format(usable=2, loose="", noisy=""),
         UNTESTED.format(
@@ -136,20 +139,24 @@ def test_a_cell_that_is_far_ahead_is_best_alone(mode: str, sign: int) -> None:
         cells[(16, 0.1)] += [0.5] * extra
         (said, *_) = conclusions(of(cells, mode=mode))
         assert said == ONE_BEST.format(
-            n=n, cell="batch 32 at base_lr 0.2", cells=4, score=f"val_auroc {0.5 + sign * 0.3:g}"
+            n=n,
+            cell="batch size 32 with base_lr 0.2",
+            cells=4,
+            score=f"val_auroc {0.5 + sign * 0.3:g}",
         )
     (said, *_) = conclusions(replace(of(cells, mode=mode), binned=True))
-    assert "noise of up to 5 trials a cell" in said
+    assert "With up to 5 trials per setting" in said
 
 
 @pytest.mark.parametrize(
-    ("mode", "sign", "highest"), [("max", 1, "highest"), ("min", -1, "lowest")]
+    ("mode", "sign", "highest", "off_by"),
+    [("max", 1, "highest", "high"), ("min", -1, "lowest", "low")],
 )
 @pytest.mark.parametrize(
     ("equal", "span"), [([(16, 0.1), (16, 0.2)], " 16"), ([(16, 0.1), (64, 0.2)], "s 16 to 64")]
 )
 def test_of_two_cells_alike_both_are_best_and_the_pick_flatters(
-    mode: str, sign: int, highest: str, equal: list[tuple[int, float]], span: str
+    mode: str, sign: int, highest: str, off_by: str, equal: list[tuple[int, float]], span: str
 ) -> None:
     """Equal means: the larger of two errors is their deviation over the root of pi, on average."""
     off = 0.036  # of each of three seeds, or none: a standard deviation
@@ -165,14 +172,19 @@ def test_of_two_cells_alike_both_are_best_and_the_pick_flatters(
         cells=6,
         span=span,
         highest=highest,
-        cell="batch 16 at base_lr 0.1",  # the first of two
+        off=off_by,
+        cell="batch size 16 with base_lr 0.1",  # the first of two
         score=f"val_auroc {0.5 + sign * 0.4:g}",
         optimism=f"{off / math.sqrt(3) / math.sqrt(math.pi):.2g}",
     )
 
 
-@pytest.mark.parametrize(("mode", "highest"), [("max", "highest"), ("min", "lowest")])
-def test_of_cells_all_alike_none_can_be_told_from_the_best(mode: str, highest: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "highest", "off_by"), [("max", "highest", "high"), ("min", "lowest", "low")]
+)
+def test_of_cells_all_alike_none_can_be_told_from_the_best(
+    mode: str, highest: str, off_by: str
+) -> None:
     off = 0.036
     cells = {(16, lr): [0.5 - off, 0.5, 0.5 + off] for lr in (0.1, 0.2)}
     (said, *_) = conclusions(of(cells, mode=mode))
@@ -180,7 +192,8 @@ def test_of_cells_all_alike_none_can_be_told_from_the_best(mode: str, highest: s
         n="3 seeds",
         cells=2,
         highest=highest,
-        cell="batch 16 at base_lr 0.1",
+        off=off_by,
+        cell="batch size 16 with base_lr 0.1",
         score="val_auroc 0.5",
         optimism=f"{off / math.sqrt(3) / math.sqrt(math.pi):.2g}",
     )
@@ -190,9 +203,9 @@ def test_of_cells_all_alike_none_can_be_told_from_the_best(mode: str, highest: s
     ("best", "usable", "loose"),
     [
         ({16: 1.0, 32: 1.0}, 2, ""),
-        ({16: 1.0, 32: 1.0, 64: 1 / 16}, 2, LOOSE.format(sizes="64")),
-        ({16: 16.0, 32: 1.0, 64: 1 / 16}, 1, LOOSE.format(sizes="16 and 64")),
-        ({16: 16.0, 32: 16.0, 64: 1 / 16}, 0, LOOSE.format(sizes="16, 32 and 64")),
+        ({16: 1.0, 32: 1.0, 64: 1 / 16}, 2, LOOSE.format(sizes=" 64")),
+        ({16: 16.0, 32: 1.0, 64: 1 / 16}, 1, LOOSE.format(sizes="s 16 and 64")),
+        ({16: 16.0, 32: 16.0, 64: 1 / 16}, 0, LOOSE.format(sizes="s 16, 32 and 64")),
     ],
 )
 def test_an_exponent_takes_three_batch_sizes(
@@ -216,7 +229,7 @@ def test_a_best_within_the_noise_of_the_edge_is_told_beside_those_on_it() -> Non
         for lr, s in zip((0.1, 0.2, 0.4, 0.8), scores[b], strict=True)
     }
     assert conclusions(of(cells))[1] == NO_EXPONENT.format(
-        usable=0, loose=LOOSE.format(sizes="64"), noisy=NOISY.format(sizes="16 and 32")
+        usable=0, loose=LOOSE.format(sizes=" 64"), noisy=NOISY.format(sizes="s 16 and 32")
     )
 
 
@@ -228,9 +241,9 @@ def test_three_batch_sizes_of_one_seed_have_an_exponent_without_interval() -> No
 @pytest.mark.parametrize(
     ("power", "verdict"),
     [
-        (0.0, ": a constant rate holds, square-root scaling and linear scaling are rejected"),
-        (0.5, ": square-root scaling holds, a constant rate and linear scaling are rejected"),
-        (1.0, ": linear scaling holds, a constant rate and square-root scaling are rejected"),
+        (0.0, ": a constant rate fits, square-root scaling and linear scaling are rejected"),
+        (0.5, ": square-root scaling fits, a constant rate and linear scaling are rejected"),
+        (1.0, ": linear scaling fits, a constant rate and square-root scaling are rejected"),
         (1.5, NO_RULE),
         (-0.5, NO_RULE),
     ],
@@ -262,7 +275,7 @@ def test_seeds_that_hardly_differ_tell_which_rule_made_the_ridge(
         ),
         (
             (0, 1, 2, 3),
-            ": linear scaling holds, a constant rate and square-root scaling are rejected",
+            ": linear scaling fits, a constant rate and square-root scaling are rejected",
         ),
         ((0, 2, 4, 7), NO_RULE),
     ],

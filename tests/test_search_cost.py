@@ -206,7 +206,12 @@ def still_to_train(
     results = Results("s", Folder("/r/s"))
     known = Tables(data_fingerprint="d", folder=results.folder, asked=list(asked))
     ready = Ready(
-        study=study, data_folder=None, data_fingerprint="d", train_images=100, results=results
+        study=study,
+        data=None,
+        data_folder=None,
+        data_fingerprint="d",
+        train_images=100,
+        results=results,
     )
     return _shares(ready, known, Plan(asked=asked, todo=[], num_later=num_later), {})
 
@@ -259,7 +264,8 @@ def test_what_is_timed_is_what_a_trial_takes(
     tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that only work moves: an image trained is a second, one evaluated a quarter."""
-    from trainable import probe, trial
+    from trainable import probe
+    from trainable.host import device
 
     now_s = 0.0
 
@@ -268,8 +274,7 @@ def test_what_is_timed_is_what_a_trial_takes(
         now_s += seconds
 
     clock = SimpleNamespace(perf_counter=lambda: now_s)
-    monkeypatch.setattr(probe, "time", clock)
-    monkeypatch.setattr(trial, "time", clock)
+    monkeypatch.setattr(device, "time", clock)
     update, evaluate, measure = Step.update, Trial.evaluate, Trial._measure_noise
 
     def timed_update(self: Step, inputs: Any, labels: Any, lr: float) -> Any:
@@ -302,7 +307,7 @@ def test_a_part_of_a_large_split_stands_for_it(
 ) -> None:
     from trainable import feed, probe
 
-    monkeypatch.setattr(feed, "IMAGES_AT_ONCE", {"cpu": 8})
+    monkeypatch.setattr(feed, "INFERENCE_BATCH", {"cpu": 8})
     monkeypatch.setattr(probe, "LEAST_S", 0.0)
     seen = []
 
@@ -311,7 +316,7 @@ def test_a_part_of_a_large_split_stands_for_it(
 
     monkeypatch.setattr(Trial, "evaluate", evaluate)
     ticks = iter(range(100))
-    monkeypatch.setattr(probe, "_now", lambda device: float(next(ticks)))
+    monkeypatch.setattr(probe, "device_time_s", lambda device: float(next(ticks)))
     trial = Trial(tiny_config, tiny_data, probe.pick_device(), None)
     assert probe._evaluation_s(trial) == pytest.approx(32 / 8)  # a second for 8 of 32 images
     assert seen == [8, 8]

@@ -57,7 +57,7 @@ def test_what_parquet_reads_without_a_word_is_noticed(
     assert harm(before) != before
     assert len(pq.ParquetFile(file_of(opened), page_checksum_verification=True).read()) == 1
     table, damaged = files.read_parts(opened / "epochs", EPOCHS)
-    said = "its SHA-256 is not the one in its footer: it was changed or cut"
+    said = "its SHA-256 is not the one in its footer: it was changed or truncated"
     assert damaged == {"k.parquet": said}
     assert table["trial_key"].to_pylist() == ["other"]
     assert tables.faults(opened) == [f"epochs/k.parquet cannot be read: {said}"]
@@ -113,11 +113,11 @@ def test_a_file_that_others_wrote_has_no_digest_and_is_read(opened: Results) -> 
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
-        (pd.DataFrame([{"epoch": 1}]), "it has no trial_key for each row"),
-        (pd.DataFrame([{"trial_key": None, "epoch": 1}]), "it has no trial_key for each row"),
+        (pd.DataFrame([{"epoch": 1}]), "it has rows without a trial_key"),
+        (pd.DataFrame([{"trial_key": None, "epoch": 1}]), "it has rows without a trial_key"),
         (
             pd.DataFrame([{"trial_key": key, "epoch": 1} for key in ("k", "../k")]),
-            "'../k' cannot be a trial_key: it names files",
+            "'../k' cannot be a trial_key: trial keys name files",
         ),
     ],
 )

@@ -187,8 +187,8 @@ def test_a_line_ends_where_its_trial_is_not_in_the_table() -> None:
 def test_states_are_deleted_with_their_folders_and_kept_weights_stay(tmp_path: Path) -> None:
     opened = tables.open_results(str(tmp_path), "s")
     parts = [PlannedTrial(key, replace(BASE, until_share=0.5)) for key in ("a", "b", "c")]
-    whole = PlannedTrial("weights", BASE)
-    states = (("a", "even.pt"), ("other", "even.pt"), ("c", "notes.txt"), ("weights", "best.pt"))
+    whole = PlannedTrial("whole", BASE)  # a failed one may be tried again from its state
+    states = (("a", "even.pt"), ("other", "even.pt"), ("c", "notes.txt"), ("whole", "even.pt"))
     for key, name in states:
         storage.write(opened / "checkpoints" / key, name, b"state")
     delete_states(opened, [*parts, whole])
@@ -197,5 +197,5 @@ def test_states_are_deleted_with_their_folders_and_kept_weights_stay(tmp_path: P
         "s/.writable",
         "s/checkpoints/c/notes.txt",
         "s/checkpoints/other/even.pt",
-        "s/checkpoints/weights/best.pt",
+        "s/checkpoints/whole/even.pt",
     ]

@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 
 from search.analysis.importance import _domain, _scores, importance, is_log
-from search.report.search_charts import _heights, _shown, importance_chart, parallel_coordinates
+from search.report.search_charts import _heights, _label, importance_chart, parallel_coordinates
 
 FIELDS = ["base_lr", "batch_size", "optimizer"]
 
@@ -141,7 +141,7 @@ def test_values_lie_on_an_axis_from_0_to_1() -> None:
     assert (height.tolist(), low, high) == (pytest.approx([1 / 3, 0, 1, 2 / 3]), "a", "none")
     assert _heights(pd.Series([2.0, 2.0]))[0].tolist() == [0.5, 0.5]
     assert _heights(pd.Series(["a", "a"]))[0].tolist() == [0, 0]
-    assert [_shown(each) for each in (0.123456, 1e-5, 16, None, True)] == [
+    assert [_label(each) for each in (0.123456, 1e-5, 16, None, True)] == [
         *("0.1235", "1e-05", "16", "none", "True"),
     ]
 

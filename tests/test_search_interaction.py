@@ -132,7 +132,7 @@ def test_kandels_share_and_ranks() -> None:
     assert found.share_batch_size == pytest.approx(0.16, abs=0.005)
     assert found.share_lr == pytest.approx(0.48, abs=0.005)
     assert found.share_interaction == pytest.approx(0.36, abs=0.005)
-    assert found.why.startswith("no replicates")
+    assert found.why.startswith("with one seed per cell")
     assert math.isnan(found.p_value)
     ranks = spearman(surface(table, metric="test_auroc"))
     assert ranks == {1e-4: pytest.approx(-0.9), 1e-3: pytest.approx(1.0)}
@@ -141,14 +141,14 @@ def test_kandels_share_and_ranks() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t.iloc[:0], "no grid of two batch sizes and two lrs has scores"),
-        (lambda t: t[t["batch_size"] == 16], "no grid of two batch sizes and two lrs has scores"),
-        (lambda t: t.assign(status="diverged"), "no grid of two batch sizes and two lrs"),
+        (lambda t: t.iloc[:0], "no scores for a grid of two batch sizes and two lrs"),
+        (lambda t: t[t["batch_size"] == 16], "no scores for a grid of two batch sizes and two lrs"),
+        (lambda t: t.assign(status="diverged"), "no scores for a grid of two batch sizes"),
         (lambda t: t.assign(val_auroc=0.5), "the metric is the same in every cell"),
-        (lambda t: t[t["seed"] == 0], "no replicates"),
+        (lambda t: t[t["seed"] == 0], "with one seed per cell"),
         (
             lambda t: t.assign(val_auroc=t["batch_size"] * t["base_lr"]),
-            "the seeds of each cell have equal scores",
+            "all seeds of a cell have the same score",
         ),
     ],
 )

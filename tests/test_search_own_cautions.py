@@ -11,22 +11,22 @@ import pytest
 from search.analysis.foreign_table import TableError, read_own_table
 
 NAN = math.nan
-UNDER_WAY = "{n} rows of trainings that have not ended are left out."
+UNDER_WAY = "{n} rows of unfinished runs are left out."
 NOT_FINITE = (
-    "{n} rows have no finite {metric}: they count as diverged, which a training that was never "
-    "scored for another reason is not."
+    "{n} rows have no finite {metric} and count as diverged. This is wrong for runs without a "
+    "score for another reason."
 )
 UNKNOWN_STATUS = (
-    "the column {column} says {words}, which is no status known here: such rows count as completed."
+    "The column {column} contains unknown statuses ({words}): these rows count as completed."
 )
 SHORT = (
-    "{n} of {all} trainings have fewer iterations than the longest: if a scheduler stopped them, "
-    "add a column status with `stopped` in their rows, else they count in full."
+    "{n} of {all} runs have fewer iterations than the longest one. If a scheduler stopped them, "
+    "add a column status with `stopped` in their rows; otherwise they count as completed."
 )
-FEW_SIZES = "The table has {n} batch sizes: how the two act together cannot be said below 2."
-FEW_LRS = "The table has {n} learning rates: how the best of them scales cannot be said below 3."
+FEW_SIZES = "The table has {n}; at least 2 are needed to see how the two interact."
+FEW_LRS = "The table has {n}; at least 3 are needed to see how the best one scales."
 POOLED = (
-    "Rows differ in {column} ({values}) too and are taken together: make a table of each if it "
+    "Rows also differ in {column} ({values}) and are pooled: make a separate table of each if this "
     "matters."
 )
 
@@ -57,7 +57,8 @@ def read(
         (grid(), []),
         (grid(status=["done", "finished", "terminated", "complete", "completed", "Complete"]), []),
         (grid(status=[*["running", "waiting", "pending", "paused"], "done", "done"]),
-         [UNDER_WAY.format(n=4), FEW_SIZES.format(n=1), FEW_LRS.format(n=2)]),
+         [UNDER_WAY.format(n=4), FEW_SIZES.format(n="1 batch size"),
+          FEW_LRS.format(n="2 learning rates")]),
         (grid(q=[0.1, NAN, math.inf, 0.2, 0.3, 0.4]), [NOT_FINITE.format(n=2, metric="q")]),
         (grid(q=[0.1, NAN, NAN, 0.2, 0.3, 0.4], state=["done", "failed", "pruned", *["done"] * 3]),
          []),
@@ -68,8 +69,8 @@ def read(
         (grid(training_iteration=[3, 9, 9, 2, 9, 9]), [SHORT.format(n=2, all=6)]),
         (grid(training_iteration=9), []),
         (grid(training_iteration=[3, 9, 9, 2, 9, 9], status="done"), []),
-        (grid().head(3), [FEW_SIZES.format(n=1)]),
-        (grid()[lambda t: t["rate"] < 0.3], [FEW_LRS.format(n=2)]),
+        (grid().head(3), [FEW_SIZES.format(n="1 batch size")]),
+        (grid()[lambda t: t["rate"] < 0.3], [FEW_LRS.format(n="2 learning rates")]),
         (grid(optimizer=[*["sgd"] * 3, *["adam"] * 3]),
          [POOLED.format(column="optimizer", values="adam, sgd")]),
         (grid(b=list("xyzxyz"), a=list("ppqqqq")),
@@ -140,7 +141,7 @@ def test_a_metric_may_have_the_name_of_a_figure_of_the_leaderboard(
 
 def test_what_is_wrong_in_a_file_is_said_with_the_cure(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
-    same = f"--batch-size, --lr and --metric name the same column of {file}: give three columns"
+    same = f"--batch-size, --lr and --metric must name three different columns of {file}"
     with pytest.raises(TableError) as error:
         read(tmp_path, grid(), lr="q")
     assert str(error.value) == same
@@ -150,16 +151,16 @@ def test_what_is_wrong_in_a_file_is_said_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(TableError) as error:
         read(tmp_path, grid(rate=[0.1, 0.2, "x", "y", 0.1, 0.2]))
     assert str(error.value) == (
-        f"{file}, column 'rate': wants numbers > 0, got 'x' in row 3 (2 such rows): correct or "
-        f"remove them"
+        f"{file}, column 'rate' must contain positive numbers, got 'x' in row 3 (2 such rows): "
+        f"correct or remove them"
     )
     file.write_text("bs,rate,q\n")
     with pytest.raises(TableError) as error:
         read_own_table(file, batch_size="bs", lr="rate", metric="q")
-    assert str(error.value) == f"{file} has no rows: it wants a row a training"
+    assert str(error.value) == f"{file} has no rows: it must have one row per run"
     with pytest.raises(TableError) as error:
         read_own_table(tmp_path / "gone.csv", batch_size="bs", lr="rate", metric="q")
-    assert str(error.value) == f"--table {tmp_path / 'gone.csv'} is not there"
+    assert str(error.value) == f"--table {tmp_path / 'gone.csv'} does not exist"
     with pytest.raises(TableError) as error:
         read_own_table(tmp_path / "a.xlsx", batch_size="bs", lr="rate", metric="q")
-    assert str(error.value) == f"--table wants a .csv or .parquet file, got {tmp_path / 'a.xlsx'}"
+    assert str(error.value) == f"--table must be a .csv or .parquet file, got {tmp_path / 'a.xlsx'}"

@@ -77,7 +77,7 @@ def test_what_is_not_finite_diverged(tmp_path: Path) -> None:
     table.loc[[0, 1], "score"] = [math.nan, math.inf]
     got = read(tmp_path, table)
     assert got.trials["status"].tolist()[:3] == ["diverged", "diverged", "completed"]
-    assert "2 rows have no finite score: they count as diverged" in " ".join(got.cautions)
+    assert "2 rows have no finite score and count as diverged" in " ".join(got.cautions)
 
 
 def test_optunas_frame(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_optunas_frame(tmp_path: Path) -> None:
     got = read(tmp_path, study.trials_dataframe(), **names)
     assert got.trials["status"].tolist()[3:5] == ["stopped", "failed"]
     assert (got.trials["status"] == "completed").sum() == 88
-    assert any("1 rows of trainings that have not ended" in each for each in got.cautions)
+    assert any("1 rows of unfinished runs are left out" in each for each in got.cautions)
     found = analyse(got.trials, metric=got.metric, mode="max", lr="lr")
     assert found.binned  # scattered points
     best = found.ridge.set_index("batch_size")["lr"]
@@ -111,14 +111,14 @@ def test_rays_frame(tmp_path: Path) -> None:
     table = table.assign(training_iteration=[3, *[9] * (len(table) - 1)], trial_id="x")
     got = read(tmp_path, table, batch_size="config/bs", lr="config/rate")
     assert len(got.trials) == len(table)
-    assert "1 of 72 trainings have fewer iterations" in " ".join(got.cautions)
+    assert "1 of 72 runs have fewer iterations" in " ".join(got.cautions)
 
 
 def test_other_columns_that_differ_are_said(tmp_path: Path) -> None:
     table = grid(optimizer="adam", name=[f"r{i}" for i in range(72)])
     table.loc[:9, "optimizer"] = "sgd"
     (said,) = read(tmp_path, table).cautions
-    assert "Rows differ in optimizer (adam, sgd)" in said
+    assert "Rows also differ in optimizer (adam, sgd)" in said
 
 
 @pytest.mark.parametrize(
@@ -127,17 +127,25 @@ def test_other_columns_that_differ_are_said(tmp_path: Path) -> None:
         ({}, {"lr": "rates"}, "no column 'rates' for --lr: did you mean --lr rate?"),
         ({}, {"batch_size": "batch"}, "no column 'batch' for --batch-size: it has bs, rate"),
         ({"params_q": 1}, {"metric": "q"}, "did you mean --metric params_q?"),
-        ({}, {"metric": "rate"}, "name the same column"),
-        ({"score": "good"}, {}, "column 'score': wants numbers, got 'good' in row 1 (72 such"),
-        ({"bs": "many"}, {}, "column 'bs': wants whole numbers > 0, got 'many'"),
-        ({"rate": 0.0}, {}, "column 'rate': wants numbers > 0, got"),
-        ({"rate": -0.1}, {}, "column 'rate': wants numbers > 0, got"),
-        ({"bs": 16.5}, {}, "column 'bs': wants whole numbers > 0, got"),
-        ({"rate": math.nan}, {}, "column 'rate': wants numbers > 0, got nan in row 1 (72 such"),
-        ({"rate": math.inf}, {}, "column 'rate': wants numbers > 0, got inf in row 1"),
-        ({"bs": math.inf}, {}, "column 'bs': wants whole numbers > 0, got inf"),
-        ({"bs": 1e30}, {}, "column 'bs': wants whole numbers > 0, got 1e+30"),
-        ({"score": "0,9"}, {}, "column 'score': wants numbers, got '0,9' in row 1"),
+        ({}, {"metric": "rate"}, "must name three different columns"),
+        (
+            {"score": "good"},
+            {},
+            "column 'score' must contain numbers, got 'good' in row 1 (72 such",
+        ),
+        ({"bs": "many"}, {}, "column 'bs' must contain positive integers, got 'many'"),
+        ({"rate": 0.0}, {}, "column 'rate' must contain positive numbers, got"),
+        ({"rate": -0.1}, {}, "column 'rate' must contain positive numbers, got"),
+        ({"bs": 16.5}, {}, "column 'bs' must contain positive integers, got"),
+        (
+            {"rate": math.nan},
+            {},
+            "column 'rate' must contain positive numbers, got nan in row 1 (72 such",
+        ),
+        ({"rate": math.inf}, {}, "column 'rate' must contain positive numbers, got inf in row 1"),
+        ({"bs": math.inf}, {}, "column 'bs' must contain positive integers, got inf"),
+        ({"bs": 1e30}, {}, "column 'bs' must contain positive integers, got 1e+30"),
+        ({"score": "0,9"}, {}, "column 'score' must contain numbers, got '0,9' in row 1"),
     ],
 )
 def test_a_wrong_column_is_named(
@@ -157,8 +165,8 @@ def test_a_wrong_column_is_named(
         ("a.csv", b"\xff\xfe\x00\x81", "cannot be read as CSV"),
         ("a.csv", b'a,b\n1,2\n"3', "cannot be read as CSV"),
         ("a.parquet", b"no parquet", "cannot be read as PARQUET"),
-        ("a.xlsx", b"", "wants a .csv or .parquet file"),
-        (None, b"", "is not there"),
+        ("a.xlsx", b"", "must be a .csv or .parquet file"),
+        (None, b"", "does not exist"),
     ],
 )
 def test_an_unreadable_file_is_one_line_and_2(
@@ -184,7 +192,7 @@ def test_a_wrong_column_is_one_line_and_2(
     grid(rate="fast").to_csv(file, index=False)
     for columns, said in (
         ({"lr": "rates"}, "no column 'rates' for --lr: did you mean --lr rate?"),
-        ({}, "column 'rate': wants numbers > 0, got 'fast' in row 1"),
+        ({}, "column 'rate' must contain positive numbers, got 'fast' in row 1"),
     ):
         assert report(tmp_path, file, **columns) == (2, {})
         error = capsys.readouterr().err
@@ -195,16 +203,16 @@ def test_a_wrong_column_is_one_line_and_2(
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (grid()[lambda t: t["bs"] == 16], "The table has 1 batch sizes"),
+        (grid()[lambda t: t["bs"] == 16], "The table has 1 batch size; at least 2"),
         (grid()[lambda t: t["rate"] < 0.02], "The table has 2 learning rates"),
-        (grid().drop_duplicates(["bs", "rate"]), "No replicates"),
+        (grid().drop_duplicates(["bs", "rate"]), "There is only one seed per setting"),
         (grid(score=math.nan), "No trial has a score"),
         (grid(score=-math.inf), "No trial has a score"),
-        (grid(status="running"), "72 rows of trainings that have not ended are left out"),
-        (grid(status="pruned"), "72 stopped trials are censored"),
+        (grid(status="running"), "72 rows of unfinished runs are left out"),
+        (grid(status="pruned"), "72 stopped trials are left out (censored)"),
         (grid().assign(score=lambda t: t["score"].where(t.index == 7)), "there is nothing to comp"),
         (grid(score=0.5), "the metric is the same in every cell"),
-        (grid().head(1), "The table has 1 batch sizes"),
+        (grid().head(1), "The table has 1 batch size; at least 2"),
     ],
     ids=[
         *("one batch size", "two rates", "one seed", "all diverged", "infinite", "under way"),
@@ -230,7 +238,7 @@ def test_names_of_columns_that_charts_could_stumble_on(tmp_path: Path) -> None:
     status, said = report(tmp_path, file, metric="status", lr="grid_lr")
     assert status == 0
     assert said["exponent"]["value"] == pytest.approx(1.0, abs=0.15)
-    assert not any("no status known" in each for each in said["cautions"])
+    assert not any("unknown statuses" in each for each in said["cautions"])
 
 
 @pytest.mark.data
@@ -246,4 +254,4 @@ def test_kandels_published_table(tmp_path: Path, shared_data: Path) -> None:
     assert said["spearman"] == {"0.0001": pytest.approx(-0.9), "0.001": pytest.approx(1.0)}
     text = (tmp_path / "out" / "report.html").read_text()
     assert "unbracketed" in text
-    assert "no replicates" in text
+    assert "one seed per setting is too few" in text

@@ -258,7 +258,7 @@ def test_a_pack_is_in_order_and_counts_the_files_that_it_saves(
 def test_a_damaged_table_is_not_packed(opened: Results, tmp_path: Path) -> None:
     broken = tmp_path / "s" / "epochs" / "k2.parquet"
     broken.write_bytes(broken.read_bytes()[:-20])
-    with pytest.raises(tables.ResultsError, match=r"k2\.parquet cannot be read: verify first"):
+    with pytest.raises(tables.ResultsError, match=r"k2\.parquet cannot be read: run verify first"):
         tables.compact(opened)
     assert tables.num_files(opened) == 3 + 1  # the trials are packed, the epochs as they were
 

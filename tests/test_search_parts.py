@@ -105,7 +105,7 @@ def test_doubles_and_gaps_are_faults(opened: Results) -> None:
     tables.commit_epochs(opened, "k1", rows)
     files.write_part(opened / "epochs", "again.parquet", EPOCHS, rows)
     said = " ".join(tables.faults(opened))
-    assert "epochs: 2 rows are there twice" in said
+    assert "epochs: 2 duplicate rows" in said
     assert "epochs of trial k1 are not 1, 2, 3" in said
     assert "trial k1 has fewer epochs" in said
 

@@ -63,9 +63,20 @@ class Played:
         metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1})
         metadata.num_failures = 1
         config = {"key": planned.key, "batch_size": 32}
+        kept_by_ray = {"storage": "here", "evaluated_params": dict(config)}
         return SimpleNamespace(
-            trial_id="t0", config=config, run_metadata=metadata, error_file=None, max_failures=3
+            trial_id="t0",
+            config=config,
+            run_metadata=metadata,
+            error_file=None,
+            max_failures=3,
+            **kept_by_ray,
         )
+
+    def again(self) -> None:
+        """The trial is sent once more, as a trial of Ray's own."""
+        self.record.expect(self.planned)
+        self.trial = self._trial(self.planned)
 
     def epoch(self, number: int, **changes: Any) -> None:
         row = {
@@ -133,6 +144,7 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     # A study of many trials keeps nothing of one that ended.
     record = played.record
     assert record.planned == record.rows == record.attempt == record.under_way == {}
+    assert played.trial.config == played.trial.evaluated_params == {}
     assert played.trial.run_metadata.metric_analysis == {}
     assert played.trial.run_metadata.metric_n_steps == {}
     assert tables.make_sound(opened) == []
@@ -252,12 +264,12 @@ def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_
     played = Played(opened)
     played.record.on_trial_error(1, [], played.trial)
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: nothing more is known")
-    played.record.expect(played.planned)
+    played.again()
     played.trial.error_file = tmp_path / "error.txt"
     played.trial.error_file.write_text("Failure # 1\nTraceback\nRayActorError: it died\n\n")
     played.record.on_trial_error(1, [], played.trial)
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: RayActorError: it died")
-    played.record.expect(played.planned)
+    played.again()
     played.record.lost_because["t0"] = "it reported nothing for too long"
     played.record.on_trial_error(1, [], played.trial)
     assert "1 times: it reported nothing for too long (tr" in only_row(opened)["reason"]

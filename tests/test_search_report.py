@@ -263,11 +263,11 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
     ("arguments", "said"),
     [
         ([], "give a study's folder"),
-        (["nowhere"], "nowhere is not there"),
+        (["nowhere"], "nowhere does not exist"),
         (["{made}", "--metric", "val_nope"], "--metric val_nope is not in the tables: take one"),
-        (["{made}", "--lr", "x"], "--lr goes with --table FILE"),
+        (["{made}", "--lr", "x"], "--lr is only for --table FILE"),
         (["{empty}"], "is not a study's results"),
-        (["--table", "x.csv", "{made}"], "--table goes with neither"),
+        (["--table", "x.csv", "{made}"], "--table cannot be combined with RESULTS"),
         (["--table", "x.csv", "--lr", "lr"], "--table also wants --batch-size COL"),
     ],
 )
@@ -353,7 +353,7 @@ def test_a_report_that_fails_changes_nothing(
 
 def test_the_notebook_way_in(make_study: MakeStudy) -> None:
     out = Path(make_study().folder.uri).parent
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "report.md").read_text()
     (code,) = re.findall(r"```python\n(from search.analysis .*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace('"results", "pcam_grid"', f'"{out}", "made"'), names)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -309,12 +311,16 @@ def test_a_command_knows_how_often_each_trial_was_tried(
     for key, attempt in (("x", 1), (first.key, 2), (second.key, 3)):
         row = {"trial_key": key, "status": "interrupted", "attempt": attempt}
         results_tables.commit_trial(opened, row)
-    order = session.Order(study=declared)
     taken: list[Any] = []
+    connecting: Future[str] = Future()
+    connecting.set_result("a cluster")
+    monkeypatch.setattr(session, "_connected", lambda address: nullcontext(connecting))
+    monkeypatch.setattr("search.execution.preflight.check_trials", lambda ready: None)
     monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
-    session._train_missing(order, ready_of(declared, opened), Console(quiet=True))
-    _, _, known, todo, attempts, counts, _ = taken
+    ready = ready_of(declared, opened)
+    session._train_missing(session.Order(study=declared), ready, Console(quiet=True))
+    _, _, known, attempts, cluster, _ = taken
     assert attempts == {"x": 1, first.key: 2, second.key: 3}
     assert all(type(number) is int for number in attempts.values())
-    assert todo == known.asked  # an interrupted one goes on
-    assert counts == (6, 0)
+    assert (len(known.asked), known.ended) == (6, {})  # an interrupted one goes on
+    assert cluster == "a cluster"

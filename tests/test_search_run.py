@@ -307,7 +307,7 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path, run_joined: Run) -
         ([str(SMALL), "--set", "batch_size=512"], "batch_size 512 is larger than the 256"),
         ([str(SMALL), "--set", "model=resnet19", "--set", "width=16"], "did you mean resnet"),
         ([str(SMALL), "--set", "norm=frozen"], "norm='frozen' keeps pretrained statistics"),
-        ([str(SMALL), "--set", "distill_from=README.md"], "README.md is not the kept weights"),
+        ([str(SMALL), "--set", "distill_from=README.md"], "README.md does not contain a trial"),
         (
             [str(SMALL), "--set", "model=resnet18", "--set", "pretrained=README.md"],
             "README.md is not a state_dict of tensors",
@@ -317,7 +317,7 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path, run_joined: Run) -
         ([str(SMALL), "--set", "name=../x"], "name must be 1 to 128 letters"),
         ([str(SMALL), "--set", "base_lr=1,1.0"], "base_lr: tune.grid_search repeats a value"),
         ([str(SMALL), "--out", "/proc/nowhere"], "cannot write to --out /proc/nowhere"),
-        (["spaces/pcam_grid.py", "--data", "tests"], "no data set in tests"),
+        (["spaces/pcam_grid.py", "--data", "tests"], "no recognised data set in tests"),
     ],
 )
 def test_bad_input_is_one_line_and_2(

@@ -320,7 +320,7 @@ def test_a_study_above_the_number_of_files_packs_itself(
     assert tables.faults(tables.open_folder(str(tmp_path / "made"))) == []
 
 
-def test_a_study_packs_itself_above_as_many_files_as_readme_says() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (said,) = re.findall(r"Above ([\d,]+) files a study is packed by itself", readme)
+def test_a_study_packs_itself_above_as_many_files_as_its_page_says() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text()
+    (said,) = re.findall(r"Above ([\d,]+) files, a study packs its tables by itself", page)
     assert int(said.replace(",", "")) == session.COMPACT_FROM

@@ -104,7 +104,10 @@ def test_a_bound_that_was_hit_is_said(
         ([str(SPACES / "small.py"), "--set", "optimiser=adam"], "did you mean 'optimizer'?"),
         ([str(SPACES / "small.py"), "--set", "batch_size=512"], "larger than the 256 training"),
         ([str(SPACES / "small.py"), "--set", "precision=fp16"], "precision=fp16 needs a GPU"),
-        ([str(ROOT / "spaces" / "pcam_grid.py"), "--data", "nowhere"], "no data set in nowhere"),
+        (
+            [str(ROOT / "spaces" / "pcam_grid.py"), "--data", "nowhere"],
+            "no recognised data set in nowhere",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_2(
@@ -134,8 +137,8 @@ def test_flags_are_some_of_runs() -> None:
     assert ours <= runs
 
 
-def test_readme_shows_a_line_that_is_python() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_shows_a_line_that_is_python() -> None:
+    text = (ROOT / "docs" / "studies.md").read_text()
     assert "python -m search.suggest spaces/pcam_grid.py --preview" in text
     (line,) = re.findall(r'^  ("base_lr": tune\.grid_search\(.*\)),$', text, re.MULTILINE)
     ast.parse(f"{{{line}}}")

@@ -71,12 +71,16 @@ def test_what_is_asked_is_planned_with_its_seeds_and_keys(tmp_path: Path) -> Non
     assert ask(declared, again, room=9) == []
 
 
-@pytest.mark.parametrize(("room", "num_chosen"), [(0, 0), (1, 1), (3, 3), (9, 4)])
+@pytest.mark.parametrize(
+    ("room", "seeds", "num_chosen"),
+    [(0, 1, 0), (1, 1, 1), (3, 1, 3), (9, 1, 4), (1, 3, 1), (4, 3, 2), (9, 3, 3)],
+)
 def test_no_more_is_chosen_than_there_is_room_for(
-    room: int, num_chosen: int, tmp_path: Path
+    room: int, seeds: int, num_chosen: int, tmp_path: Path
 ) -> None:
-    ours = opened(study(4), tmp_path)
-    assert len(ours.next(known(tmp_path), room)) == num_chosen
+    """The room is counted in trials; a configuration comes with all its seeds."""
+    ours = opened(study(4, seeds=seeds), tmp_path)
+    assert len(ours.next(known(tmp_path), room)) == num_chosen * seeds
     assert len(ours.optuna.get_trials()) == num_chosen
 
 

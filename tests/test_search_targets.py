@@ -39,8 +39,8 @@ def test_the_interval_holds_the_critical_batch_size() -> None:
 @pytest.mark.parametrize(
     ("critical", "said"),
     [
-        (1e6, "still on perfect scaling: the critical batch size is above those tried"),
-        (0.01, "beyond perfect scaling throughout: the critical batch size is below those tried"),
+        (1e6, "all batch sizes scale perfectly: the critical batch size is above those tried"),
+        (0.01, "no batch size scales perfectly: the critical batch size is below those tried"),
     ],
 )
 def test_outside_of_what_was_tried_there_is_a_bound(critical: float, said: str) -> None:
@@ -51,7 +51,7 @@ def test_outside_of_what_was_tried_there_is_a_bound(critical: float, said: str) 
 
 def test_three_batch_sizes_make_no_front() -> None:
     found = front(needed(200.0).head(3))
-    assert found.why == "3 batch sizes reach the target; a front takes four"
+    assert found.why == "3 batch sizes reach the target; at least four batch sizes are needed"
     assert math.isnan(found.critical_batch_size)
 
 

@@ -44,7 +44,7 @@ def opened(tmp_path: Path) -> Results:
 
 def fault(key: str, kind: str) -> str:
     return {
-        "gap": f"epochs of trial {key} are not 1, 2, 3 and so on",
+        "gap": f"the epochs of trial {key} are not 1, 2, 3, ...",
         "short": f"trial {key} has fewer epochs in the table than it completed",
     }[kind]
 
@@ -102,8 +102,8 @@ def test_rows_that_are_there_twice_are_counted(opened: Results) -> None:
     files.write_part(opened / "epochs", "again.parquet", EPOCHS, rows)
     files.write_part(opened / "trials", "again.parquet", TRIALS, [own("a")])
     assert tables.faults(opened)[:2] == [
-        "epochs: 2 rows are there twice",
-        "trials: 1 rows are there twice",
+        "epochs: 2 duplicate rows",
+        "trials: 1 duplicate row",
     ]
 
 
@@ -161,13 +161,13 @@ def test_commands_end_as_they_say(
     assert main(["verify", folder]) == 1
     said = [
         "trial c has fewer epochs in the table than it completed",
-        f"trials/c.parquet: set aside in {folder}/damaged; run the study again",
-        "2 trials, 3 epochs: 1 faults",
+        f"trials/c.parquet: moved to {folder}/damaged; run the study again",
+        "2 trials, 3 epochs: 1 fault",
     ]
     assert capsys.readouterr() == ("".join(f"{line}\n" for line in said), "")
     epochs(opened, "c", 2)
-    assert main(["verify", folder]) == 1  # a gap is named, and nothing can be set aside
-    assert "set aside" not in capsys.readouterr().out
+    assert main(["verify", folder]) == 1  # a gap is named, and nothing can be moved
+    assert "moved to" not in capsys.readouterr().out
     (tmp_path / "s" / "epochs" / "c.parquet").write_bytes(b"")
     assert main(["compact", folder]) == 2
     printed = capsys.readouterr()
@@ -176,7 +176,7 @@ def test_commands_end_as_they_say(
     assert main(["verify", str(tmp_path)]) == 2
     with lock.held(opened.folder):
         assert main(["compact", folder]) == 2
-    assert "is being written to by process" in capsys.readouterr().err
+    assert " is writing to " in capsys.readouterr().err
     assert not (tmp_path / "s" / "lock.json").exists()
     with pytest.raises(SystemExit) as caught:
         main(["mend", folder])

@@ -83,7 +83,7 @@ def test_no_file_of_a_folder_lies_outside_of_it(name: str, uri: str, tmp_path: P
         lambda: storage.create(folder, name, b"x"),
         lambda: folder / name,
     ):
-        with pytest.raises(ValueError, match="is not a file's or folder's name"):
+        with pytest.raises(ValueError, match="is not the name of a file or folder"):
             use()
     assert (tmp_path / "x").read_bytes() == b"outside"
 
@@ -101,7 +101,9 @@ def test_kaggles_table_names_only_its_own_files(tmp_path: Path) -> None:
     write_kaggle(tmp_path)
     table = tmp_path / "train_labels.csv"
     table.write_text(table.read_text().replace("id,label", "id,label\n../../other,1"))
-    with pytest.raises(DataError, match=r"id must name a file of train/, got '../../other'"):
+    with pytest.raises(
+        DataError, match=r"id must be the name of a file in train/, got '../../other'"
+    ):
         open_data("pcam", tmp_path)
 
 
@@ -191,7 +193,7 @@ def test_weights_and_checkpoints_run_no_code(tmp_path: Path) -> None:
     packed = io.BytesIO()
     torch.save({"x": Touches(touched)}, packed)
     (tmp_path / "weights.pt").write_bytes(packed.getvalue())
-    with pytest.raises(ValueError, match="is not the kept weights"):
+    with pytest.raises(ValueError, match="does not contain a trial"):
         kept_network(tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="is not a state_dict"):
         load_weights(bare_network("resnet18"), tmp_path / "weights.pt")
@@ -212,7 +214,7 @@ def test_pickles_of_somebody_else_are_not_read(
     good = planted.read_bytes()
     planted.write_bytes(pickle.dumps(Touches(touched)))
     planted.chmod(0o666)
-    with pytest.raises(DataError, match="data_batch_1 is owned by somebody else or writable by"):
+    with pytest.raises(DataError, match="data_batch_1 belongs to another user or is writable by"):
         open_data("cifar", tmp_path)
     planted.chmod(0o644)
     with monkeypatch.context() as patch:
@@ -262,11 +264,11 @@ def harmful(path: Path, how: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("external link", "is a link to elsewhere"),
-        ("soft link", "is a link to elsewhere"),
-        ("virtual", "has its numbers in other files"),
-        ("external storage", "has its numbers in other files"),
-        ("filter", "is packed with HDF5 filter 32004"),
+        ("external link", "is a link, and links are not followed"),
+        ("soft link", "is a link, and links are not followed"),
+        ("virtual", "has its data in other files"),
+        ("external storage", "has its data in other files"),
+        ("filter", "uses HDF5 filter 32004"),
     ],
 )
 def test_an_array_that_is_not_in_its_file_is_refused(
@@ -294,7 +296,7 @@ def test_labels_that_claim_more_than_memory_are_refused(tmp_path: Path) -> None:
     write_hdf5(tmp_path)
     with h5py.File(tmp_path / f"{STEM}train_y.h5", "w") as file:
         file.create_dataset("y", (2**50,), np.uint8, chunks=(1024,))
-    with pytest.raises(DataError, match=r"y must be 1 to 100,000,000 whole numbers"):
+    with pytest.raises(DataError, match=r"y must be 1 to 100,000,000 integers"):
         open_data("pcam", tmp_path)
     write_hdf5(tmp_path)
     with h5py.File(tmp_path / f"{STEM}train_x.h5", "w") as file:
@@ -310,7 +312,7 @@ def test_a_label_that_no_class_has_is_refused(label: float, tmp_path: Path) -> N
     table = pq.read_table(path)
     labels = [label, *table["label"].to_pylist()[1:]]
     pq.write_table(table.set_column(1, "label", pa.array(labels)), path)
-    with pytest.raises(DataError, match="labels must be whole numbers from 0 to 99,999"):
+    with pytest.raises(DataError, match="labels must be integers from 0 to 99,999"):
         open_data("pcam", tmp_path)
 
 

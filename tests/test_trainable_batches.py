@@ -121,7 +121,7 @@ def test_from_any_place_every_batch_is_full(start: int, left: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "ahead", "taken"),
+    ("start", "prefetch_images", "taken"),
     [
         (0, 8, [8, 8, 4]),  # five batches of four, two at once
         (0, 7, [8, 8, 4]),  # at least so many
@@ -133,20 +133,24 @@ def test_from_any_place_every_batch_is_full(start: int, left: int) -> None:
     ],
 )
 def test_groups_ahead_are_those_of_a_trial_that_was_not_stopped(
-    start: int, ahead: int, taken: list[int]
+    start: int, prefetch_images: int, taken: list[int]
 ) -> None:
     config = TrialConfig(augment="none", batch_size=4)
     split = DeviceSplit(images_NHWC=split_of(20).images_NHWC, labels_N=torch.arange(20))
     sizes: list[int] = []
 
-    def through(images: torch.Tensor) -> torch.Tensor:
+    def transform(images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
         return 2 * images
 
     about: dict[str, Any] = {"batch_size": 4, "mean_C": MEAN, "std_C": STD}
     plain = list(training_batches(split, config, Place(1, start), **about))
     place = Place(1, start)
-    grouped = list(training_batches(split, config, place, through=through, ahead=ahead, **about))
+    grouped = list(
+        training_batches(
+            split, config, place, transform=transform, prefetch_images=prefetch_images, **about
+        )
+    )
     assert sizes == taken
     for (images, labels), (features, same) in zip(plain, grouped, strict=True):
         assert torch.equal(2 * images, features)
@@ -310,7 +314,7 @@ def test_subset_has_the_classes_shares_and_grows_by_adding() -> None:
 
 
 def test_images_smaller_than_the_crop_are_refused(tiny_data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"image_size 128 is larger than the images \(96x96\)"):
+    with pytest.raises(DataError, match=r"image_size 128 is larger than the images \(96x96 px\)"):
         to_device(tiny_data.train, num_images=None, image_size=128, device=CPU)
 
 

@@ -41,7 +41,7 @@ def test_an_orphan_writes_nothing(tmp_path: Path) -> None:
     assert heir != orphan
     before = contents(tmp_path)
     for epoch in (2, 3):
-        with pytest.raises(TakenOverError, match=f"goes on with the trial in {tmp_path}"):
+        with pytest.raises(TakenOverError, match=f"continues the trial in {tmp_path}"):
             checkpoint.save(state(epoch), folder, token=orphan)
     assert contents(tmp_path) == before
     checkpoint.save(state(2), folder, token=heir)
@@ -111,7 +111,7 @@ def test_what_is_no_state_is_passed_over(
     loaded = checkpoint.load(folder, trial_key="k")
     assert loaded is not None
     assert loaded.epoch == 1
-    assert f"checkpoint {tmp_path}/{SLOTS[0]} is damaged and is passed over" in caplog.text
+    assert f"checkpoint {tmp_path}/{SLOTS[0]} is damaged and is ignored" in caplog.text
 
 
 def test_a_state_of_another_version_is_passed_over(

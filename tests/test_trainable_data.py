@@ -117,7 +117,7 @@ def test_the_named_subfolder_comes_before_the_folder_itself(tmp_path: Path) -> N
     write_folders(tmp_path / "lesions")
     write_folders(tmp_path / "other")
     assert open_data("lesions", tmp_path).classes == ("normal", "tumour")
-    with pytest.raises(DataError, match="no data set in"):
+    with pytest.raises(DataError, match="no recognised data set in"):
         open_data("nothing", tmp_path)  # folders of data sets are not classes
 
 
@@ -125,7 +125,7 @@ def test_splits_of_different_sizes_are_refused(tmp_path: Path) -> None:
     write_hdf5(tmp_path)
     with h5py.File(tmp_path / f"{STEM}valid_x.h5", "w") as file:
         file["x"] = IMAGES["val"][:, :64, :64]
-    with pytest.raises(DataError, match="the val images are 64x64 px and the others 96x96"):
+    with pytest.raises(DataError, match="the val images are 64x64 px, the others 96x96 px"):
         open_data("pcam", tmp_path)
 
 
@@ -238,21 +238,25 @@ def spoil_val_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "spoil", "message"),
     [
-        ("hdf5", lambda d: shutil.rmtree(d), "no data set in"),
+        ("hdf5", lambda d: shutil.rmtree(d), "no recognised data set in"),
         ("hdf5", lambda d: truncate(d / f"{STEM}train_x.h5"), "cannot be read as HDF5"),
         ("hdf5", lambda d: (d / f"{STEM}valid_x.h5").unlink(), f"has no {STEM}valid_x.h5"),
         ("hdf5", spoil_shape, "x must be uint8 of shape (N, height, width, 3), got uint8"),
         ("hdf5", spoil_dtype, "x must be uint8 of shape (N, height, width, 3), got float32"),
         ("hdf5", spoil_count, "has 20 images, but"),
-        ("hdf5", spoil_classes, "the data has a single class (0)"),
-        ("hdf5", spoil_val_classes, "the val split has no image of class 1"),
+        ("hdf5", spoil_classes, "the data has only one class (0)"),
+        ("hdf5", spoil_val_classes, "the val split has no images of class 1"),
         ("kaggle", lambda d: truncate(d / "train" / f"{3:040x}.tif"), "cannot be decoded"),
-        ("kaggle", lambda d: (d / "train" / f"{3:040x}.tif").unlink(), "1 images that are not"),
-        ("kaggle", lambda d: (d / "train_labels.csv").write_text("a,b\n"), "must have columns"),
+        (
+            "kaggle",
+            lambda d: (d / "train" / f"{3:040x}.tif").unlink(),
+            "1 images that do not exist",
+        ),
+        ("kaggle", lambda d: (d / "train_labels.csv").write_text("a,b\n"), "must have the columns"),
         (
             "kaggle",
             lambda d: (d / "train_labels.csv").write_text(f"id,label\n{0:040x},yes\n"),
-            "labels must be whole numbers from 0",
+            "labels must be integers from 0",
         ),
         (
             "parquet",
@@ -269,7 +273,7 @@ def spoil_val_classes(folder: Path) -> None:
             lambda d: pq.write_table(
                 pa.table({"img": [1]}), d / "data" / "train-00000-of-00001.parquet"
             ),
-            "must have columns image and label",
+            "must have the columns image and label",
         ),
         ("folder", lambda d: (d / "val" / "extra").mkdir(), "has classes that"),
         (
@@ -334,7 +338,7 @@ def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Pa
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
-    assert "no data set in" in refused.stderr
+    assert "no recognised data set in" in refused.stderr
 
 
 def test_cifar10_is_read_through_torchvision(

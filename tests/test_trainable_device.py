@@ -65,9 +65,11 @@ def test_memory_is_waited_for_until_the_trial_before_has_died(gpu: FakeGpu) -> N
 
 def test_memory_that_stays_taken_is_an_error_with_both_numbers(gpu: FakeGpu) -> None:
     gpu.free_gib = [10.0]
-    with pytest.raises(RuntimeError, match=r"^10\.0 of the GPU's 24\.0 GiB are free after 0\.05 s"):
+    with pytest.raises(
+        RuntimeError, match=r"^only 10\.0 of the GPU's 24\.0 GiB are free after 0\.05 s"
+    ):
         wait_for_memory(CUDA, 1.0, timeout_s=0.05)
-    with pytest.raises(RuntimeError, match=r"wants 19\.2: end what else runs on the GPU, or give"):
+    with pytest.raises(RuntimeError, match=r"needs 19\.2: stop other programs on the GPU, or set"):
         wait_for_memory(CUDA, 1.0, timeout_s=0.05)
     wait_for_memory(CUDA, 0.5, timeout_s=0.05)  # half of it is there
 
@@ -76,7 +78,7 @@ def test_what_this_process_does_not_use_counts_as_free(gpu: FakeGpu) -> None:
     gpu.free_gib, gpu.reserved = [15.0], 5.0
     wait_for_memory(CUDA, 1.0, timeout_s=0.0)
     gpu.allocated = 5.0
-    with pytest.raises(RuntimeError, match="wants"):
+    with pytest.raises(RuntimeError, match="needs"):
         wait_for_memory(CUDA, 1.0, timeout_s=0.0)
 
 
@@ -280,5 +282,5 @@ def test_memory_is_measured_over_updates_evaluation_and_the_largest_batch(
 def test_measuring_without_a_gpu_is_refused(tiny_config: TrialConfig, tiny_data: Dataset) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="torch sees none"):
+    with pytest.raises(ValueError, match="PyTorch finds none"):
         probe.measure_memory(tiny_config, tiny_data, num_threads=1)

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     content[1000] ^= 1
     newest.write_bytes(content)
     resumed, _ = whole(tiny_config, tiny_data, folder)
-    assert "is damaged and is passed over" in caplog.text
+    assert "is damaged and is ignored" in caplog.text
     assert [numbers(r) for r in resumed] == [numbers(r) for r in expected]
 
 
@@ -261,7 +261,7 @@ def test_patience_ends_a_trial_that_gets_no_better(
     results, end = whole(replace(config, select_by="val_accuracy"), tiny_data)
     assert len(results) == 4
     assert (end.status, end.best_epoch) == ("completed", 1)
-    assert end.reason == "no better val_accuracy in 3 epochs"
+    assert end.reason == "no better val_accuracy in 3 evaluations"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -364,3 +364,15 @@ def test_a_process_that_is_used_again_holds_nothing_of_earlier_trials(
     del kept
     list(finetune(replace(tiny_config, seed=2, width=8), data=tiny_data))
     assert held_bytes() == before
+
+
+def test_a_trial_of_our_network_imports_only_what_it_uses() -> None:
+    code = (
+        "import sys; from trainable.config import TrialConfig; "
+        "from trainable.finetune import finetune; "
+        "list(finetune(TrialConfig(dataset='synthetic', model='plain', pretrained='none', "
+        "train_images=64, eval_images=32, image_size=16, batch_size=32, epochs=1))); "
+        "print(*{'timm', 'torchvision', 'sklearn', 'pandas', 'h5py', 'PIL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

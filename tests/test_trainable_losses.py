@@ -13,7 +13,7 @@ from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.networks.models import build_model, head_of
 from trainable.training import noise
-from trainable.training.losses import mix, right_answers, smoothing_of, training_loss
+from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
 from trainable.training.optim import build_optimizer, set_lr
 from trainable.trial import Trial
 
@@ -104,11 +104,11 @@ def test_alpha_is_that_of_the_beta_from_which_lambda_comes(way: str, alpha: floa
         assert float(found.var()) == pytest.approx(CUTMIX_VARIANCE[alpha], rel=0.4)
 
 
-def test_right_answers_count_mixed_labels_by_their_share() -> None:
+def test_num_correct_counts_mixed_labels_by_their_share() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
-    assert right_answers(logits, torch.tensor([0, 0])) == 1
-    assert right_answers(logits, torch.tensor([0, 1])) == 2
-    assert right_answers(logits, torch.tensor([[0.7, 0.3], [0.6, 0.4]])) == pytest.approx(1.1)
+    assert num_correct(logits, torch.tensor([0, 0])) == 1
+    assert num_correct(logits, torch.tensor([0, 1])) == 2
+    assert num_correct(logits, torch.tensor([[0.7, 0.3], [0.6, 0.4]])) == pytest.approx(1.1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trainable.training.metrics import CALIBRATION_BINS, Scores
+from trainable.training.metrics import CALIBRATION_BINS, Scores, calibration_error
 from trainable.training.metrics import auroc_interval as interval_of_tensors
 from trainable.training.metrics import score as score_tensors
 
@@ -175,3 +176,16 @@ def test_nothing_is_scored_where_a_logit_is_infinite() -> None:
     assert math.isnan(got.accuracy)
     assert math.isnan(got.calibration_error)
     assert got.true_positives == -1
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_calibration_error_is_that_of_torchmetrics_to_the_bit(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    for num_images in (1, 7, 300, 5000):
+        logits_NK = 3 * torch.randn(num_images, classes, generator=generator)
+        p_NK = logits_NK.double().softmax(1)
+        labels_N = torch.randint(classes, (num_images,), generator=generator)
+        expected = multiclass_calibration_error(
+            p_NK, labels_N, num_classes=classes, n_bins=CALIBRATION_BINS
+        )
+        assert calibration_error(p_NK, labels_N) == expected.item()

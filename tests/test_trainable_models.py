@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from trainable.config import TrialConfig
+from trainable.host.messages import one_line
 from trainable.networks.models import (
     available_weights,
     blocks_of,
@@ -16,7 +17,6 @@ from trainable.networks.models import (
     head_of,
     last_gammas,
     load_weights,
-    one_line,
     set_training,
     trained_state,
     with_digest,
@@ -86,7 +86,9 @@ def test_frozen_batchnorm_keeps_its_statistics_and_trained_does_not() -> None:
 
 
 def test_too_many_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="train_blocks must be at most 5, the blocks of this"):
+    with pytest.raises(
+        ValueError, match="train_blocks must be at most 5, the number of blocks of this"
+    ):
         freeze_all_but(build_model(SCRATCH, num_classes=2), 6)
 
 
@@ -109,12 +111,12 @@ def test_weights_from_a_file_are_loaded_and_others_refused(tmp_path: Path) -> No
     config = replace(SCRATCH, model="resnet18", pretrained=str(path))
     model = build_model(config, num_classes=2)
     assert torch.equal(model.get_parameter("conv1.weight"), original.conv1.weight)
-    with pytest.raises(ValueError, match="holds the weights of another network"):
+    with pytest.raises(ValueError, match="contains the weights of another network"):
         load_weights(torchvision.models.resnet34(), path)
     path.write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="is not a state_dict"):
         load_weights(torchvision.models.resnet18(), path)
-    with pytest.raises(ValueError, match="and there is none"):
+    with pytest.raises(ValueError, match="does not exist"):
         available_weights("resnet18", str(tmp_path / "none.pth"))
 
 
@@ -125,7 +127,9 @@ def test_without_network_and_cache_there_are_no_weights(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert available_weights("vgg16", "imagenet") == "none"
-    with pytest.raises(ValueError, match="no ImageNet weights for vgg16: not in torch's cache"):
+    with pytest.raises(
+        ValueError, match="no ImageNet weights for vgg16: they are not in torch's cache"
+    ):
         build_model(TrialConfig(model="vgg16"), num_classes=2)
 
 
@@ -226,7 +230,7 @@ def test_a_file_is_known_by_the_digest_of_its_content(
     monkeypatch.chdir(tmp_path)
     assert with_digest("a", "pretrained") == f"{tmp_path}/a#ba7816bf8f01cfea"
     assert with_digest(f"{tmp_path}/a#old", "pretrained") == f"{tmp_path}/a#ba7816bf8f01cfea"
-    with pytest.raises(ValueError, match=r"distill_from names the file 'b', and there is none"):
+    with pytest.raises(ValueError, match=r"distill_from: the file 'b' does not exist"):
         with_digest("b", "distill_from")
 
 
@@ -239,7 +243,7 @@ def test_a_long_error_is_cut(length: int, shown: str) -> None:
 def test_what_is_no_classifier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for made in (nn.Flatten(), nn.Conv2d(3, 2, 3)):
         monkeypatch.setattr("trainable.networks.models._build", lambda *_, made=made, **__: made)
-        with pytest.raises(ValueError, match="resnet18 is not a classifier of images"):
+        with pytest.raises(ValueError, match="resnet18 is not an image classifier"):
             check_model(replace(SCRATCH, model="resnet18"), num_classes=2, image_size=16)
 
 

@@ -66,7 +66,7 @@ def numbers(config: TrialConfig, data: Dataset) -> list[dict[str, Any]]:
 
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trial, "_skip_what_is_frozen", lambda _: None)
+    monkeypatch.setattr(Trial, "_attach_prefix", lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_prefix_ends_before_what_is_trained(name: str, train_blocks: int, la
     set_training(model)
     torch.manual_seed(1)
     expected = model(images)
-    features = run_prefix(prefix, images, at_once=2)
+    features = run_prefix(prefix, images, chunk_size=2)
     assert not features.requires_grad
     torch.manual_seed(1)
     with bypassed(prefix):
@@ -193,7 +193,7 @@ def test_what_would_draw_in_a_frozen_block_is_off_and_of_the_prefix(kind: str) -
     expected = model(images)
     assert torch.equal(expected, model(images))
     with bypassed(prefix):
-        torch.testing.assert_close(model(run_prefix(prefix, images, at_once=8)), expected)
+        torch.testing.assert_close(model(run_prefix(prefix, images, chunk_size=8)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,10 +225,10 @@ def test_features_in_many_parts_are_those_of_one() -> None:
     images = torch.randn(10, 3, 8, 8)
     sizes: list[int] = []
     prefix.modules[0].register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    whole = run_prefix(prefix, images, at_once=10)
-    for at_once, parts in ((4, [4, 3, 3]), (5, [5, 5]), (9, [5, 5]), (100, [10])):
+    whole = run_prefix(prefix, images, chunk_size=10)
+    for chunk_size, parts in ((4, [4, 3, 3]), (5, [5, 5]), (9, [5, 5]), (100, [10])):
         sizes.clear()
-        torch.testing.assert_close(run_prefix(prefix, images, at_once=at_once), whole)
+        torch.testing.assert_close(run_prefix(prefix, images, chunk_size=chunk_size), whole)
         assert sizes == parts
     assert not whole.requires_grad
     expected = model.features[1](model.features[0](images))
@@ -244,7 +244,7 @@ def test_when_one_image_does_not_fit_in_the_prefix_it_is_an_error() -> None:
 
     prefix.modules[0].register_forward_pre_hook(refuse)
     with pytest.raises(torch.OutOfMemoryError):
-        run_prefix(prefix, torch.randn(3, 3, 8, 8), at_once=8)
+        run_prefix(prefix, torch.randn(3, 3, 8, 8), chunk_size=8)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_trial_has_the_numbers_of_the_plain_path(
     config = frozen_config(
         weights, model, augment=augment, precision=precision, batch_size=24, eval_updates=3
     )
-    monkeypatch.setitem(feed.IMAGES_AT_ONCE, "cpu", 40)
+    monkeypatch.setitem(feed.INFERENCE_BATCH, "cpu", 40)
     apart = numbers(config, tiny_data)
     plainly(monkeypatch)
     assert apart == numbers(config, tiny_data)
@@ -322,7 +322,7 @@ def test_without_room_the_numbers_are_the_same(
 def test_a_trial_that_resumes_within_a_group_goes_on_as_it_would_have(
     weights: Path, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(feed.IMAGES_AT_ONCE, "cpu", 64)
+    monkeypatch.setitem(feed.INFERENCE_BATCH, "cpu", 64)
     config = frozen_config(weights, batch_size=8, eval_updates=3, epochs=1)
     expected = numbers(config, tiny_data)
     folder = Folder(str(tmp_path))
@@ -360,7 +360,7 @@ def test_out_of_memory_in_the_prefix_halves_its_part() -> None:
     prefix = find_prefix(model, image_size=32, device=CPU)
     assert prefix is not None
     images = torch.randn(12, 3, 32, 32)
-    expected = run_prefix(prefix, images, at_once=12)
+    expected = run_prefix(prefix, images, chunk_size=12)
     sizes = []
 
     def limited(_: nn.Module, given: tuple[Tensor]) -> None:
@@ -369,7 +369,7 @@ def test_out_of_memory_in_the_prefix_halves_its_part() -> None:
             raise torch.OutOfMemoryError
 
     hook = prefix.modules[0].register_forward_pre_hook(limited)
-    torch.testing.assert_close(run_prefix(prefix, images, at_once=12), expected)
+    torch.testing.assert_close(run_prefix(prefix, images, chunk_size=12), expected)
     hook.remove()
     assert sizes == [12, 6, 3, 3, 3, 3]
 

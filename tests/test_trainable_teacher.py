@@ -36,7 +36,7 @@ def test_kept_weights_are_the_whole_network(
     images = torch.randn(3, 3, 48, 48)
     assert torch.equal(network.eval()(images), teacher(images))
     assert not any(p.requires_grad for p in teacher.parameters())
-    with pytest.raises(ValueError, match="knows 2 classes, the data has 3"):
+    with pytest.raises(ValueError, match="has 2 classes, but the data has 3"):
         load_teacher(str(path), num_classes=3)
 
 
@@ -63,13 +63,13 @@ def test_a_teacher_pulls_the_student_towards_it(
 
 
 def test_teachers_that_cannot_be_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="distill_from names the file"):
+    with pytest.raises(ValueError, match="distill_from: the file"):
         resolve_teacher(str(tmp_path / "nowhere.pt"))
-    with pytest.raises(ValueError, match="is not a study's results folder"):
+    with pytest.raises(ValueError, match="is not a study's results"):
         resolve_teacher(str(tmp_path))
     rubbish = tmp_path / "weights.pt"
     rubbish.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="is not the kept weights of a trial"):
+    with pytest.raises(ValueError, match="does not contain a trial's kept weights"):
         load_teacher(str(rubbish), num_classes=2)
 
 

@@ -99,8 +99,10 @@ class _Tuner:
         trial = SimpleNamespace(
             trial_id=f"t{self.num_begun}",
             config=config,
+            storage=None,
             trained=TrialConfig(**json.loads(config["task"])["config"]),
             run_metadata=metadata,
+            storage=None,
         )
         self.num_begun += 1
         self.running.append(trial)

@@ -1,4 +1,4 @@
-"""A trial's state <-> a folder: written whole or not at all, and checked when read."""
+"""Checkpoints: a trial's state in a folder, written atomically and verified when loaded."""
 
 import hashlib
 import io
@@ -14,16 +14,16 @@ from trainable.host.storage import Folder, TakenOverError
 
 logger = logging.getLogger(__name__)
 
-CLAIM = "claim"  # whose trial it is
-SLOTS = ("even.pt", "odd.pt")  # written in turn, so that the one before is still there
+CLAIM = "claim"  # the token of the process that trains the trial
+SLOTS = ("even.pt", "odd.pt")  # written alternately: the previous state is kept
 
 
 @dataclass(kw_only=True)
 class TrialState:
-    """All that a trial needs to go on after `epoch` as if it had never stopped.
+    """Everything that a trial needs to continue after `epoch` as if it had never stopped.
 
-    `results` are the epoch results so far as plain dicts, so that what a table lost is reported
-    again.
+    `results` are all epoch results as plain dicts: a resumed trial reports them again, in case the
+    tables have lost some.
     """
 
     trial_key: str
@@ -38,24 +38,24 @@ class TrialState:
 
 
 def claim(folder: Folder) -> str:
-    """Say that this process trains the trial; returns the token that `save` shows."""
+    """Claim the trial for this process; returns the token that `save` needs."""
     token = uuid.uuid4().hex
     storage.write(folder, CLAIM, token.encode())
     return token
 
 
 def save(state: TrialState, folder: Folder, *, token: str) -> None:
-    """Write the state; the one of the evaluation before it stays beside it.
+    """Write the state; the state of the previous evaluation is kept.
 
     Raises:
-        TakenOverError: the folder was claimed by another process since.
+        TakenOverError: another process has claimed the folder.
     """
     try:
         holder = storage.read(folder, CLAIM).decode()
     except FileNotFoundError:
         holder = ""
     if holder != token:
-        raise TakenOverError(f"another process goes on with the trial in {folder.uri}")
+        raise TakenOverError(f"another process continues the trial in {folder.uri}")
     packed = io.BytesIO()
     torch.save(vars(state), packed)
     content = packed.getvalue()
@@ -63,9 +63,9 @@ def save(state: TrialState, folder: Folder, *, token: str) -> None:
 
 
 def load(folder: Folder, *, trial_key: str) -> TrialState | None:
-    """The newest sound state of this trial; None where there is none.
+    """The newest undamaged state of this trial; None if there is none.
 
-    A damaged one is named in a warning, and the one before it serves.
+    A warning names a damaged state, and the previous one is used.
     """
     states = [_load_one(folder, name) for name in SLOTS]
     own = [state for state in states if state is not None and state.trial_key == trial_key]
@@ -73,7 +73,7 @@ def load(folder: Folder, *, trial_key: str) -> TrialState | None:
 
 
 def delete(folder: Folder) -> None:
-    """Remove the states of a trial that ended; kept weights stay."""
+    """Delete the states of a finished trial, but not its kept weights."""
     for name in (CLAIM, *SLOTS):
         storage.delete_file(folder, name)
 
@@ -85,10 +85,10 @@ def _load_one(folder: Folder, name: str) -> TrialState | None:
         return None
     digest, content = content[:32], content[32:]
     if hashlib.sha256(content).digest() != digest:
-        logger.warning("checkpoint %s/%s is damaged and is passed over", folder.uri, name)
+        logger.warning("checkpoint %s/%s is damaged and is ignored", folder.uri, name)
         return None
     try:
         return TrialState(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
-    except Exception as error:  # rubbish makes the unpickler fail in many ways
+    except Exception as error:  # the unpickler fails on broken files in many ways
         logger.warning("checkpoint %s/%s cannot be read: %s", folder.uri, name, error)
         return None

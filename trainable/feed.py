@@ -1,7 +1,7 @@
-"""What a network is fed: its images on the device, batch after batch.
+"""The inputs of a network: images on the device, batch after batch.
 
-Where its first blocks are frozen, what is trained gets their features instead: computed for many
-coming updates at once, and once for all images that nothing random is done to.
+If its first blocks are frozen, the trained part gets their output (features) instead. Features are
+computed for several updates together, and only once for images without random augmentation.
 """
 
 import math
@@ -26,19 +26,19 @@ from trainable.host.device import room_bytes
 from trainable.networks.prefix import Prefix, run_prefix
 from trainable.training.schedule import growth
 
-# Images that go through a network at once where no gradient is wanted. On a CPU more of them leave
-# its caches: at 96x96 batches of 256 are 1.1 (VGG16) to 4 times (MobileNet-V2) slower than of 32.
-IMAGES_AT_ONCE = {"cpu": 32, "cuda": 1024}
+# Batch size of a forward pass without gradients. On a CPU larger batches do not fit its caches: at
+# 96x96 px batches of 256 are 1.1 (VGG16) to 4 times (MobileNet-V2) slower than batches of 32.
+INFERENCE_BATCH = {"cpu": 32, "cuda": 1024}
 
 
 class Feed:
-    """The training and validation split of a trial, and the features kept of them."""
+    """The training and validation split of a trial, and their features once computed."""
 
     def __init__(self, config: TrialConfig, data: Dataset, device: torch.device) -> None:
-        """Put both on the device.
+        """Put both splits on the device.
 
         Raises:
-            DataError: fewer images, or smaller ones, than the config asks for.
+            DataError: the config's `image_size` is larger than the images.
         """
         self.config, self.device = config, device
         self.train = self.on_device(data.train, config.train_images)
@@ -46,14 +46,14 @@ class Feed:
         mean, std = normalization(config, data.mean, data.std)
         self.mean_C = torch.tensor(mean, device=device)
         self.std_C = torch.tensor(std, device=device)
-        self.at_once = IMAGES_AT_ONCE.get(device.type, 32)
+        self.chunk_size = INFERENCE_BATCH.get(device.type, 32)
         self.prefix: Prefix | None = None
         self.autocast: Callable[[], torch.autocast] | None = None
         self.keeps_features = True
         self._features: dict[str, DeviceSplit] = {}
 
     def on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
-        """A split as the config wants it: so many images, of its size."""
+        """A split on the device, with the config's image size."""
         return to_device(
             split,
             num_images=num_images,
@@ -62,30 +62,28 @@ class Feed:
             room_bytes=room_bytes(self.device),
         )
 
-    def through(self, prefix: Prefix | None, autocast: Callable[[], torch.autocast]) -> None:
-        """From now on give features of this prefix, in this arithmetic, instead of images."""
+    def use_prefix(self, prefix: Prefix | None, autocast: Callable[[], torch.autocast]) -> None:
+        """From now on yield features of this prefix, computed under `autocast`, not images."""
         self.prefix, self.autocast = prefix, autocast
 
     @property
     def paths(self) -> list[str]:
-        """How the data reaches the network, for the record."""
+        """The fast paths of the data in use, for the results."""
         on_gpu = self.train.images_NHWC.device.type == "cuda"
-        where = "data_on_gpu" if on_gpu else "data_mapped"
-        prefix = ["frozen_prefix"] if self.prefix else []
-        kept = [
-            f"{n}_features_kept" for n, each in sorted(self._features.items()) if each.are_features
-        ]
-        return [where, *prefix, *kept]
+        names = ["data_on_gpu" if on_gpu else "data_mapped"]
+        names += ["frozen_prefix"] if self.prefix else []
+        kept = [name for name, split in sorted(self._features.items()) if split.are_features]
+        return [*names, *(f"{name}_features_kept" for name in kept)]
 
     def inputs(self, images_BCHW: Tensor) -> Tensor:
-        """What the network takes for normalised images: features, or the images themselves."""
+        """The network's inputs for normalized images: their features, or the images themselves."""
         if self.prefix is None or self.autocast is None:
             return images_BCHW
         with self.autocast():
-            return run_prefix(self.prefix, images_BCHW, at_once=self.at_once)
+            return run_prefix(self.prefix, images_BCHW, chunk_size=self.chunk_size)
 
     def batches(self, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training inputs (B, ...) and labels (B,) from `place` on, without end; it moves along."""
+        """Endless training inputs (B, ...) and labels (B,) from `place`, which is advanced."""
         while True:
             size, _ = growth(self.config, place.epoch, train_images=len(self.train))
             split = self.train
@@ -98,32 +96,32 @@ class Feed:
                 batch_size=size,
                 mean_C=self.mean_C,
                 std_C=self.std_C,
-                through=self.inputs if self.prefix and not split.are_features else None,
-                ahead=self.at_once,
+                transform=self.inputs if self.prefix and not split.are_features else None,
+                prefetch_images=self.chunk_size,
             )
             place.epoch, place.start = place.epoch + 1, 0
 
     def evaluation(self, split: DeviceSplit) -> Iterator[Tensor]:
-        """Inputs of all images once, in order."""
+        """The network's inputs for all images once, in order."""
         if split is self.val:
             split = self._kept("val", split)
-        for inputs, _ in self.plain(split, self.at_once):
+        for inputs, _ in self.plain(split, self.chunk_size):
             yield inputs if split.are_features else self.inputs(inputs)
 
     def plain(self, split: DeviceSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (B, 3, H, W) and labels (B,) in order, as they are."""
+        """Normalized images (B, 3, H, W) and labels (B,), in order and without augmentation."""
         yield from evaluation_batches(
             split, batch_size=batch_size, mean_C=self.mean_C, std_C=self.std_C
         )
 
-    def some(self, purpose: str, number: int, num_images: int) -> DeviceSplit:
-        """Training images drawn for a measurement, in a random order."""
+    def random_part(self, purpose: str, number: int, num_images: int) -> DeviceSplit:
+        """Random training images for a measurement."""
         generator = generator_for(self.config.seed, purpose, number)
         index = torch.randperm(len(self.train), generator=generator)[:num_images]
         return self.train.part(index)
 
     def _kept(self, name: str, split: DeviceSplit) -> DeviceSplit:
-        """Features of a whole split where there is a prefix and room for them, else the split."""
+        """The features of a whole split if there is a prefix and they fit, else the split."""
         if self.prefix is None or not self.keeps_features:
             return split
         if name not in self._features:
@@ -131,16 +129,19 @@ class Feed:
         return self._features[name]
 
     def _compute(self, split: DeviceSplit) -> DeviceSplit | None:
-        kept: Tensor | None = None
+        """The features of a split; None if they do not fit or are not images."""
+        features_NHWC: Tensor | None = None
         done = 0
-        for images_BCHW, _ in self.plain(split, self.at_once):
+        for images_BCHW, _ in self.plain(split, self.chunk_size):
             features = self.inputs(images_BCHW)
-            if kept is None:
-                wanted = math.prod(features.shape[1:]) * features.element_size() * len(split)
-                if features.ndim != 4 or wanted > room_bytes(self.device):
+            if features_NHWC is None:
+                needed_bytes = math.prod(features.shape[1:]) * features.element_size() * len(split)
+                if features.ndim != 4 or needed_bytes > room_bytes(self.device):
                     return None
                 _, c, h, w = features.shape
-                kept = features.new_empty(len(split), h, w, c)
-            kept[done : done + len(features)] = features.permute(0, 2, 3, 1)
+                features_NHWC = features.new_empty(len(split), h, w, c)
+            features_NHWC[done : done + len(features)] = features.permute(0, 2, 3, 1)
             done += len(features)
-        return None if kept is None else replace(split, images_NHWC=kept, are_features=True)
+        if features_NHWC is None:
+            return None
+        return replace(split, images_NHWC=features_NHWC, are_features=True)

@@ -1,4 +1,4 @@
-"""The loop: a generator that trains one model and yields an EpochResult after each evaluation.
+"""The training loop: a generator that yields an EpochResult after each evaluation.
 
 for result in finetune(TrialConfig(dataset="synthetic", model="plain", pretrained="none")):
     print(result)
@@ -25,18 +25,18 @@ def finetune(
     keep_weights: bool = False,
     device: torch.device | None = None,
 ) -> Generator[EpochResult, None, TrialResult]:
-    """Train one model, yielding after each evaluation; the return value is the summary.
+    """Train one model; yield after each evaluation and return a summary.
 
-    Without `data` the config's data set is looked for in `$DATA_DIR` or `data/`. With
-    `checkpoint_folder` the state is written there before each yield, and a trial found there goes
-    on: it yields the evaluations that were done, then the rest, with the numbers of a trial that
-    was never stopped; `start_folder` is that of the trial that the config `begins_from`;
-    `keep_weights` leaves the best weights there at the end. A loss that is not
-    finite ends the trial with status `diverged`.
+    Without `data`, the config's data set is opened from `$DATA_DIR` or `data/`. With
+    `checkpoint_folder`, the state is saved there before each yield. If it already contains a state
+    of the trial, the trial is resumed: the finished evaluations are yielded first, and all numbers
+    equal those of an uninterrupted trial. `start_folder` is the checkpoint folder of the trial that
+    the config `begins_from`. `keep_weights` saves the best weights in `checkpoint_folder`. A loss
+    that is not finite ends the trial with status `diverged`.
 
     Raises:
         DataError: the data is missing, broken, or too small for the batch.
-        ValueError: the network, its weights, its teacher or the device do not fit the config.
+        ValueError: the config does not fit its network, weights, teacher or device.
     """
     data = data or open_data(config.dataset)
     trial = Trial(config, data, device or pick_device(), checkpoint_folder, start_folder)

@@ -2,7 +2,8 @@
 
     python -m trainable.lr_plot decay=cosine warmup_epochs=1 batch_size=16,256 [--out lr.png]
 
-A comma list draws a line for each value. The format is that of the name: png, svg or html.
+Several values, separated by commas, draw one line each. The file name's ending (png, svg or html)
+sets the format.
 """
 
 import argparse
@@ -22,7 +23,7 @@ MOST_POINTS = 1000
 
 
 def lr_table(config: TrialConfig, *, train_images: int) -> pd.DataFrame:
-    """Learning rate and batch at up to 1,000 points of the budget: share, lr, batch_size."""
+    """Learning rate and batch size at up to 1,000 points of the budget: share, lr, batch_size."""
     table = timetable(config, train_images=train_images)
     step = config.batch_size if table.unit == "images" else table.total / MOST_POINTS
     points = max(int(table.total / step), 1)
@@ -36,7 +37,7 @@ def lr_table(config: TrialConfig, *, train_images: int) -> pd.DataFrame:
 
 
 def lr_chart(configs: dict[str, TrialConfig], *, train_images: int) -> alt.Chart:
-    """A line a config."""
+    """One line per config."""
     tables = [
         lr_table(config, train_images=train_images).assign(config=name)
         for name, config in configs.items()
@@ -55,26 +56,28 @@ def lr_chart(configs: dict[str, TrialConfig], *, train_images: int) -> alt.Chart
 
 
 def main() -> int:
-    """Run the command; 2 where a field is wrong."""
+    """Run the command; exit status 2 if a field is wrong."""
     parser = argparse.ArgumentParser(prog="python -m trainable.lr_plot")
     parser.add_argument("settings", nargs="+", metavar="FIELD=VALUE")
-    parser.add_argument("--train-images", type=int, default=262_144, help="images of an epoch")
+    parser.add_argument(
+        "--train-images", type=int, default=262_144, help="training images per epoch"
+    )
     parser.add_argument("--out", type=Path, default=Path("lr.png"))
     arguments = parser.parse_args()
     try:
         pairs = [setting.split("=", 1) for setting in arguments.settings]
         values = {name: [_value(v) for v in text.split(",")] for name, text in pairs}
         configs = {}
-        for some in itertools.product(*values.values()):
-            fields: dict[str, Any] = dict(zip(values, some, strict=True))
-            said = " ".join(f"{k}={v}" for k, v in fields.items() if len(values[k]) > 1)
-            configs[said or "lr"] = TrialConfig(**fields)
+        for combination in itertools.product(*values.values()):
+            fields: dict[str, Any] = dict(zip(values, combination, strict=True))
+            label = " ".join(f"{k}={v}" for k, v in fields.items() if len(values[k]) > 1)
+            configs[label or "lr"] = TrialConfig(**fields)
         chart = lr_chart(configs, train_images=arguments.train_images)
         chart.save(str(arguments.out), scale_factor=2)
     except (ValueError, TypeError) as error:
         sys.stderr.write(f"lr_plot: {error}\n")
         return 2
-    sys.stdout.write(f"drawn in {arguments.out}\n")
+    sys.stdout.write(f"chart: {arguments.out}\n")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""How high a learning rate a config stands: a range test, and the largest stable rate.
+"""The largest usable learning rate of a config: a range test, and a search for stable rates.
 
-Rates are what the optimizer gets; `LrRange.peak_per_base` turns them into base rates. Nothing is
-warmed up and nothing decays here: a trial with warmup may stand a higher peak.
+Rates are the ones that the optimizer gets; `LrRange.peak_per_base` converts them to base rates. The
+rate is constant here: with warmup a trial may remain stable at a higher peak.
 """
 
 import copy
@@ -26,21 +26,22 @@ Floats = NDArray[np.float64]
 
 LOWEST_LR, HIGHEST_LR = 1e-6, 1e2
 RANGE_UPDATES, STABLE_UPDATES = 80, 30
-COMPARED_UPDATES = 10  # the last of a stable training, over which its loss is averaged
+COMPARED_UPDATES = 10  # the last updates, over which the loss is averaged
 SMOOTHING = 0.8
-FALLEN, RISEN = 0.01, 3.0  # shares of the starting loss: less is no fall; more ends a range test
+# Shares of the initial loss: a smaller fall does not count; a larger rise ends the range test.
+FALLEN, RISEN = 0.01, 3.0
 CLEARLY_ABOVE = 1.1
-BLOWN_UP = 10.0  # times the starting loss: what ends well after that has lost units on the way
-RESOLUTION = 1.2  # unstable / stable rate at which the search is content
+BLOWN_UP = 10.0  # times the initial loss: after such a rise units are lost, even if it recovers
+RESOLUTION = 1.2  # the search ends when the unstable rate is at most so many times the stable one
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrRange:
     """Rates of one config, as the optimizer gets them; the base rate is `lr / peak_per_base`.
 
-    `steepest_lr` is where the loss falls fastest in the range test, None where it does not fall.
-    `stable_lr` is the largest rate found stable and `unstable_lr` the smallest found not to be;
-    None where the search met `HIGHEST_LR` or `LOWEST_LR` first.
+    `steepest_lr` is where the loss falls fastest in the range test; None if it does not fall.
+    `stable_lr` is the largest stable rate that was tested, `unstable_lr` the smallest unstable one;
+    None if the search reached `LOWEST_LR` or `HIGHEST_LR` without finding one.
     """
 
     peak_per_base: float
@@ -50,41 +51,33 @@ class LrRange:
 
 
 def find_lr_range(config: TrialConfig, data: Dataset, *, num_threads: int) -> LrRange:
-    """Test a config's learning rates, each time from the same weights and on the same batches.
+    """Test learning rates of a config, always from the same weights and on the same batches.
 
-    The range test raises the rate geometrically from `LOWEST_LR` to `HIGHEST_LR` in
-    `RANGE_UPDATES` updates, and ends where the loss is no longer finite or far above its start.
+    The range test raises the rate geometrically from `LOWEST_LR` to `HIGHEST_LR` in `RANGE_UPDATES`
+    updates. It ends when the loss is not finite, or far above the initial loss.
 
-    A rate is stable at which, in a training of `STABLE_UPDATES` at that constant rate, no loss is
-    `BLOWN_UP` times its start or not finite, and the last `COMPARED_UPDATES` losses are on average
-    at most `CLEARLY_ABOVE` times what the initial weights lose on the same batches. What diverges
-    more slowly counts as stable; stable does not mean that it learns.
+    A rate is called stable if, in `STABLE_UPDATES` updates at that constant rate, every loss is
+    finite and at most `BLOWN_UP` times the initial loss, and the mean of the last
+    `COMPARED_UPDATES` losses is at most `CLEARLY_ABOVE` times the loss of the initial weights on
+    the same batches. A slower divergence is not detected; and stable does not mean that it learns.
 
     Raises:
-        DataError, ValueError: as a trial does.
+        DataError, ValueError: the same errors as a trial's.
     """
     torch.set_num_threads(num_threads)
     constant = replace(config, decay="constant", warmup_epochs=0.0, warmup_share=0.0)
     trial = Trial(constant, data, pick_device(), None)
     initial = copy.deepcopy((trial.model.state_dict(), trial.step.state_dict()))
-    # A rate of 0 changes no weights: what they lose on each batch, to compare with.
+    # A rate of 0 changes no weights: these are the initial weights' losses on each batch.
     initial_N = np.array(list(losses(trial, initial, np.zeros(RANGE_UPDATES))))
     lrs_N = np.geomspace(LOWEST_LR, HIGHEST_LR, RANGE_UPDATES)
-    changes: list[float] = []
-    smooth = 0.0
-    for loss, before in zip(losses(trial, initial, lrs_N), initial_N, strict=True):
-        if not math.isfinite(loss - before):
-            break
-        changes.append(loss - before)
-        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * changes[-1]
-        if smooth > RISEN * initial_N.mean():
-            break
+    changes = _range_test(losses(trial, initial, lrs_N), initial_N)
     tested_N = lrs_N[: max(len(changes), 1)]
 
     def is_stable(lr: float) -> bool:
         trained = []
         for loss in losses(trial, initial, np.full(STABLE_UPDATES, lr)):
-            if not loss <= BLOWN_UP * initial_N.mean():  # nor where it is NaN
+            if not loss <= BLOWN_UP * initial_N.mean():  # also if it is NaN
                 return False
             trained.append(loss)
         compared = slice(STABLE_UPDATES - COMPARED_UPDATES, STABLE_UPDATES)
@@ -101,17 +94,31 @@ def find_lr_range(config: TrialConfig, data: Dataset, *, num_threads: int) -> Lr
     )
 
 
+def _range_test(losses_N: Iterable[float], initial_N: Floats) -> list[float]:
+    """Each loss minus the initial weights' loss on its batch, until it has risen too far."""
+    changes: list[float] = []
+    smooth = 0.0
+    for loss, initial_loss in zip(losses_N, initial_N, strict=True):
+        if not math.isfinite(loss - initial_loss):
+            break
+        changes.append(loss - initial_loss)
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * changes[-1]
+        if smooth > RISEN * initial_N.mean():
+            break
+    return changes
+
+
 def losses(
     trial: Trial, initial: tuple[dict[str, Any], dict[str, Any]], lrs: Iterable[float]
 ) -> Iterator[float]:
-    """Loss of each update's batch before the update, from `initial`: state of model and of step.
+    """Train from the states of model and step in `initial`; yield each loss before its update.
 
-    Everything starts anew: weights, optimizer, batches, and the draws of dropout and mixing.
+    Everything is reset: weights, optimizer, batches, and the random numbers of dropout and mixing.
     """
     microbatch_size = trial.step.microbatch_size
     trial.model.load_state_dict(initial[0])
-    trial.step.load_state_dict(copy.deepcopy(initial[1]))  # Adagrad's sums are taken as they are
-    trial.step.microbatch_size = microbatch_size  # what fits in memory was learnt, and stays
+    trial.step.load_state_dict(copy.deepcopy(initial[1]))  # Adagrad would update its sums in place
+    trial.step.microbatch_size = microbatch_size  # keep the size that fits in memory
     trial.place = Place()
     torch.manual_seed(seed_for(trial.config.seed, "dropout", 1))
     set_training(trial.model)
@@ -120,7 +127,7 @@ def losses(
 
 
 def smoothed(values_N: Floats) -> Floats:
-    """Exponential moving average, corrected for its start from 0 (Kingma & Ba 2015, section 3)."""
+    """Exponential moving average with bias correction (Kingma & Ba 2015, section 3)."""
     averages, average = [], 0.0
     for count, value in enumerate(values_N, 1):
         average = SMOOTHING * average + (1 - SMOOTHING) * float(value)
@@ -129,13 +136,12 @@ def smoothed(values_N: Floats) -> Floats:
 
 
 def steepest(lrs_N: Floats, changes_N: Floats, *, fall: float) -> float | None:
-    """The lr at which the loss falls fastest per factor of lr; None where it hardly falls.
+    """The lr at which the loss falls fastest per factor of lr; None if it falls less than `fall`.
 
-    `changes_N` is each update's loss less what the initial weights lose on its batch (Smith 2017,
-    arXiv:1506.01186, takes the loss itself, which a small batch makes noisy); less
-    than `fall` of it is no fall.
+    `changes_N` is each update's loss minus the loss of the initial weights on the same batch (Smith
+    2017, arXiv:1506.01186, uses the loss itself, which is noisy with small batches).
     """
-    # The average lags behind; that of the rates lags as much, so the two belong together.
+    # A moving average lags behind. The rates are averaged too, so that both lag equally.
     log_lrs_N, change_N = smoothed(np.log(lrs_N)), smoothed(changes_N)
     bottom = int(change_N.argmin()) if len(change_N) else 0
     if bottom == 0 or change_N[bottom] > -fall:
@@ -147,11 +153,11 @@ def steepest(lrs_N: Floats, changes_N: Floats, *, fall: float) -> float | None:
 def largest_stable(
     is_stable: Callable[[float], bool], *, start: float
 ) -> tuple[float | None, float | None]:
-    """The largest rate found stable and the smallest found unstable, `RESOLUTION` apart at most.
+    """The largest stable and the smallest unstable rate, at most a factor of `RESOLUTION` apart.
 
-    Doubles or halves from `start` until the edge is passed, then bisects in log lr. One of the two
-    is None where all rates up or down to the bound were alike. Takes for granted that what is
-    above an unstable rate is unstable.
+    Doubles or halves the rate from `start` until it finds both, then bisects in log lr. One of the
+    two is None if the search reaches its bound first. Assumes that every rate above an unstable one
+    is unstable.
     """
     stable: float | None = None
     unstable: float | None = None

@@ -39,7 +39,7 @@ def train_trial(planned: dict[str, Any]) -> None:
     started_at = datetime.now(UTC)
     config = TrialConfig(**trial["config"])
     num_gpus = _num_gpus()
-    about: dict[str, Any] = {
+    origin: dict[str, Any] = {
         "num_gpus": num_gpus,
         "gpu_shared": 0 < num_gpus < 1,
         "host": socket.gethostname(),
@@ -58,7 +58,7 @@ def train_trial(planned: dict[str, Any]) -> None:
             "reason": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
-    _report(trial["metric"], trial_row=summary | about | {"ended_at": datetime.now(UTC)})
+    _report(trial["metric"], trial_row=summary | origin | {"ended_at": datetime.now(UTC)})
 
 
 def probe_trial(planned: dict[str, Any]) -> Any:
@@ -67,7 +67,7 @@ def probe_trial(planned: dict[str, Any]) -> Any:
 
     data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
-    _settle(planned["num_cpus"])
+    _claim_device(planned["num_cpus"])
     return probe(config, data, num_threads=planned["num_cpus"])
 
 
@@ -77,7 +77,7 @@ def measure_trial(planned: dict[str, Any]) -> Any:
 
     data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
-    _settle(planned["num_cpus"])
+    _claim_device(planned["num_cpus"])
     return measure_memory(config, data, num_threads=planned["num_cpus"])
 
 
@@ -99,11 +99,11 @@ def _num_gpus() -> float:
     return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))
 
 
-def _settle(num_cpus: int) -> None:
-    """Keep to the cores and the share of a GPU that Ray gave, once the GPU's memory is free.
+def _claim_device(num_cpus: int) -> None:
+    """Limit this process to its cores and its share of a GPU, once the GPU's memory is free.
 
     Raises:
-        RuntimeError: the memory is not free in time.
+        RuntimeError: the memory is not free after `MEMORY_WAIT_S`.
     """
     import torch
 
@@ -144,7 +144,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
-    _settle(trial["num_cpus"])
+    _claim_device(trial["num_cpus"])
     epochs = finetune(
         config,
         data=data,

@@ -1,4 +1,4 @@
-"""What a trial reports: an EpochResult after each evaluation, a TrialResult at its end."""
+"""What a trial reports: an EpochResult after each evaluation and a TrialResult at the end."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from trainable.config import SCORES, WORST
 class EpochResult:
     """One evaluation: a row of the `epochs` table.
 
-    `epoch` counts evaluations from 1: they are epochs unless the config says otherwise, and
-    `epochs_seen` is always examples per training image. `lr` and `batch_size_now` are those of the
-    last update; `train_loss`, `train_accuracy` and `grad_norm` are means over the updates since the
-    evaluation before; `noise_scale` is over all evaluations so far; `epoch_wall_s` includes
-    validation and `images_per_s` does not.
+    `epoch` counts evaluations from 1; by default there is one per epoch. `epochs_seen` is examples
+    per training image. `lr` and `batch_size_now` are those of the last update. `train_loss`,
+    `train_accuracy` and `grad_norm` are means over the updates since the previous evaluation.
+    `noise_scale` is an average over all evaluations so far. `epoch_wall_s` includes validation;
+    `images_per_s` does not.
     """
 
     epoch: int
@@ -45,14 +45,14 @@ class EpochResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """A whole trial: what the `trials` table says beside its config.
+    """A whole trial: the columns of the `trials` table besides its config.
 
-    `val_*` are at `best_epoch`, and so are the weights that the test split is scored with. NaN
-    where there is nothing to say: no finished epoch, no test split, or a diverged trial's test.
-    `test_auroc_low` and `_high` bound DeLong's 95 % interval. `microbatch_size` images were in
-    memory at once in the end, after `oom_retries` halvings. `fast_paths` says how it was computed:
-    `data_on_gpu` or `data_mapped` (from a file), then what of `frozen_prefix`,
-    `train_features_kept`, `val_features_kept` and `cuda_graph` was in use.
+    `val_*` are the scores at `best_epoch`; the test split is scored with the weights of that epoch.
+    Values are NaN without a finished epoch or a test split, and test scores if the trial diverged.
+    `test_auroc_low` and `test_auroc_high` are the bounds of DeLong's 95 % interval.
+    `microbatch_size` is the final one, after `oom_retries` halvings. `fast_paths` names the
+    optimizations in use: `data_on_gpu` or `data_mapped` (from a file), and any of `frozen_prefix`,
+    `train_features_kept`, `val_features_kept` and `cuda_graph`.
     """
 
     status: str
@@ -89,7 +89,7 @@ class TrialResult:
 
 
 def finite_score(metric: str, row: Mapping[str, Any]) -> float:
-    """A row's metric with its sign turned so that more is better; the worst there is for a NaN."""
+    """A row's metric, with the sign that makes more better; the worst score instead of NaN."""
     value = row.get(metric)
     if row.get("status") == "diverged" or value is None or not math.isfinite(value):
         return WORST[metric]

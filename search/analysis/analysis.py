@@ -1,4 +1,4 @@
-"""A study's tables -> the numbers of one surface and all that is computed of it."""
+"""Everything that is computed from one surface: a study's tables in, numbers out."""
 
 import math
 from collections.abc import Mapping
@@ -23,21 +23,22 @@ from search.analysis.time_to_target import (
     to_target,
 )
 
-MANY_BATCH_SIZES = 12  # above which they are drawn, and not a grid's
-LEAST_DRAWN = 6  # different lrs that can be called scattered
-SHARED = 0.1  # of the lrs that two batch sizes have in common: a grid has more
-UNEVEN = 2.0  # how many times as wide as the narrowest a grid's widest step in log lr may be
+MANY_BATCH_SIZES = 12  # more of them are random draws, not a grid
+LEAST_DRAWN = 6  # fewer different lrs are never called scattered
+SHARED = 0.1  # in a grid, two batch sizes share more than this part of their lrs
+UNEVEN = 2.0  # a grid's widest step in log lr is at most this many times its narrowest
 BINS_PER_DECADE = 3
 EXPONENT_OF = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0, "malladi": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """One surface and all that is said of it.
+    """One surface and all numbers that are computed from it.
 
-    `lr_name` is the column that crosses with the batch sizes (`base_lr` in our tables), `cells` is
-    the surface over the lr that the optimizer gets at its peak, with `grid_lr` beside it; ridge,
-    exponent, collapse and stable lr are of that peak. `of` says which surface of several this is.
+    `lr_name` is the column that forms a grid with the batch sizes (`base_lr` in our tables).
+    `cells` is the surface over the peak lr, which the optimizer gets, with `grid_lr` as a column;
+    ridge, exponent, collapse and stable lr refer to the peak lr. `of` says which of several
+    surfaces this is.
     """
 
     of: Mapping[str, Any]
@@ -75,58 +76,65 @@ def analyse(
     lr: str = "base_lr",
     of: Mapping[str, Any] | None = None,
 ) -> Analysis:
-    """Everything about one surface, from its trials and, where there are any, their evaluations.
+    """All numbers of one surface, from its trials and, if given, their evaluations.
 
-    `trials` needs batch_size, `lr`, status and the metric; with `lr_scaling` and
-    `reference_batch_size` the peak lr is made from `lr`, else `lr` is it.
+    `trials` needs batch_size, `lr`, status and the metric. With the columns `lr_scaling` and
+    `reference_batch_size` the peak lr is computed from `lr`; without them `lr` is the peak lr.
     """
     rows = _with_peak(trials, lr)
-    rows, binned = in_bins(rows)
+    rows, is_binned = in_bins(rows)
     cells = surface(rows, metric=metric, lr="peak")
     grid_lr = rows.groupby(["batch_size", "peak"])["grid_lr"].first()
     cells["grid_lr"] = grid_lr.reindex(pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])).array
     noise, freedom = noise_of(cells, mode=mode)
-    target = common_target(cells, mode=mode)
-    known = epochs is not None and not epochs.empty and math.isfinite(target)
+    return Analysis(
+        of=dict(of or {}),
+        metric=metric,
+        mode=mode,
+        lr_name=lr,
+        binned=is_binned,
+        trials=rows,
+        cells=cells,
+        noise=noise,
+        freedom=freedom,
+        ridge=ridge_interval(cells, mode=mode),
+        exponent=exponent(cells, mode=mode),
+        forms=rival_forms(cells, mode=mode),
+        collapse=collapse(cells),
+        interaction=interaction(rows, metric=metric, lr="grid_lr"),
+        spearman=spearman(surface(rows, metric=metric, lr="grid_lr")),
+        best_set=best_set(cells, mode=mode),
+        optimism=optimism(cells, mode=mode),
+        stable=stable_lr(cells),
+        **_costs(rows, epochs, common_target(cells, mode=mode), metric=metric, mode=mode),
+    )
+
+
+def _costs(
+    rows: pd.DataFrame, epochs: pd.DataFrame | None, target: float, *, metric: str, mode: str
+) -> dict[str, Any]:
+    """The fields of an Analysis about costs; empty tables without `epochs` or the columns."""
     settings: dict[str, Any] = {"metric": metric, "mode": mode, "lr": "peak"}
     needed = pd.DataFrame(columns=["batch_size", "lr", "updates"])
     equal: dict[str, pd.DataFrame] = {}
-    if known and epochs is not None:
+    has_epochs = epochs is not None and not epochs.empty
+    if epochs is not None and has_epochs and math.isfinite(target):
         needed = to_target(rows, epochs, target=target, **settings)
         equal = at_equal(rows, epochs, **settings)
-    measured = {"noise_scale", "images_per_s"} <= set(rows)
+    is_measured = {"noise_scale", "images_per_s"} <= set(rows)
     nothing = pd.DataFrame(columns=["batch_size", "noise_scale", "images_per_s", "n"])
-    found: dict[str, Any] = {
-        "of": dict(of or {}),
-        "metric": metric,
-        "mode": mode,
-        "lr_name": lr,
-        "binned": binned,
-        "trials": rows,
-        "cells": cells,
-        "noise": noise,
-        "freedom": freedom,
-        "ridge": ridge_interval(cells, mode=mode),
-        "exponent": exponent(cells, mode=mode),
-        "forms": rival_forms(cells, mode=mode),
-        "collapse": collapse(cells),
-        "interaction": interaction(rows, metric=metric, lr="grid_lr"),
-        "spearman": spearman(surface(rows, metric=metric, lr="grid_lr")),
-        "best_set": best_set(cells, mode=mode),
-        "optimism": optimism(cells, mode=mode),
-        "stable": stable_lr(cells),
+    return {
         "target": target,
         "needed": needed,
-        "front": NO_FRONT if epochs is None or epochs.empty else front(needed),
-        "noise_scales": noise_scales(rows, metric=metric) if measured else nothing,
+        "front": front(needed) if has_epochs else NO_FRONT,
+        "noise_scales": noise_scales(rows, metric=metric) if is_measured else nothing,
         "equal": equal,
-        "throughput": throughput(rows, metric=metric) if measured else nothing,
+        "throughput": throughput(rows, metric=metric) if is_measured else nothing,
     }
-    return Analysis(**found)
 
 
 def _with_peak(trials: pd.DataFrame, lr: str) -> pd.DataFrame:
-    """The trials with `grid_lr`, the lr that varies, and `peak`, what the optimizer gets of it."""
+    """The trials with `grid_lr`, the lr that varies, and `peak`, the lr that the optimizer gets."""
     rows = trials.assign(grid_lr=trials[lr].astype(float))
     if not {"lr_scaling", "reference_batch_size"} <= set(rows):
         return rows.assign(peak=rows["grid_lr"])
@@ -136,38 +144,38 @@ def _with_peak(trials: pd.DataFrame, lr: str) -> pd.DataFrame:
 
 
 def in_bins(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Scattered lrs put in bins of a third of a decade, batch sizes at the nearest power of two.
+    """Put scattered lrs into bins of a third of a decade; round batch sizes to powers of two.
 
-    A search draws each lr once: then the trials of a bin stand for seeds, and their spread holds
-    all else that differs between them. Grids stay as they are.
+    A search draws each lr once. The trials of a bin then serve as replicates, and their spread
+    includes everything else that differs between them. Grids stay unchanged.
     """
     if not _scattered(trials):
         return trials, False
     step = 1 / BINS_PER_DECADE
 
-    def snapped(lr: "pd.Series[float]") -> "pd.Series[float]":
+    def binned(lr: "pd.Series[float]") -> "pd.Series[float]":
         return (10 ** ((np.log10(lr) / step).round() * step)).map(lambda v: float(f"{v:.3g}"))
 
     rows = trials.assign(
-        grid_lr=snapped(trials["grid_lr"]),
-        peak=snapped(trials["peak"]),
+        grid_lr=binned(trials["grid_lr"]),
+        peak=binned(trials["peak"]),
         batch_size=(2 ** np.log2(trials["batch_size"].astype(float)).round()).astype(int),
     )
     return rows, True
 
 
 def _scattered(trials: pd.DataFrame) -> bool:
-    """Whether lrs were drawn: each used once, of many digits, in steps of all sizes."""
+    """Whether lrs were drawn at random: each is used once, with many digits and uneven steps."""
     if trials["batch_size"].nunique() > MANY_BATCH_SIZES:
         return True
-    each_once = trials.groupby(["batch_size", "grid_lr"]).size().median() == 1
+    used_once = trials.groupby(["batch_size", "grid_lr"]).size().median() == 1
     shared = (trials.groupby("grid_lr")["batch_size"].nunique() > 1).mean()
-    if not each_once or shared > SHARED or trials["grid_lr"].nunique() < LEAST_DRAWN:
+    if not used_once or shared > SHARED or trials["grid_lr"].nunique() < LEAST_DRAWN:
         return False
     known = trials[trials["grid_lr"] > 0]
     if np.mean([math.isclose(lr, float(f"{lr:.2g}")) for lr in known["grid_lr"]]) > 0.5:
         return False
     lrs = [np.unique(group) for _, group in known.groupby("batch_size")["grid_lr"]]
-    lrs = [each for each in lrs if len(each) > 2] or [np.unique(known["grid_lr"])]
-    steps = [np.diff(np.log(each)) for each in lrs]
-    return bool(np.mean([each.max() > UNEVEN * each.min() for each in steps]) > 0.5)
+    lrs = [group for group in lrs if len(group) > 2] or [np.unique(known["grid_lr"])]
+    steps = [np.diff(np.log(group)) for group in lrs]
+    return bool(np.mean([group.max() > UNEVEN * group.min() for group in steps]) > 0.5)

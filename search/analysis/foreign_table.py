@@ -1,7 +1,8 @@
 """A table of results from any tool -> the trials that an analysis reads.
 
 Ray Tune's `result_grid.get_dataframe()`, Optuna's `study.trials_dataframe()`, an export of Weights
-& Biases, or any CSV or Parquet file with a row a training: a batch size, a learning rate, a score.
+& Biases, or any CSV or Parquet file with one row per training run and columns for batch size,
+learning rate and score.
 """
 
 import difflib
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
-# How tools say that a training ended, in lower case; of other words nothing is known.
+# The words of other tools for how a run ended, in lower case.
 STATUS_COLUMNS = ("status", "state", "State")
 STATUS_OF = {
     **dict.fromkeys(("complete", "completed", "finished", "terminated", "done"), "completed"),
@@ -22,23 +23,23 @@ STATUS_OF = {
     "diverged": "diverged",
     **dict.fromkeys(("running", "waiting", "pending", "paused", "interrupted"), "under way"),
 }
-# Columns of a table for `analyse` or of a leaderboard: a metric of such a name is called otherwise.
+# Columns that `analyse` and leaderboards use: a metric with such a name is renamed.
 TAKEN = (
     *("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key"),
     *("mean", "std", "n", "low", "high"),
 )
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
-LARGEST_WHOLE = 2**53  # that a float can count to
-FEW = 12  # values of a text column that may be a choice, and not a name
+LARGEST_WHOLE = 2**53  # up to here floats represent every integer
+FEW = 12  # a text column with more different values contains names, not choices
 
 
 class TableError(ValueError):
-    """The table cannot be read as results; the message says why and what to type."""
+    """The table cannot be read as results; the message gives the reason and what to type."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTable:
-    """Trials with batch_size, lr, status and the metric's column, and what to know of them."""
+    """Trials with batch_size, lr, status and the metric's column, and cautions about them."""
 
     trials: pd.DataFrame
     metric: str
@@ -46,36 +47,36 @@ class OwnTable:
 
 
 def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnTable:
-    """The trials of a CSV or Parquet file; the three words name its columns.
+    """The trials of a CSV or Parquet file; the last three arguments name its columns.
 
-    A row whose metric is not finite counts as diverged, unless a status column (`status`, `state`)
-    says that it failed or was stopped; rows of trainings still under way are left out.
+    A row without a finite metric counts as diverged, unless a status column (`status`, `state`)
+    says that it failed or was stopped. Rows of unfinished runs are left out.
 
     Raises:
-        TableError: the file cannot be read, a column is not there or holds what it should not.
+        TableError: the file cannot be read, a column is missing or contains wrong values.
     """
     table = _read(file)
     if len({batch_size, lr, metric}) < 3:
         raise TableError(
-            f"--batch-size, --lr and --metric name the same column of {file}: give three columns"
+            f"--batch-size, --lr and --metric must name three different columns of {file}"
         )
     for flag, name in (("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)):
-        _check_there(table, file, flag, name)
-    status, said = _statuses(table.drop(columns=[batch_size, lr, metric]))
+        _check_exists(table, file, flag, name)
+    status, messages = _statuses(table.drop(columns=[batch_size, lr, metric]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
     if len(rows) < len(table):
-        said.append(f"{len(table) - len(rows)} rows of trainings that have not ended are left out.")
-    known = pd.Series(np.ones(len(rows), dtype=bool), index=rows.index)
-    sizes = _numbers(rows[batch_size], file, known, above=0, whole=True)
-    rates = _numbers(rows[lr], file, known, above=0)
-    scores = _numbers(rows[metric], file, ~known)
+        messages.append(f"{len(table) - len(rows)} rows of unfinished runs are left out.")
+    required = pd.Series(np.ones(len(rows), dtype=bool), index=rows.index)
+    sizes = _numbers(rows[batch_size], file, required, above=0, whole=True)
+    rates = _numbers(rows[lr], file, required, above=0)
+    scores = _numbers(rows[metric], file, ~required)
     lost = ~np.isfinite(scores) & (status == "completed")
     status = status.mask(lost, "diverged")
     if lost.any():
-        said.append(
-            f"{lost.sum()} rows have no finite {metric}: they count as diverged, which a training "
-            f"that was never scored for another reason is not."
+        messages.append(
+            f"{lost.sum()} rows have no finite {metric} and count as diverged. This is wrong for "
+            f"runs without a score for another reason."
         )
     name = f"{metric} score" if metric in TAKEN else metric
     trials = pd.DataFrame(
@@ -86,37 +87,37 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
             name: scores,
         }
     ).reset_index(drop=True)
-    said += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric})
-    return OwnTable(trials=trials, metric=name, cautions=tuple(said))
+    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric})
+    return OwnTable(trials=trials, metric=name, cautions=tuple(messages))
 
 
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix.lower() not in READERS:
-        raise TableError(f"--table wants a .csv or .parquet file, got {file}")
+        raise TableError(f"--table must be a .csv or .parquet file, got {file}")
     try:
         table = READERS[file.suffix.lower()](file)
     except FileNotFoundError as error:
-        raise TableError(f"--table {file} is not there") from error
+        raise TableError(f"--table {file} does not exist") from error
     except pd.errors.EmptyDataError as error:
-        raise TableError(f"{file} is empty: it wants a header and a row a training") from error
+        raise TableError(f"{file} is empty: it must have a header and one row per run") from error
     except (OSError, ValueError, pa.ArrowException, pd.errors.ParserError) as error:
         why = str(error).strip().splitlines()[0]
         raise TableError(
-            f"{file} cannot be read as {file.suffix[1:].upper()} ({why}): export it anew"
+            f"{file} cannot be read as {file.suffix[1:].upper()} ({why}): export it again"
         ) from error
     table.columns = [str(name) for name in table.columns]
     if table.empty:
-        raise TableError(f"{file} has no rows: it wants a row a training")
+        raise TableError(f"{file} has no rows: it must have one row per run")
     return table
 
 
-def _check_there(table: pd.DataFrame, file: Path, flag: str, name: str) -> None:
+def _check_exists(table: pd.DataFrame, file: Path, flag: str, name: str) -> None:
     names = list(table.columns)
     if names.count(name) > 1:
         raise TableError(f"{file} has {names.count(name)} columns {name!r}: rename all but one")
     if name in names:
         return
-    lower = {each.lower(): each for each in names}
+    lower = {column.lower(): column for column in names}
     tails = [n for n in names if n.lower().replace("/", "_").endswith("_" + name.lower())]
     near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
     hint = next(iter([*tails, *near]), None)
@@ -125,30 +126,31 @@ def _check_there(table: pd.DataFrame, file: Path, flag: str, name: str) -> None:
 
 
 def _statuses(table: pd.DataFrame) -> tuple["pd.Series[str]", list[str]]:
-    """Each row's status in our words, `under way` where it has not ended, and cautions."""
+    """Each row's status in our words, `under way` if it has not ended; and cautions."""
     column = next((name for name in STATUS_COLUMNS if name in table), None)
     if column is None:
         return pd.Series("completed", index=table.index), _depth_cautions(table)
-    # Optuna writes COMPLETE, its enum as text TrialState.COMPLETE.
+    # Optuna writes COMPLETE, or TrialState.COMPLETE for its enum.
     words = table[column].astype(str).str.rpartition(".")[2].str.lower()
     unknown = sorted(set(words) - set(STATUS_OF))
-    said = []
+    messages = []
     if unknown:
-        said.append(
-            f"the column {column} says {', '.join(unknown[:5])}, which is no status known here: "
-            f"such rows count as completed."
+        messages.append(
+            f"The column {column} contains unknown statuses ({', '.join(unknown[:5])}): these rows "
+            f"count as completed."
         )
-    return words.map(STATUS_OF).fillna("completed"), said
+    return words.map(STATUS_OF).fillna("completed"), messages
 
 
 def _depth_cautions(table: pd.DataFrame) -> list[str]:
-    """Ray says nowhere which trials its scheduler stopped, but how far they got."""
+    """Ray does not record which trials its scheduler stopped, only how many iterations they ran."""
     if "training_iteration" not in table or table["training_iteration"].nunique() < 2:
         return []
     short = int((table["training_iteration"] < table["training_iteration"].max()).sum())
     return [
-        f"{short} of {len(table)} trainings have fewer iterations than the longest: if a scheduler "
-        f"stopped them, add a column status with `stopped` in their rows, else they count in full."
+        f"{short} of {len(table)} runs have fewer iterations than the longest one. If a scheduler "
+        f"stopped them, add a column status with `stopped` in their rows; otherwise they count as "
+        f"completed."
     ]
 
 
@@ -160,12 +162,11 @@ def _numbers(
     above: float | None = None,
     whole: bool = False,
 ) -> "pd.Series[float]":
-    """The column as numbers, its first wrong row named; a `needed` one must be there."""
-    wanted = " > 0" if above is not None else ""
-    wanted = f"{'whole ' if whole else ''}numbers{wanted}"
+    """The column as numbers; an error names the first wrong row. `needed` rows need a value."""
+    kind = f"{'positive ' if above is not None else ''}{'integers' if whole else 'numbers'}"
     values = pd.to_numeric(column, errors="coerce").astype(float)
     text = values.isna() & column.notna()
-    # pandas reads nan, NaN and inf; a few tools write them otherwise.
+    # pandas reads nan, NaN and inf; some tools write them differently.
     words = column[text].astype(str).str.strip().str.lower()
     text[text] = ~words.isin(["nan", "inf", "-inf", "infinity", "-infinity", "none", "null", ""])
     wrong = text | (needed & ~np.isfinite(values))
@@ -174,36 +175,40 @@ def _numbers(
     if whole:
         wrong |= needed & ((values != values.round()) | (values > LARGEST_WHOLE))
     if wrong.any():
-        at = int(np.flatnonzero(wrong.to_numpy())[0])
+        first = int(np.flatnonzero(wrong.to_numpy())[0])
         raise TableError(
-            f"{file}, column {column.name!r}: wants {wanted}, got {column.tolist()[at]!r} in row "
-            f"{column.index[at] + 1} ({int(wrong.sum())} such rows): correct or remove them"
+            f"{file}, column {column.name!r} must contain {kind}, got {column.tolist()[first]!r} "
+            f"in row {column.index[first] + 1} ({int(wrong.sum())} such rows): correct or remove "
+            f"them"
         )
     return values
 
 
 def _size_cautions(trials: pd.DataFrame) -> list[str]:
-    said = []
-    for name, least, words in (
-        ("batch_size", LEAST_BATCH_SIZES, "batch sizes: how the two act together"),
-        ("lr", LEAST_LRS, "learning rates: how the best of them scales"),
+    messages = []
+    for name, least, words, purpose in (
+        ("batch_size", LEAST_BATCH_SIZES, "batch size", "to see how the two interact"),
+        ("lr", LEAST_LRS, "learning rate", "to see how the best one scales"),
     ):
-        have = trials[name].nunique()
-        if have < least:
-            said.append(f"The table has {have} {words} cannot be said below {least}.")
-    return said
+        count = trials[name].nunique()
+        if count < least:
+            plural = "" if count == 1 else "s"
+            messages.append(
+                f"The table has {count} {words}{plural}; at least {least} are needed {purpose}."
+            )
+    return messages
 
 
 def _pooled(rows: pd.DataFrame, used: set[str]) -> list[str]:
-    """Text columns that differ within a batch size and lr look like more than seeds."""
-    said = []
+    """Cautions about text columns with few different values: rows may differ in more than seeds."""
+    messages = []
     for name in rows.columns.difference([*used, *STATUS_COLUMNS]):
         column = rows[name].dropna()
         is_text = all(isinstance(value, str) for value in column.head(100))
         if is_text and 2 <= column.nunique() <= min(FEW, len(rows) // 2):
             values = ", ".join(sorted(column.unique())[:4])
-            said.append(
-                f"Rows differ in {name} ({values}) too and are taken together: make a table of "
-                f"each if it matters."
+            messages.append(
+                f"Rows also differ in {name} ({values}) and are pooled: make a separate table of "
+                f"each if this matters."
             )
-    return said
+    return messages

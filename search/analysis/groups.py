@@ -1,4 +1,4 @@
-"""A study's tables -> the surfaces in them: one analysis for each setting of what else varies."""
+"""The surfaces in a study's tables: one analysis per setting of the other fields that vary."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from search.analysis.analysis import Analysis, analyse
 from trainable.config import TrialConfig
 
 CROSSED = ("batch_size", "base_lr")
-# Decided by the others, or different by design between trials of one surface.
+# Determined by other fields, or different by design between the trials of one surface.
 NO_CHOICE = (*CROSSED, "seed", "microbatch_size", "until_share", "begins_from", "select_by")
-CHOICES = tuple(each.name for each in fields(TrialConfig) if each.name not in NO_CHOICE)
-# A search draws its other fields anew for each trial: they are the spread within a cell, save those
-# without which two learning rates cannot be compared.
+CHOICES = tuple(field.name for field in fields(TrialConfig) if field.name not in NO_CHOICE)
+# A search draws its other fields for each trial, so they are part of the spread within a cell. Only
+# these make surfaces separate: learning rates of different optimizers cannot be compared.
 APART_IN_SEARCHES = ("dataset", "data_fingerprint", "optimizer")
 STEP = "step"  # the column of the step of an ablation, or of the variant
 
@@ -67,10 +67,10 @@ def _from_repr(explore: str) -> dict[str, Any]:
 
 
 def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
-    """The trials that belong to a step of an ablation or to a variant, with its name in `step`.
+    """The trials of each step of an ablation, or of each variant, with its name in `step`.
 
-    A trial belongs to the steps whose fields it has, on top of the study's base: two steps that
-    change nothing have the same trials, which then come twice.
+    A trial belongs to a step if it has the fields that the step sets on top of the study's base. A
+    trial that belongs to two steps is in two rows.
     """
     base = about.get("base", {})
     steps = exploration_of(about).steps
@@ -79,18 +79,18 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     for step, more in steps.items():
         mine = pd.Series(True, index=trials.index)
         for name in changed:
-            wanted = more.get(name, base.get(name))
-            mine &= trials[name].isna() if wanted is None else trials[name] == wanted
+            value = more.get(name, base.get(name))
+            mine &= trials[name].isna() if value is None else trials[name] == value
         parts.append(trials[mine].assign(**{STEP: step}))
     return pd.concat(parts) if parts else trials.iloc[:0].assign(**{STEP: ""})
 
 
 def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:
-    """The columns that tell surfaces apart."""
+    """The columns that distinguish surfaces."""
     exploration = exploration_of(about)
     if exploration.is_search:
         among: Sequence[str] = APART_IN_SEARCHES
-    elif STEP in trials:  # what a step changes, its name says
+    elif STEP in trials:  # the name of a step stands for the fields that it sets
         changed = {name for more in exploration.steps.values() for name in more}
         return [STEP, *_varied(trials, [n for n in _apart() if n not in changed])]
     else:
@@ -107,9 +107,9 @@ def _varied(trials: pd.DataFrame, among: Sequence[str]) -> list[str]:
 
 
 def varied_fields(trials: pd.DataFrame) -> list[str]:
-    """Fields of a configuration that differ between trials: what a leaderboard names."""
-    found = _varied(trials, [*CROSSED, *CHOICES])
-    return found or [name for name in CROSSED if name in trials]
+    """The fields that differ between trials, for a leaderboard."""
+    varied = _varied(trials, [*CROSSED, *CHOICES])
+    return varied or [name for name in CROSSED if name in trials]
 
 
 def analyses(
@@ -121,22 +121,22 @@ def analyses(
     mode: str,
     lr: str = "base_lr",
 ) -> list[Analysis]:
-    """One analysis a surface, that with the best mean first; one of nothing where nothing is."""
+    """One analysis per surface, the one with the best mean first; an empty one without trials."""
     if exploration_of(about).steps:
         trials = with_steps(trials, about)
     others = others_of(trials, about)
     groups = trials.groupby(others, dropna=False) if others else [((), trials)]
-    found = []
+    surfaces = []
     for values, group in groups:
         of = dict(zip(others, values, strict=True))
-        mine = None
-        if epochs is not None and metric in epochs:  # a test score is of whole trials only
-            mine = epochs[epochs["trial_key"].isin(group["trial_key"])]
-        found.append(analyse(group, mine, metric=metric, mode=mode, lr=lr, of=of))
+        evaluations = None
+        if epochs is not None and metric in epochs:  # test scores exist only for whole trials
+            evaluations = epochs[epochs["trial_key"].isin(group["trial_key"])]
+        surfaces.append(analyse(group, evaluations, metric=metric, mode=mode, lr=lr, of=of))
     sign = 1.0 if mode == "max" else -1.0
 
     def score(analysis: Analysis) -> float:
         best = (sign * analysis.cells["mean"]).max()
         return float("-inf") if pd.isna(best) else float(best)
 
-    return sorted(found, key=score, reverse=True)
+    return sorted(surfaces, key=score, reverse=True)

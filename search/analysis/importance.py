@@ -1,4 +1,4 @@
-"""Which fields of a search mattered."""
+"""The importance of a search's fields."""
 
 import math
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ import pandas as pd
 from trainable.config import WORST
 
 LEAST_TRIALS = 20
-BEST_SHARE, BEST_TRIALS = 0.1, 10  # the best tenth are compared with all, or the best ten
+BEST_SHARE, BEST_TRIALS = 0.1, 10  # compare the best tenth, or at least ten, with all trials
 COMPARED = ("completed", "stopped", "diverged")
-LOG_RATIO = 30.0  # largest over smallest value, from which on an axis is logarithmic
+LOG_RATIO = 30.0  # if largest / smallest value is at least this, the axis is logarithmic
 
 
 def importance(
     trials: pd.DataFrame, *, fields: Sequence[str], metric: str, mode: str
 ) -> pd.DataFrame:
-    """Each field's share in what sets the best trials apart: field, importance; largest first.
+    """How much each field distinguishes the best trials: field, importance; largest first.
 
-    PED-ANOVA (Watanabe, Bansal & Hutter 2023, arXiv:2304.10255) by Optuna. It asks only which
-    trials are among the best, so stopped trials count with their last score, as they were stopped
-    for being worse, and diverged ones as the worst there is. Empty below twenty trials or where
-    fewer than two fields differ.
+    PED-ANOVA (Watanabe, Bansal & Hutter 2023, arXiv:2304.10255) from Optuna. It only uses which
+    trials are among the best. So stopped trials count with their last score, because they were
+    stopped for being worse, and diverged ones with the worst score. Empty with fewer than twenty
+    trials, or if fewer than two fields differ.
     """
     columns = ["field", "importance"]
     rows = trials[trials["status"].isin(COMPARED)]
@@ -39,12 +39,12 @@ def importance(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(direction="maximize")
-        for at, score in zip(rows.to_dict("records"), values, strict=True):
-            params = {name: value_of(at[name]) for name in domains}
+        for row, score in zip(rows.to_dict("records"), values, strict=True):
+            params = {name: value_of(row[name]) for name in domains}
             study.add_trial(
                 optuna.trial.create_trial(params=params, distributions=domains, value=float(score))
             )
-        found = optuna.importance.get_param_importances(
+        importances = optuna.importance.get_param_importances(
             study,
             evaluator=optuna.importance.PedAnovaImportanceEvaluator(
                 target_quantile=max(BEST_SHARE, BEST_TRIALS / len(rows))
@@ -52,11 +52,11 @@ def importance(
         )
     finally:
         optuna.logging.set_verbosity(quiet)
-    return pd.DataFrame(list(found.items()), columns=columns)
+    return pd.DataFrame(list(importances.items()), columns=columns)
 
 
 def _scores(rows: pd.DataFrame, *, metric: str, mode: str) -> "pd.Series[float]":
-    """Each trial's score, more being better; a diverged one's is the worst there is."""
+    """Each trial's score, where more is better; diverged trials get the worst score."""
     scores = rows[metric].astype(float).replace([np.inf, -np.inf], np.nan)
     scores = scores if mode == "max" else -scores
     worst = min(WORST.get(metric, 0.0), scores.min() if scores.notna().any() else 0.0)
@@ -64,7 +64,7 @@ def _scores(rows: pd.DataFrame, *, metric: str, mode: str) -> "pd.Series[float]"
 
 
 def value_of(value: Any) -> Any:
-    """As Optuna's distributions take it."""
+    """The value in a form that Optuna's distributions accept."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "none"
     return value.item() if isinstance(value, np.generic) else value
@@ -78,12 +78,12 @@ def is_numeric(column: "pd.Series[Any]") -> bool:
 
 
 def is_log(column: "pd.Series[float]") -> bool:
-    """Whether the values span so much that an axis is better logarithmic."""
+    """Whether the values span so much that their axis should be logarithmic."""
     return bool(column.min() > 0 and column.max() / column.min() >= LOG_RATIO)
 
 
 def _domain(column: "pd.Series[Any]") -> Any:
-    """The range or the choices that a field was drawn from, from its values; None for one value."""
+    """The range or choices of a field, inferred from its values; None if it has one value."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if column.nunique(dropna=False) < 2:

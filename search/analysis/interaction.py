@@ -1,7 +1,7 @@
-"""Whether batch size and lr act together: analysis of variance, permutations, rank correlations.
+"""Whether batch size and lr interact: analysis of variance, permutations, rank correlations.
 
-Pure functions over the `trials` table, or over any frame with batch_size, an lr, status and a
-metric; the lr should be the one whose values cross with the batch sizes in a grid.
+Pure functions of the `trials` table, or of any frame with batch_size, an lr, status and a metric.
+Use the lr whose values form a grid with the batch sizes.
 """
 
 from dataclasses import dataclass, replace
@@ -18,14 +18,14 @@ PERMUTATIONS = 999
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """How the variance between cells divides, and whether the interaction is more than noise.
+    """The parts of the variance between cells, and whether the interaction is more than noise.
 
-    The shares are of the sum of squares of the cell means and add up to one. `p_value` is by
-    permutation, `f` its statistic, NaN without replicates, as then interaction and noise cannot be
-    told apart; `p_robust` is of the F test with HC3 errors, NaN unless each cell has two seeds.
-    `replicates` are the fewest of a cell. `why` says what cannot be said; `batch_sizes` and `lrs`
-    are the grid that was used, the largest without a hole, and `left_out` counts the scored cells
-    that are not in it.
+    The shares are parts of the sum of squares of the cell means and add up to one. `p_value` is of
+    a permutation test with the statistic `f`; both are NaN without replicates, because interaction
+    and noise cannot be separated then. `p_robust` is of the F test with HC3 errors, NaN unless each
+    cell has two seeds. `replicates` is the smallest number of trials in a cell. `why` explains
+    missing values. `batch_sizes` and `lrs` are the complete grid that was used; `left_out` counts
+    the scored cells outside it.
     """
 
     share_batch_size: float = float("nan")
@@ -44,54 +44,55 @@ class Interaction:
 def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> Interaction:
     """Two-way analysis of variance of a metric over batch size and lr.
 
-    Type II sums of squares; the p value by permuting the residuals of the additive model (Freedman
-    & Lane 1983), which asks nothing of the noise's shape but that it is alike in all cells; the
-    robust one by statsmodels with HC3 errors, which does not ask that either, but with three seeds
-    rejects about one true hypothesis in ten at 5 %. Where they disagree, believe neither yet.
+    Type II sums of squares. The p value is from permutations of the residuals of the additive model
+    (Freedman & Lane 1983): it only assumes that the noise has the same distribution in all cells.
+    The robust p value is from statsmodels with HC3 errors: it does not assume equal noise, but with
+    three seeds it rejects about one true hypothesis in ten at the 5 % level. If the two disagree,
+    trust neither.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
     grid = _whole_grid(means)
-    found = Interaction(
+    result = Interaction(
         batch_sizes=tuple(grid.index),
         lrs=tuple(grid.columns),
         left_out=int(means.notna().to_numpy().sum()) - grid.size,
     )
     if min(grid.shape, default=0) < 2:
-        return replace(found, why="no grid of two batch sizes and two lrs has scores")
+        return replace(result, why="there are no scores for a grid of two batch sizes and two lrs")
     y = grid.to_numpy()
     if np.ptp(y) <= 1e-12:
-        return replace(found, why="the metric is the same in every cell")
+        return replace(result, why="the metric is the same in every cell")
     main_b = y.mean(axis=1, keepdims=True) - y.mean()
     main_lr = y.mean(axis=0, keepdims=True) - y.mean()
     both = y - y.mean() - main_b - main_lr
     squares = [(main_b**2).sum() * y.shape[1], (main_lr**2).sum() * y.shape[0], (both**2).sum()]
-    share_b, share_lr, share_both = (float(each / sum(squares)) for each in squares)
+    share_b, share_lr, share_both = (float(part / sum(squares)) for part in squares)
     inside = rows[rows["batch_size"].isin(grid.index) & rows[lr].isin(grid.columns)]
     seeds = inside.groupby(["batch_size", lr])[metric]
-    found = replace(
-        found,
+    result = replace(
+        result,
         share_batch_size=share_b,
         share_lr=share_lr,
         share_interaction=share_both,
         replicates=int(seeds.size().min()),
     )
     if len(inside) == grid.size:
-        why = "no replicates: with one seed in a cell, interaction and noise cannot be told apart"
-        return replace(found, why=why)
+        why = "with one seed per cell, interaction and noise cannot be separated"
+        return replace(result, why=why)
     if np.allclose(seeds.transform("std").fillna(0.0), 0):
-        return replace(found, why="the seeds of each cell have equal scores")
+        return replace(result, why="all seeds of a cell have the same score")
     values = inside[metric].to_numpy(dtype=float)
     codes_b = pd.Categorical(inside["batch_size"]).codes.astype(int)
     codes_lr = pd.Categorical(inside[lr]).codes.astype(int)
     f, p_value = _freedman_lane(values, codes_b, codes_lr)
-    known = found.replicates > 1
-    robust = _robust_p(values, codes_b, codes_lr) if known else float("nan")
-    return replace(found, f=f, p_value=p_value, p_robust=robust)
+    is_replicated = result.replicates > 1
+    robust = _robust_p(values, codes_b, codes_lr) if is_replicated else float("nan")
+    return replace(result, f=f, p_value=p_value, p_robust=robust)
 
 
 def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
-    """The part of a table without a hole that dropping rows and columns one by one leaves."""
+    """Drop the row or column with the most holes until the table has none."""
     grid = means
     while grid.isna().to_numpy().any():
         holes_row, holes_column = grid.isna().mean(axis=1), grid.isna().mean(axis=0)
@@ -105,7 +106,7 @@ def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
 def _bases(
     codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orthonormal columns that span the additive model, and those of one mean a cell."""
+    """Orthonormal columns that span the additive model, and the model of one mean per cell."""
     b, lr = np.eye(codes_b.max() + 1)[codes_b], np.eye(codes_lr.max() + 1)[codes_lr]
     cell = np.eye((codes_b.max() + 1) * (codes_lr.max() + 1))[codes_b * lr.shape[1] + codes_lr]
     additive = np.linalg.qr(np.hstack([b, lr[:, 1:]]))[0]
@@ -115,7 +116,7 @@ def _bases(
 def _freedman_lane(
     y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
 ) -> tuple[float, float]:
-    """F of the interaction and its permutation p value, the observed order counted among them."""
+    """F of the interaction and its permutation p value, which counts the observed order too."""
     additive, cells = _bases(codes_b, codes_lr)
     between = cells.shape[1] - additive.shape[1]
     within = len(y) - cells.shape[1]
@@ -124,11 +125,13 @@ def _freedman_lane(
         total = (many**2).sum(axis=0)
         rss_additive = total - ((additive.T @ many) ** 2).sum(axis=0)
         rss_cells = total - ((cells.T @ many) ** 2).sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # an order may make the seeds equal
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a permutation can make all seeds of a cell equal
             out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
         return out
 
-    # What the additive model fits adds to neither sum, so the residuals stand for the scores.
+    # The fit of the additive model changes neither sum, so permute only the residuals.
     residuals = y - additive @ (additive.T @ y)
     rng = np.random.default_rng(SEED)
     permuted = rng.permuted(np.tile(residuals[:, None], PERMUTATIONS), axis=0)
@@ -140,7 +143,7 @@ def _freedman_lane(
 def _robust_p(
     y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
 ) -> float:
-    """The interaction's p value by statsmodels' analysis of variance, typ 2, with HC3 errors."""
+    """The interaction's p value from statsmodels' analysis of variance, type 2, HC3 errors."""
     import warnings
 
     from statsmodels.formula.api import ols
@@ -148,20 +151,20 @@ def _robust_p(
 
     frame = pd.DataFrame({"y": y, "b": codes_b, "lr": codes_lr})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a covariance that is not of full rank
+        warnings.simplefilter("ignore")  # about a covariance matrix without full rank
         table = anova_lm(ols("y ~ C(b) * C(lr)", frame).fit(), typ=2, robust="hc3")
     return float(table.loc["C(b):C(lr)", "PR(>F)"])
 
 
 def spearman(cells: pd.DataFrame) -> dict[float, float]:
-    """Rank correlation of batch size and the cell means at each lr; NaN below three batch sizes.
+    """Rank correlation of batch size and cell mean at each lr; NaN with only two batch sizes.
 
-    A sign that turns from one lr to another is the crossed interaction that Kandel & Castelli 2020
-    report: large batches do better at high rates, small ones at low rates.
+    If its sign changes between lrs, the interaction is crossed, as Kandel & Castelli 2020 report:
+    large batches are better at high rates, small ones at low rates.
     """
-    found = {}
+    correlations = {}
     for lr, group in cells[cells["mean"].notna()].groupby("lr"):
-        many = len(group) >= 3 and group["mean"].nunique() > 1
-        rho = stats.spearmanr(group["batch_size"], group["mean"]).statistic if many else np.nan
-        found[float(lr)] = float(rho)
-    return found
+        is_enough = len(group) >= 3 and group["mean"].nunique() > 1
+        rho = stats.spearmanr(group["batch_size"], group["mean"]).statistic if is_enough else np.nan
+        correlations[float(lr)] = float(rho)
+    return correlations

@@ -1,4 +1,4 @@
-"""The best configurations, and the steps of an ablation, over the same seeds."""
+"""The best configurations, the steps of an ablation, and the ancestors of a trial."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ def leaderboard(
 ) -> pd.DataFrame:
     """The best configurations: the fields `by`, then mean, std, n, low, high, mean test score.
 
-    `low` and `high` bound Student's 95 % interval of the mean, NaN below two seeds.
+    `low` and `high` bound Student's 95 % interval of the mean; NaN with fewer than two seeds.
     """
     used = trials[trials["status"].isin(USABLE)]
     test = metric.replace("val_", "test_")
@@ -33,10 +33,10 @@ def leaderboard(
 
 
 def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:
-    """One row a step: mean, std and n over seeds, and what changed from the step before.
+    """One row per step: mean, std and n over seeds, and the change from the previous step.
 
-    `change` and `change_std` are the mean and deviation of the differences between the two steps
-    of one seed: the seeds are paired, so the noise that they share drops out. `pairs` counts them.
+    `change` and `change_std` are the mean and standard deviation of the differences between the two
+    steps of the same seed: paired, so that the noise they share cancels. `pairs` counts them.
     """
     used = trials[trials["status"].isin(USABLE)]
     scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
@@ -55,7 +55,7 @@ def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.D
 
 
 def lineage(trials: pd.DataFrame, key: str) -> pd.DataFrame:
-    """The rows of a trial and of those it went on from, the first generation first."""
+    """The rows of a trial and of its ancestors, oldest first."""
     by_key = trials.set_index("trial_key", drop=False)
     keys = [key]
     while isinstance(before := by_key.loc[keys[-1], "begins_from"], str) and before in by_key.index:

@@ -10,11 +10,10 @@ from search.analysis.surface import DRAWS, LEVEL, redrawn
 def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     """The best lr of each batch size: batch_size, lr, mean, edge, vertex.
 
-    `lr` is the best that has a score and `edge` is `low` or `high` where that is the smallest or
-    largest lr tried, so that a better one may lie outside; else an empty text. Beside an lr whose
-    trials diverged or were stopped for being worse the best is no edge. `vertex` is the peak of
-    the parabola in log lr through the best and its two neighbours; the best itself where there are
-    not two.
+    `lr` is the best lr with a score. `edge` is `low` or `high` if it is the smallest or largest lr
+    that was tried, so that a better one may lie outside; otherwise it is empty. An lr whose trials
+    diverged or were stopped counts as tried. `vertex` is the peak of the parabola in log lr through
+    the best lr and its two neighbours, or the best lr itself if it does not have two.
     """
     rows = []
     sign = 1.0 if mode == "max" else -1.0
@@ -23,25 +22,25 @@ def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
         scored = group.dropna(subset="mean").reset_index(drop=True)
         if scored.empty:
             continue
-        at = int((sign * scored["mean"]).idxmax())
-        best = scored.loc[at]
+        index = int((sign * scored["mean"]).idxmax())
+        best = scored.loc[index]
         tried = group.loc[group["trials"] > group["failed"], "lr"]
         edges = {tried.min(): "low", tried.max(): "high"} if len(tried) > 1 else {}
         edge = edges.get(best["lr"], "")
         vertex = best["lr"]
-        if 0 < at < len(scored) - 1:
-            vertex = float(np.exp(_vertex(np.log(scored["lr"]), sign * scored["mean"], at)))
+        if 0 < index < len(scored) - 1:
+            vertex = float(np.exp(_vertex(np.log(scored["lr"]), sign * scored["mean"], index)))
         rows.append((batch_size, best["lr"], best["mean"], edge, vertex))
     return pd.DataFrame(rows, columns=["batch_size", "lr", "mean", "edge", "vertex"])
 
 
-def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", at: int) -> float:
-    """Where the parabola through the points `at - 1`, `at` and `at + 1` is highest.
+def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", index: int) -> float:
+    """Where the parabola through the point at `index` and its two neighbours is highest.
 
-    By divided differences; within the neighbours, as `at` is the highest of the three.
+    By divided differences. It is between the neighbours, because the middle point is the highest.
     """
-    x0, x1, x2 = (float(x.iloc[i]) for i in (at - 1, at, at + 1))
-    y0, y1, y2 = (float(y.iloc[i]) for i in (at - 1, at, at + 1))
+    x0, x1, x2 = (float(x.iloc[i]) for i in (index - 1, index, index + 1))
+    y0, y1, y2 = (float(y.iloc[i]) for i in (index - 1, index, index + 1))
     first, second = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     bend = (second - first) / (x2 - x0)
     return (x0 + x1) / 2 - first / (2 * bend) if bend < 0 else x1
@@ -50,10 +49,10 @@ def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", at: int) -> float:
 def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.DataFrame:
     """`ridge` with lr_low and lr_high, the 95 % interval of each batch size's best lr.
 
-    Percentiles of the vertex over redrawn surfaces; where the best then lies on an edge, the
-    interval ends there. It is of the seeds' noise alone: where the curve falls off much faster on
-    one side, the parabola's vertex is off by a part of a step between two lrs, which shows where
-    the noise is small. NaN without seeds. `bracketed` says whether the best lies inside.
+    They are percentiles of the vertex over redrawn surfaces; the interval ends at the edge if the
+    best lr of a draw is there. It contains only the noise of the seeds: if the curve falls much
+    faster on one side, the vertex of the parabola is off by a part of a step between two lrs, which
+    matters when the noise is small. NaN without replicates. `bracketed`: the best lr is no edge.
     """
     table = ridge(cells, mode=mode)
     table["bracketed"] = table["edge"] == ""
@@ -71,15 +70,15 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
 def ridge_draws(
     cells: pd.DataFrame, *, mode: str, draws: int = DRAWS
 ) -> dict[int, NDArray[np.float64]] | None:
-    """Each batch size's log best lr (vertex) over redrawn surfaces, (draws,); None without seeds.
+    """The log of each batch size's vertex over redrawn surfaces, (draws,); None without replicates.
 
-    Natural logarithms: a best on an edge of those with scores is exactly that edge's.
+    Natural logarithms. A best lr on the edge gives exactly the logarithm of that edge.
     """
     means = redrawn(cells, mode=mode, draws=draws)
     if means is None:
         return None
     sign = 1.0 if mode == "max" else -1.0
-    found = {}
+    vertices = {}
     for batch_size, group in cells.groupby("batch_size"):
         order = group.sort_values("lr")
         order = order[order["mean"].notna()]
@@ -87,17 +86,17 @@ def ridge_draws(
             continue
         x = np.log(order["lr"].to_numpy())
         y = sign * means[:, cells.index.get_indexer(order.index)]
-        found[batch_size] = _vertices(x, y)
-    return found
+        vertices[batch_size] = _vertices(x, y)
+    return vertices
 
 
 def _vertices(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`_vertex` of many curves at once: x (lrs,), y (draws, lrs) -> (draws,)."""
-    at = y.argmax(axis=1)
-    inner = (at > 0) & (at < len(x) - 1)
-    i = np.clip(at, 1, max(len(x) - 2, 1))
+    """`_vertex` of many curves: x (lrs,), y (draws, lrs) -> (draws,)."""
+    best = y.argmax(axis=1)
+    inner = (best > 0) & (best < len(x) - 1)
+    i = np.clip(best, 1, max(len(x) - 2, 1))
     if len(x) < 3:
-        return np.asarray(x[at])
+        return np.asarray(x[best])
     row = np.arange(len(y))
     x0, x1, x2 = x[i - 1], x[i], x[i + 1]
     y0, y1, y2 = y[row, i - 1], y[row, i], y[row, i + 1]
@@ -105,5 +104,5 @@ def _vertices(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.floa
     bend = (second - first) / (x2 - x0)
     inner &= bend < 0
     vertex = (x0 + x1) / 2 - first / (2 * np.where(inner, bend, -1.0))
-    found: NDArray[np.float64] = np.where(inner, vertex, x[at])
-    return found
+    vertices: NDArray[np.float64] = np.where(inner, vertex, x[best])
+    return vertices

@@ -1,7 +1,7 @@
-"""How the best lr scales with batch size: the exponent of lr* = c B^a, its rivals, the collapse.
+"""How the best lr scales with batch size: the exponent of lr* = c B^a, other forms, the collapse.
 
-Pure functions over the cells that `surface.surface` makes. `lr` should be what the optimizer gets
-at its peak: a base lr before a batch-size rule has the rule's exponent taken off.
+Pure functions of the cells from `surface.surface`. `lr` should be the peak lr that the optimizer
+gets: with the base lr, the exponent would be reduced by that of the batch-size rule.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,17 +17,19 @@ from search.analysis.surface import LEVEL
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
-EDGE_SHARE = 0.025  # of redrawn surfaces whose best is on an edge: above it, it is not bracketed
-EDGE_WITHIN_NOISE = "within the noise its best lr reaches the edge of the grid"
+EDGE_SHARE = 0.025  # if more redrawn surfaces have their best lr on an edge, it is not bracketed
+EDGE_WITHIN_NOISE = "the noise allows a best lr at the edge of the grid"
 COLLAPSE_EXPONENTS = np.round(np.arange(0.0, 2.0001, 0.01), 2)
+
+Shape = Callable[[float], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exponent:
-    """a of lr* = c B^a with its 95 % interval, and which batch sizes it rests on.
+    """The exponent a of lr* = c B^a with its 95 % interval, and the batch sizes it is fitted to.
 
-    `value` is NaN with fewer than three usable batch sizes; `low` and `high` are NaN where there is
-    nothing to estimate an interval from. `left_out` maps the other batch sizes to why.
+    `value` is NaN with fewer than three usable batch sizes; `low` and `high` are NaN if no interval
+    can be estimated. `left_out` maps the other batch sizes to the reason.
     """
 
     value: float
@@ -38,25 +40,61 @@ class Exponent:
     left_out: Mapping[int, str]
 
     def verdict(self, rule: str) -> str:
-        """`holds`, `rejected`, or `unknown` without an interval: whether it holds a rule's a."""
+        """`holds` if the interval contains the rule's a, else `rejected`; `unknown` without one."""
         if not np.isfinite([self.low, self.high]).all():
             return "unknown"
         return "holds" if self.low <= RULES[rule] <= self.high else "rejected"
 
 
+@dataclass(frozen=True)
+class _Points:
+    """The bracketed points of the ridge: log B, log lr*, weights, and redrawn log lr* if any."""
+
+    batch_sizes: tuple[int, ...]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    redrawn: NDArray[np.float64] | None
+    left_out: Mapping[int, str]
+
+
 def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
     """The slope of log lr* against log B over the bracketed batch sizes.
 
-    Least squares weighted by the variance of each ridge point over redrawn surfaces. The standard
-    error is the larger of what the seeds' noise gives and what the points' scatter about the line
-    gives, the latter with Student's t: a ridge that is no straight line widens the interval, and
-    without seeds the scatter alone makes it (from four batch sizes on).
+    Least squares, weighted by the variance of each ridge point over redrawn surfaces. The standard
+    error is the larger one of two estimates: from the noise of the seeds, and from the scatter of
+    the points about the line (with Student's t). So a ridge that is not a straight line widens the
+    interval. Without replicates the scatter alone gives it, from four batch sizes on.
     """
-    table = ridge_interval(cells, mode=mode)
+    points = _bracketed(cells, mode=mode)
+    if len(points.x) < LEAST_BATCH_SIZES:
+        nan = float("nan")
+        return Exponent(
+            value=nan,
+            low=nan,
+            high=nan,
+            log_c=nan,
+            batch_sizes=points.batch_sizes,
+            left_out=points.left_out,
+        )
+    value, log_c = _line(points.x, points.y, points.weights)
+    half = _half_interval(points, value, log_c)
+    return Exponent(
+        value=value,
+        low=value - half,
+        high=value + half,
+        log_c=log_c,
+        batch_sizes=points.batch_sizes,
+        left_out=points.left_out,
+    )
+
+
+def _bracketed(cells: pd.DataFrame, *, mode: str) -> _Points:
+    """The points of the ridge whose best lr is certainly between two others."""
     draws = ridge_draws(cells, mode=mode)
     x, y, weights, used, left_out = [], [], [], [], {}
-    sampled: list[NDArray[np.float64]] = []
-    for row in table.to_dict("records"):
+    redrawn: list[NDArray[np.float64]] = []
+    for row in ridge_interval(cells, mode=mode).to_dict("records"):
         batch_size = int(row["batch_size"])
         lrs = cells.loc[(cells["batch_size"] == batch_size) & cells["mean"].notna(), "lr"]
         if row["edge"] or not lrs.min() < row["lr"] < lrs.max():
@@ -68,40 +106,37 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
             if on_edge > EDGE_SHARE:
                 left_out[batch_size] = EDGE_WITHIN_NOISE
                 continue
-            sampled.append(logs)
+            redrawn.append(logs)
         x.append(np.log(batch_size))
         y.append(np.log(row["vertex"]))
         used.append(batch_size)
         weights.append(1.0 if draws is None else 1 / max(float(logs.var()), 1e-12))
-    if len(x) < LEAST_BATCH_SIZES:
-        nan = float("nan")
-        return Exponent(
-            value=nan, low=nan, high=nan, log_c=nan, batch_sizes=tuple(used), left_out=left_out
-        )
-    xs, ys, w = np.array(x), np.array(y), np.array(weights)
-    value, log_c = _line(xs, ys, w)
-    freedom = len(xs) - 2
-    residuals = ys - log_c - value * xs
-    spread = (w * (xs - np.average(xs, weights=w)) ** 2).sum()
-    scatter = float(np.sqrt((w * residuals**2).sum() / freedom / spread))
-    half = stats.t.ppf(0.5 + LEVEL / 2, freedom) * scatter
-    if sampled:
-        tilt = w * (xs - np.average(xs, weights=w)) / spread
-        slopes = tilt @ np.array(sampled)
-        low, high = np.percentile(slopes, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        chi2 = float((w * residuals**2).sum())
-        straight = stats.chi2.sf(chi2, freedom) > 0.05
-        half = max(value - low, high - value, 0.0 if straight else half)
-    elif freedom < 2:
-        half = float("nan")
-    return Exponent(
-        value=value,
-        low=value - half,
-        high=value + half,
-        log_c=log_c,
+    return _Points(
         batch_sizes=tuple(used),
+        x=np.array(x),
+        y=np.array(y),
+        weights=np.array(weights),
+        redrawn=np.array(redrawn) if redrawn else None,
         left_out=left_out,
     )
+
+
+def _half_interval(points: _Points, value: float, log_c: float) -> float:
+    """Half of the exponent's 95 % interval; NaN if it cannot be estimated."""
+    xs, w = points.x, points.weights
+    freedom = len(xs) - 2
+    residuals = points.y - log_c - value * xs
+    spread = (w * (xs - np.average(xs, weights=w)) ** 2).sum()
+    scatter = float(np.sqrt((w * residuals**2).sum() / freedom / spread))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom) * scatter)
+    if points.redrawn is None:
+        return half if freedom > 1 else float("nan")
+    tilt = w * (xs - np.average(xs, weights=w)) / spread
+    slopes = tilt @ points.redrawn
+    low, high = np.percentile(slopes, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    chi2 = float((w * residuals**2).sum())
+    is_straight = stats.chi2.sf(chi2, freedom) > 0.05
+    return float(max(value - low, high - value, 0.0 if is_straight else half))
 
 
 def _line(
@@ -119,20 +154,20 @@ def rival_forms(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     `a=0`, `a=0.5`, `a=1` and a free power of B; `saturating`, lr_max / (1 + B_noise / B)
     (McCandlish et al. 2018, arXiv:1812.06162, eq. 2.13); `surge`, lr_max / ((sqrt(B_noise / B) +
     sqrt(B / B_noise)) / 2) (Li et al. 2024, arXiv:2405.14578). AIC = n log(RSS / n) + 2 k of
-    log lr*, k counting the variance. Empty with fewer than four bracketed batch sizes; with so few
-    points a difference below 2 says nothing.
+    log lr*, where k includes the variance. Empty with fewer than four bracketed batch sizes. With
+    so few points a difference below 2 is meaningless.
     """
     columns = ["form", "parameters", "aic", "delta", "b_noise"]
-    found = exponent(cells, mode=mode)
-    if len(found.batch_sizes) < LEAST_BATCH_SIZES + 1:
+    fitted = exponent(cells, mode=mode)
+    if len(fitted.batch_sizes) < LEAST_BATCH_SIZES + 1:
         return pd.DataFrame(columns=columns)
     table = ridge_interval(cells, mode=mode).set_index("batch_size")
-    b = np.array(found.batch_sizes, dtype=float)
-    y = np.log(table.loc[list(found.batch_sizes), "vertex"].to_numpy())
+    b = np.array(fitted.batch_sizes, dtype=float)
+    y = np.log(table.loc[list(fitted.batch_sizes), "vertex"].to_numpy())
     rows = []
 
     def add(form: str, residuals: NDArray[np.float64], parameters: int, b_noise: float) -> None:
-        # A floor of a thousandth of log lr: a perfect fit is a coincidence of few points.
+        # At least a thousandth in log lr: a perfect fit of so few points is a coincidence.
         variance = max(float((residuals**2).mean()), 1e-6)
         rows.append((form, parameters, len(b) * np.log(variance) + 2 * (parameters + 1), b_noise))
 
@@ -140,35 +175,38 @@ def rival_forms(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
         add(f"a={a:g}", y - a * np.log(b) - (y - a * np.log(b)).mean(), 1, np.nan)
     slope, intercept = _line(np.log(b), y, np.ones_like(b))
     add("power", y - intercept - slope * np.log(b), 2, np.nan)
-    shapes: Mapping[str, Callable[[float], NDArray[np.float64]]] = {
+    shapes: Mapping[str, Shape] = {
         "saturating": lambda n: -np.log1p(n / b),
         "surge": lambda n: -np.log((np.sqrt(n / b) + np.sqrt(b / n)) / 2),
     }
     for form, shape in shapes.items():
+        b_noise = _best_b_noise(shape, b, y)
+        residuals = y - shape(b_noise)
+        add(form, residuals - residuals.mean(), 2, b_noise)
+    forms = pd.DataFrame(rows, columns=["form", "parameters", "aic", "b_noise"]).sort_values("aic")
+    forms["delta"] = forms["aic"] - forms["aic"].min()
+    return forms.reset_index(drop=True)[columns]
 
-        def rss(log_n: float, shape: Callable[[float], NDArray[np.float64]] = shape) -> float:
-            left = y - shape(np.exp(log_n))
-            return float(((left - left.mean()) ** 2).sum())
 
-        bounds = (np.log(b.min()) - 5, np.log(b.max()) + 5)
-        starts = np.linspace(*bounds, 60)
-        start = starts[int(np.argmin([rss(s) for s in starts]))]
-        step = starts[1] - starts[0]
-        best = optimize.minimize_scalar(
-            rss, bounds=(start - step, start + step), method="bounded"
-        ).x
-        left = y - shape(np.exp(best))
-        add(form, left - left.mean(), 2, float(np.exp(best)))
-    out = pd.DataFrame(rows, columns=["form", "parameters", "aic", "b_noise"]).sort_values("aic")
-    out["delta"] = out["aic"] - out["aic"].min()
-    return out.reset_index(drop=True)[columns]
+def _best_b_noise(shape: Shape, b: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """The B_noise with which a form fits log lr* best, by a scan and a bounded minimization."""
+
+    def rss(log_n: float) -> float:
+        residuals = y - shape(np.exp(log_n))
+        return float(((residuals - residuals.mean()) ** 2).sum())
+
+    starts = np.linspace(np.log(b.min()) - 5, np.log(b.max()) + 5, 60)
+    start = starts[int(np.argmin([rss(s) for s in starts]))]
+    step = starts[1] - starts[0]
+    bounds = (start - step, start + step)
+    return float(np.exp(optimize.minimize_scalar(rss, bounds=bounds, method="bounded").x))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collapse:
-    """The a at which all cells lie best on one parabola in log lr - a log B; `r2_at` maps a to R2.
+    """The a for which one parabola in log lr - a log B fits all cells best; `r2_at` maps a to R2.
 
-    NaN and empty where there are fewer than five cells with scores or a constant metric.
+    NaN and empty with fewer than five scored cells, or if all scores are equal.
     """
 
     exponent: float
@@ -177,7 +215,7 @@ class Collapse:
 
 
 def collapse(cells: pd.DataFrame) -> Collapse:
-    """Scan a in [0, 2] by 0.01: cell means as a quadratic in log10 lr - a log10 B."""
+    """Scan a in [0, 2] in steps of 0.01: fit a quadratic in log10 lr - a log10 B to the means."""
     scored = cells[cells["mean"].notna()]
     y = scored["mean"].to_numpy(dtype=float)
     if (
@@ -193,7 +231,7 @@ def collapse(cells: pd.DataFrame) -> Collapse:
         x = (log_lr - a * log_b).to_numpy()
         x = x - x.mean()
         fit = np.vander(x, 3)
-        left = y - fit @ np.linalg.lstsq(fit, y, rcond=None)[0]
-        r2_at[float(a)] = float(1 - (left**2).sum() / total)
+        residuals = y - fit @ np.linalg.lstsq(fit, y, rcond=None)[0]
+        r2_at[float(a)] = float(1 - (residuals**2).sum() / total)
     best = max(r2_at, key=lambda a: r2_at[a])
     return Collapse(exponent=best, r2=r2_at[best], r2_at=r2_at)

@@ -1,7 +1,8 @@
-"""The surface, a metric over (batch size, lr): cells, ridge, and what cannot be told from the best.
+"""The surface: a metric over (batch size, lr) as cells, and the cells that are tied for best.
 
-Pure functions over the `trials` table, or over any frame with batch_size, an lr, status and a
-metric. A stopped trial is censored and a diverged one has no score: both are counted, not averaged.
+A cell is one combination of batch size and lr. These are pure functions of the `trials` table, or
+of any frame with batch_size, an lr, status and a metric. Stopped trials are censored and diverged
+trials have no score: both are counted, but not averaged.
 """
 
 import functools
@@ -18,20 +19,20 @@ SEED = 0
 
 
 def usable(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
-    """The trials whose scores may be averaged: completed, finite, of one configuration throughout.
+    """The trials whose scores may be averaged: completed, with a finite score and one config.
 
-    A trial of a population (`begins_from`) was trained with several configurations.
+    The trials of a population (`begins_from`) were trained with several configs in turn.
     """
     rows = trials[trials["status"].isin(USABLE) & np.isfinite(trials[metric].astype(float))]
     return rows[rows["begins_from"].isna()] if "begins_from" in rows else rows
 
 
 def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.DataFrame:
-    """One row a cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
+    """One row per cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
 
-    `mean` and `std` are over the seeds of completed trials that have a score, NaN where there are
-    none; `low` and `high` bound Student's 95 % interval of the mean, NaN below two seeds. The last
-    four count the cell's trials: all, and those left out by how they ended.
+    `mean` and `std` are over the seeds of completed trials with a score; NaN if there are none.
+    `low` and `high` bound Student's 95 % interval of the mean; NaN with fewer than two seeds. The
+    last four count the cell's trials: all of them, and those left out by their status.
     """
     by = ["batch_size", lr]
     scores = usable(trials, metric=metric).groupby(by)[metric].agg(["mean", "std", "count"])
@@ -49,10 +50,10 @@ def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.Dat
 
 
 def noise_of(cells: pd.DataFrame, *, mode: str) -> tuple[float, int]:
-    """Standard deviation over seeds and its degrees of freedom, pooled; NaN and 0 without seeds.
+    """Pooled standard deviation over seeds, degrees of freedom; NaN and 0 without replicates.
 
-    Pooled over the better half of the cells: scores near the edge of stability scatter far more,
-    and their noise says nothing about the best cells'.
+    Pooled over the better half of the cells: scores near the edge of stability vary much more, and
+    say nothing about the noise of the best cells.
     """
     known = cells[(cells["n"] > 1) & cells["std"].notna()]
     if known.empty:
@@ -64,10 +65,10 @@ def noise_of(cells: pd.DataFrame, *, mode: str) -> tuple[float, int]:
 
 
 def standard_errors(cells: pd.DataFrame, *, mode: str) -> tuple[NDArray[np.float64], int]:
-    """Each cell mean's standard error, and the degrees of freedom: NaN and 0 without seeds.
+    """Each cell mean's standard error, and degrees of freedom; NaN and 0 without replicates.
 
-    From the deviation of each cell where it has ten seeds or more, and else the pooled one or its
-    own, whichever is larger.
+    From the cell's own standard deviation if it has ten seeds or more; else from the pooled one or
+    its own, whichever is larger.
     """
     pooled, freedom = noise_of(cells, mode=mode)
     own = (cells["n"] >= 10) & cells["std"].notna()
@@ -76,16 +77,16 @@ def standard_errors(cells: pd.DataFrame, *, mode: str) -> tuple[NDArray[np.float
 
 
 def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np.float64] | None:
-    """Cell means as they might have come out with other seeds, (draws, cells); None without seeds.
+    """Cell means as other seeds could have given them, (draws, cells); None without replicates.
 
-    A parametric bootstrap: each mean plus noise of its own standard error, by Student's t of the
-    pooled deviation's degrees of freedom in place of the normal, as it is itself estimated.
+    A parametric bootstrap: each mean plus noise of its own standard error. The noise has Student's
+    t distribution, because the standard deviation is itself an estimate.
     """
     error, freedom = standard_errors(cells, mode=mode)
     if not freedom:
         return None
     rng = np.random.default_rng(SEED)
-    # One scale for all cells of a draw: the pooled deviation is off by the same factor everywhere.
+    # One scale for all cells of a draw: the pooled estimate is off by the same factor everywhere.
     scale = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
     noise = rng.standard_normal((draws, len(cells))) * scale
     means: NDArray[np.float64] = cells["mean"].to_numpy(dtype=float) + noise * error
@@ -93,12 +94,12 @@ def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np
 
 
 def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """The cells that cannot be told from the best one: those of Hsu's comparison with the best.
+    """The cells that are statistically tied for best, by Hsu's multiple comparison with the best.
 
-    A cell stays unless its mean is behind the best of the others by more than d s sqrt(1/n + 1/m),
-    with s the pooled noise and d Dunnett's one-sided critical value for as many comparisons as
-    there are other cells (Hsu 1984, Annals of Statistics 12:1136). The true best is among them with
-    95 % confidence. Empty without seeds: noise is then unknown.
+    A cell stays unless its mean is worse than the best of the others by more than
+    d s sqrt(1/n + 1/m), where s is the pooled standard deviation and d Dunnett's one-sided critical
+    value for comparisons with all other cells (Hsu 1984, Annals of Statistics 12:1136). The set
+    contains the true best with 95 % confidence. Empty without replicates: noise is then unknown.
     """
     noise, freedom = noise_of(cells, mode=mode)
     scored = cells[cells["mean"].notna()]
@@ -107,10 +108,10 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     sign = 1.0 if mode == "max" else -1.0
     d = dunnett_critical(len(scored) - 1, freedom)
     mean, n = sign * scored["mean"].to_numpy(), scored["n"].to_numpy()
-    behind = mean[None, :] - mean[:, None]  # (cell, other)
+    deficit = mean[None, :] - mean[:, None]  # (cell, other)
     allowed = d * noise * np.sqrt(1 / n[:, None] + 1 / n[None, :])
-    np.fill_diagonal(behind, -np.inf)
-    stays = (behind <= allowed).all(axis=1)
+    np.fill_diagonal(deficit, -np.inf)
+    stays = (deficit <= allowed).all(axis=1)
     return scored[stays].sort_values("mean", ascending=mode == "min")
 
 
@@ -118,8 +119,8 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
 def dunnett_critical(comparisons: int, freedom: int, *, level: float = LEVEL) -> float:
     """One-sided critical value of Dunnett's test with equal group sizes.
 
-    The d with P(max_i (Z_i - Z_0) / sqrt(2) <= d S) = level, Z standard normal and S the square
-    root of a chi-square over its degrees of freedom (Dunnett 1955), by quadrature.
+    It is the d with P(max_i (Z_i - Z_0) / sqrt(2) <= d S) = level, where Z is standard normal and S
+    the root of a chi-square over its degrees of freedom (Dunnett 1955). Computed by quadrature.
     """
     z, weights = np.polynomial.hermite_e.hermegauss(80)
     weights = weights / weights.sum()
@@ -133,13 +134,13 @@ def dunnett_critical(comparisons: int, freedom: int, *, level: float = LEVEL) ->
 
 
 def optimism(cells: pd.DataFrame, *, mode: str) -> float:
-    """By how much the best cell's mean is expected to flatter it, for having been picked as best.
+    """How much better than its true mean the best cell looks because it was selected as best.
 
-    Mean over surfaces redrawn with normal noise (Student's has no mean at one degree of freedom)
-    of what the winner's redrawn mean gained, with the sign that makes it positive. The noise is the
-    better half's in every cell: a far cell of great noise would win rarely but by much. Observed
-    means lie further apart than true ones, so those that cannot be told from the best are drawn
-    together first, by the share of their spread that is noise (empirical Bayes). NaN without seeds.
+    The mean, over surfaces redrawn with normal noise (Student's t has no mean at one degree of
+    freedom), of the winner's gain; always positive. All cells get the noise of the better half: a
+    distant cell with high noise would win rarely, but by much. Observed means differ more than true
+    means, so the means of the cells tied for best are first shrunk towards each other, by the share
+    of their variance that is noise (empirical Bayes). NaN without replicates.
     """
     noise, freedom = noise_of(cells, mode=mode)
     if not freedom:
@@ -159,9 +160,9 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
 def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:
     """The largest stable lr of each batch size: batch_size, stable_lr, diverges_at.
 
-    The largest lr below the first at which half of the trials or more diverged; that one is
-    `diverges_at`, NaN where none did: `stable_lr` is then a lower bound. NaN for `stable_lr` where
-    the smallest lr diverged already.
+    `diverges_at` is the smallest lr at which at least half of the trials diverged, and `stable_lr`
+    the largest lr below it. If none diverged, `diverges_at` is NaN and `stable_lr` is a lower
+    bound. If already the smallest lr diverged, `stable_lr` is NaN.
     """
     rows = []
     for batch_size, group in cells.groupby("batch_size"):

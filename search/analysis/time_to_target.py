@@ -1,6 +1,6 @@
-"""What a target score costs at each batch size: updates, images, seconds; the critical batch size.
+"""The cost of reaching a target score at each batch size, and the critical batch size.
 
-Pure functions over the `trials` and `epochs` tables.
+Costs are in updates, images and seconds. Pure functions of the `trials` and `epochs` tables.
 """
 
 from collections.abc import Mapping
@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from search.analysis.surface import LEVEL, usable
 
 COSTS = ("examples_seen", "updates", "train_s")
-REACHED_SHARE = 0.5  # of a cell's seeds that must reach the target
+REACHED_SHARE = 0.5  # at least this part of a cell's seeds must reach the target
 
 
 def curves(trials: pd.DataFrame, epochs: pd.DataFrame, *, lr: str) -> pd.DataFrame:
-    """The evaluations of usable trials with batch_size and lr beside them, and `train_s`.
+    """The evaluations of these trials, with the columns batch_size, lr and `train_s`.
 
-    `train_s` is the trial's wall time up to the evaluation, evaluations included.
+    `train_s` is the trial's wall time until the evaluation, including all evaluations.
     """
     known = trials[["trial_key", "batch_size", lr]].rename(columns={lr: "trial_lr"})
     rows = (
@@ -31,7 +32,7 @@ def curves(trials: pd.DataFrame, epochs: pd.DataFrame, *, lr: str) -> pd.DataFra
 
 
 def common_target(cells: pd.DataFrame, *, mode: str) -> float:
-    """The best score that every batch size reaches with its best lr: the ridge's worst mean.
+    """The best mean score that every batch size reaches with its best lr.
 
     NaN with fewer than two batch sizes that have a score.
     """
@@ -51,37 +52,25 @@ def to_target(
     target: float,
     lr: str = "base_lr",
 ) -> pd.DataFrame:
-    """The least that each batch size needs to reach the target, its lr tuned for it.
+    """The cost of reaching the target at each batch size, with the lr that is best for it.
 
-    One row a batch size that reaches it: batch_size, and for each cost in images, updates and
-    seconds its mean over the seeds of the lr that needs the fewest images (`examples_seen`,
-    `updates`, `train_s`), with `lr`, `n` and `spread`, the relative standard error over seeds. A
-    trial's cost is read off the straight line between the evaluations before and after it first
-    reaches the target (from the first evaluation on: nothing is known before it). A cell counts
-    where half of its usable trials or more reach the target.
+    One row per batch size that reaches it: batch_size; the `lr` that needs the fewest images; the
+    mean costs of its seeds in images, updates and seconds (`examples_seen`, `updates`, `train_s`);
+    `n`, and `spread`, the relative standard error over seeds. The cost of a trial is interpolated
+    linearly between the evaluations before and after it first reaches the target (the first
+    evaluation is not interpolated). A cell counts if at least half of its usable trials reach it.
     """
     sign = 1.0 if mode == "max" else -1.0
     rows = curves(usable(trials, metric=metric), epochs, lr=lr)
-    reached = []
-    for (key, batch_size, at_lr), one in rows.groupby(["trial_key", "batch_size", "lr"]):
-        score = sign * one[metric].to_numpy(dtype=float)
-        hits = np.flatnonzero(score >= sign * target)
-        cost = dict.fromkeys(COSTS, np.nan)
-        if len(hits):
-            i = int(hits[0])
-            share = 1.0
-            if i and score[i] > score[i - 1]:
-                share = (sign * target - score[i - 1]) / (score[i] - score[i - 1])
-            for name in COSTS:
-                values = one[name].to_numpy(dtype=float)
-                before = values[i - 1] if i else 0.0
-                cost[name] = before + share * (values[i] - before) if i else values[0]
-        reached.append({"trial_key": key, "batch_size": batch_size, "lr": at_lr, **cost})
     columns = ["batch_size", "lr", *COSTS, "n", "spread"]
-    if not reached:
+    costs = [
+        {"trial_key": key, "batch_size": batch_size, "lr": trial_lr}
+        | _cost_of(curve, sign * curve[metric].to_numpy(dtype=float), sign * target)
+        for (key, batch_size, trial_lr), curve in rows.groupby(["trial_key", "batch_size", "lr"])
+    ]
+    if not costs:
         return pd.DataFrame(columns=columns)
-    each = pd.DataFrame(reached)
-    by_cell = each.groupby(["batch_size", "lr"])
+    by_cell = pd.DataFrame(costs).groupby(["batch_size", "lr"])
     cells = by_cell[list(COSTS)].mean()
     cells["n"] = by_cell["updates"].count()
     cells["spread"] = (by_cell["updates"].sem() / cells["updates"]).astype(float)
@@ -92,12 +81,29 @@ def to_target(
     return best.sort_values("batch_size").reset_index(drop=True)[columns]
 
 
+def _cost_of(curve: pd.DataFrame, score: NDArray[np.float64], target: float) -> dict[str, float]:
+    """What a trial spent until its score first reached the target; NaN if it never did."""
+    hits = np.flatnonzero(score >= target)
+    if not len(hits):
+        return dict.fromkeys(COSTS, np.nan)
+    i = int(hits[0])
+    share = 1.0
+    if i and score[i] > score[i - 1]:
+        share = (target - score[i - 1]) / (score[i] - score[i - 1])
+    cost = {}
+    for name in COSTS:
+        values = curve[name].to_numpy(dtype=float)
+        before = values[i - 1] if i else 0.0
+        cost[name] = before + share * (values[i] - before) if i else values[0]
+    return cost
+
+
 @dataclass(frozen=True, kw_only=True)
 class Front:
     """(S / S_min - 1)(E / E_min - 1) = 1 (McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11).
 
-    S updates and E = B S images at batch size B; `critical_batch_size` = E_min / S_min, with its
-    95 % interval, NaN where it cannot be had. `why` says what cannot be said.
+    The time-to-target curve: S updates and E = B S images at batch size B. `critical_batch_size` is
+    E_min / S_min, with its 95 % interval; NaN if it cannot be estimated. `why` gives the reason.
     """
 
     s_min: float
@@ -114,34 +120,34 @@ NO_FRONT = Front(
     critical_batch_size=float("nan"),
     low=float("nan"),
     high=float("nan"),
-    why="it takes evaluations along each training, and there are none",
+    why="there are no evaluations during training",
 )
 
 
 def front(needed: pd.DataFrame) -> Front:
-    """Fit the front to updates-to-target: S(B) = S_min (1 + B_crit / B), in the logarithm.
+    """Fit the time-to-target curve S(B) = S_min (1 + B_crit / B) to the updates to the target.
 
-    Least squares of log S with relative errors of equal size; the interval is the profile's: the
-    B_crit at which the sum of squares rises by what F(1, n - 2) allows, at most a factor of a
-    thousand beyond the batch sizes tried.
+    Least squares of log S, which assumes equal relative errors. The interval is a profile interval:
+    it ends where the sum of squares rises by what F(1, n - 2) allows, and at most a factor of a
+    thousand beyond the batch sizes that were tried.
     """
     nan = float("nan")
     if len(needed) < 4:
         count = f"{len(needed)} batch size{' reaches' if len(needed) == 1 else 's reach'}"
-        return replace(NO_FRONT, why=f"{count} the target; a front takes four")
+        return replace(NO_FRONT, why=f"{count} the target; at least four batch sizes are needed")
     b = needed["batch_size"].to_numpy(dtype=float)
     log_s = np.log(needed["updates"].to_numpy(dtype=float))
 
     def rss(log_critical: float) -> float:
-        left = log_s - np.log1p(np.exp(log_critical) / b)
-        return float(((left - left.mean()) ** 2).sum())
+        residuals = log_s - np.log1p(np.exp(log_critical) / b)
+        return float(((residuals - residuals.mean()) ** 2).sum())
 
     bounds = (np.log(b.min()) - np.log(1000), np.log(b.max()) + np.log(1000))
     grid = np.linspace(*bounds, 400)
-    values = np.array([rss(each) for each in grid])
-    at = int(values.argmin())
-    around = (grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)])
-    best = float(optimize.minimize_scalar(rss, bounds=around, method="bounded").x)
+    values = np.array([rss(log_critical) for log_critical in grid])
+    index = int(values.argmin())
+    neighbours = (grid[max(index - 1, 0)], grid[min(index + 1, len(grid) - 1)])
+    best = float(optimize.minimize_scalar(rss, bounds=neighbours, method="bounded").x)
     critical = float(np.exp(best))
     s_min = float(np.exp((log_s - np.log1p(critical / b)).mean()))
     freedom = len(b) - 2
@@ -153,9 +159,9 @@ def front(needed: pd.DataFrame) -> Front:
 
     why = ""
     if open_high:
-        why = "still on perfect scaling: the critical batch size is above those tried"
+        why = "all batch sizes scale perfectly: the critical batch size is above those tried"
     elif open_low:
-        why = "beyond perfect scaling throughout: the critical batch size is below those tried"
+        why = "no batch size scales perfectly: the critical batch size is below those tried"
     return Front(
         s_min=s_min,
         e_min=s_min * critical,
@@ -167,11 +173,11 @@ def front(needed: pd.DataFrame) -> Front:
 
 
 def noise_scales(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
-    """Median measured gradient noise scale of each batch size's usable trials: noise_scale, n."""
+    """The median measured gradient noise scale of each batch size's usable trials."""
     rows = usable(trials, metric=metric)
     rows = rows[np.isfinite(rows["noise_scale"].astype(float))]
-    found = rows.groupby("batch_size")["noise_scale"].agg(["median", "count"]).reset_index()
-    return found.rename(columns={"median": "noise_scale", "count": "n"})
+    scales = rows.groupby("batch_size")["noise_scale"].agg(["median", "count"]).reset_index()
+    return scales.rename(columns={"median": "noise_scale", "count": "n"})
 
 
 def at_equal(
@@ -182,18 +188,18 @@ def at_equal(
     mode: str,
     lr: str = "base_lr",
 ) -> dict[str, pd.DataFrame]:
-    """Each batch size's best mean score after as many epochs, updates or seconds as all can have.
+    """Each batch size's best mean score after equal numbers of images, updates or seconds.
 
     A frame for each of `examples_seen`, `updates` and `train_s`: batch_size, lr, mean, n, spent.
-    The common amount is the least that the batch sizes' trials spent; the score is the running best
-    up to it. Where a schedule goes on beyond it, the rate had not decayed yet: then it is a lower
-    bound of what a schedule of that length gives (`Variants` trains with such schedules).
+    `spent` is the smallest amount that a batch size's trials spent; the score is the running best
+    up to it. A schedule that continues after that point had not decayed yet, so its score is a
+    lower bound of what a schedule of that length gives (`Variants` trains with such schedules).
     """
     sign = 1.0 if mode == "max" else -1.0
     rows = curves(usable(trials, metric=metric), epochs, lr=lr)
-    found: dict[str, pd.DataFrame] = {}
+    tables: dict[str, pd.DataFrame] = {}
     if rows.empty:
-        return found
+        return tables
     rows["best"] = (sign * rows[metric]).groupby(rows["trial_key"]).cummax()
     for name in COSTS:
         ends = rows.groupby(["batch_size", "trial_key"])[name].max().groupby("batch_size").median()
@@ -205,12 +211,12 @@ def at_equal(
             continue
         best = cells.loc[cells.groupby("batch_size")["mean"].idxmax()].reset_index(drop=True)
         best["mean"] *= sign
-        found[name] = best.rename(columns={"count": "n"}).assign(spent=spent)
-    return found
+        tables[name] = best.rename(columns={"count": "n"}).assign(spent=spent)
+    return tables
 
 
 def throughput(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
-    """Each batch size's median speed and cost: images_per_s, train_wall_s, peak_memory_gib, n."""
+    """Median speed, median time and peak memory of each batch size's usable trials."""
     columns: Mapping[str, str] = {
         "images_per_s": "median",
         "train_wall_s": "median",

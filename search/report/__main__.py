@@ -1,4 +1,4 @@
-"""The command: write the report of a study, or of your own table.
+"""The command that writes the report of a study or of your own table.
 
 python -m search.report results/pcam_grid
 python -m search.report --table mine.csv --batch-size bs --lr lr --metric val_auc --out mine_report
@@ -20,36 +20,45 @@ from trainable.host import storage
 from trainable.host.storage import Folder
 
 OK, WRONG_INPUT = 0, 2
-WATCH_S = 5  # between two looks at the tables
-REFRESH_S = 10  # between two loads of a watched page
+WATCH_S = 5  # between two checks of the tables
+REFRESH_S = 10  # between two reloads of a watched page
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags. Users' scripts rely on them: a test holds the list."""
+    """The command's flags. Scripts rely on them: a test checks the list."""
     p = argparse.ArgumentParser(
         prog="python -m search.report",
         description="Write report.html, report.json and charts/ from a study's tables, or from a "
-        "table of your own with a row a training. Exit status: 0 written, 2 wrong input.",
+        "table of your own with one row per run. Exit status: 0 written, 2 wrong input.",
     )
-    p.add_argument("results", nargs="?", metavar="RESULTS", help="as results/pcam_grid")
-    p.add_argument("--metric", help="default: the study's own; with --table, its column")
-    p.add_argument("--watch", action="store_true", help="write it anew as the tables change")
+    p.add_argument(
+        "results",
+        nargs="?",
+        metavar="RESULTS",
+        help="a study's folder, for example results/pcam_grid",
+    )
+    p.add_argument("--metric", help="default: the study's metric; with --table, a column")
+    p.add_argument(
+        "--watch", action="store_true", help="write the report again when the tables change"
+    )
     p.add_argument("--table", type=Path, metavar="FILE", help="a CSV or Parquet file of your own")
-    p.add_argument("--batch-size", metavar="COL", help="its column of batch sizes")
-    p.add_argument("--lr", metavar="COL", help="its column of learning rates")
-    p.add_argument("--mode", choices=("max", "min"), help="which is best of its metric; max")
-    p.add_argument("--out", help="folder to write to; default RESULTS, or beside FILE")
+    p.add_argument("--batch-size", metavar="COL", help="column of batch sizes")
+    p.add_argument("--lr", metavar="COL", help="column of learning rates")
+    p.add_argument(
+        "--mode", choices=("max", "min"), help="which values of the metric are best; default max"
+    )
+    p.add_argument("--out", help="folder to write to; default RESULTS, or the folder of FILE")
     return p
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    given = parser().parse_args(arguments)
+    arguments = parser().parse_args(words)
     console = Console()
     try:
-        where = _report_table(given) if given.table else _report_study(given, console)
+        where = _report_table(arguments) if arguments.table else _report_study(arguments, console)
     except KeyboardInterrupt:
-        return OK if given.watch else 130
+        return OK if arguments.watch else 130
     except (ResultsError, TableError, OSError, ValueError) as error:
         Console(stderr=True).print(
             f"search.report: {error}", style="red", soft_wrap=True, highlight=False, markup=False
@@ -59,47 +68,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return OK
 
 
-def _report_table(given: argparse.Namespace) -> str:
-    if given.results or given.watch:
-        raise TableError("--table goes with neither RESULTS nor --watch: leave the others out")
+def _report_table(arguments: argparse.Namespace) -> str:
+    if arguments.results or arguments.watch:
+        raise TableError("--table cannot be combined with RESULTS or --watch: remove them")
     for name in ("batch_size", "lr", "metric"):
-        if not getattr(given, name):
+        if not getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
-            raise TableError(f"--table also wants {flag} COL, the name of one of its columns")
+            raise TableError(f"--table also needs {flag} COL, the name of one of its columns")
     findings = of_table(
-        given.table,
-        batch_size=given.batch_size,
-        lr=given.lr,
-        metric=given.metric,
-        mode=given.mode or "max",
+        arguments.table,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        metric=arguments.metric,
+        mode=arguments.mode or "max",
     )
-    return write(findings, storage.folder_at(given.out or str(given.table.parent)))
+    return write(findings, storage.folder_at(arguments.out or str(arguments.table.parent)))
 
 
-def _report_study(given: argparse.Namespace, console: Console) -> str:
-    if not given.results:
-        raise ResultsError("give a study's folder, as results/pcam_grid, or --table FILE")
+def _report_study(arguments: argparse.Namespace, console: Console) -> str:
+    if not arguments.results:
+        raise ResultsError("give a study's folder, for example results/pcam_grid, or --table FILE")
     for name in ("batch_size", "lr", "mode"):
-        if getattr(given, name):
+        if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
-            raise ResultsError(f"{flag} goes with --table FILE: a study's tables have their own")
+            raise ResultsError(f"{flag} is only for --table FILE: remove it for a study")
     try:
-        folder = storage.folder_at(given.results.rstrip("/"))
+        folder = storage.folder_at(arguments.results.rstrip("/"))
     except ValueError as error:
         raise ResultsError(str(error)) from error
     if folder.is_local and not Path(folder.uri).is_dir():
-        raise ResultsError(f"{given.results} is not there: give a folder as results/pcam_grid")
+        raise ResultsError(
+            f"{arguments.results} does not exist: give a folder, for example results/pcam_grid"
+        )
     results = Results(folder.name, folder)
-    into = storage.folder_at(given.out) if given.out else folder
-    if given.watch:
-        _watch(results, into, given.metric, console)
-    return write_report(results, metric=given.metric, into=into)
+    into = storage.folder_at(arguments.out) if arguments.out else folder
+    if arguments.watch:
+        _watch(results, into, arguments.metric, console)
+    return write_report(results, metric=arguments.metric, into=into)
 
 
 def _watch(results: Results, into: Folder, metric: str | None, console: Console) -> None:
-    """Write the report whenever the tables changed, until Ctrl-C; then once more, to stand still.
+    """Write the report whenever the tables have changed, until Ctrl-C.
 
-    Each takes its time to write, and as long again is left for the machine's other work.
+    After each report, wait at least as long as it took: the machine has other work.
     """
     seen = None
     try:
@@ -111,7 +122,9 @@ def _watch(results: Results, into: Folder, metric: str | None, console: Console)
                 where = write_report(results, metric=metric, into=into, refresh_s=REFRESH_S)
                 took = time.monotonic() - began
                 if seen is None:
-                    console.print(f"watching {results.folder.uri}; Ctrl-C ends", soft_wrap=True)
+                    console.print(
+                        f"watching {results.folder.uri}; press Ctrl-C to stop", soft_wrap=True
+                    )
                     console.print(f"report: {where}", soft_wrap=True, highlight=False)
                 seen = state
             time.sleep(max(WATCH_S, took))
@@ -120,17 +133,17 @@ def _watch(results: Results, into: Folder, metric: str | None, console: Console)
 
 
 def _state(results: Results) -> list[tuple[str, object, object]]:
-    """Names, times and sizes of the tables' files: another list, other tables."""
+    """Names, times and sizes of the tables' files: they change when the tables change."""
     from pyarrow import fs
 
-    found = []
+    state = []
     for folder in (results / "trials", results / "epochs"):
         system, path = (
             folder.opened() if not folder.is_local else (fs.LocalFileSystem(), folder.uri)
         )
         files = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        found += [(each.path, each.mtime_ns, each.size) for each in files]
-    return sorted(found)
+        state += [(file.path, file.mtime_ns, file.size) for file in files]
+    return sorted(state)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Charts of one surface: heat map, lr curves, ridge, collapse.
 
-Each takes an `Analysis` and gives an Altair chart, which a notebook shows, or None where there is
-nothing to draw. Colours come from the theme, so that a page can put the dark one in its place.
+Each function takes an `Analysis` and returns an Altair chart, which a notebook displays, or None if
+there is nothing to draw. Colours come from the theme, so that a page can replace it by a dark one.
 """
 
 import math
@@ -17,25 +17,26 @@ from search.analysis.surface import usable
 Chart = alt.Chart | alt.LayerChart
 
 WIDTH, HEIGHT = 640, 320  # px
-COLUMN_WIDTH = 40  # px of a cell, below which its number does not fit: a page then scrolls it
+COLUMN_WIDTH = 40  # px: in a narrower cell its number does not fit, so a page scrolls
 ROW_HEIGHT = 46  # px of a batch size in the heat map
-COLUMNS = 24  # of the heat map: beyond them each trial is drawn at its lr
-LABELLED_COLUMNS = 12  # of the heat map: beyond them a cell is too narrow for its number
+COLUMNS = 24  # of the heat map: with more columns each trial is drawn at its lr
+LABELLED_COLUMNS = 12  # of the heat map: with more columns a cell is too narrow for its number
 SOFT, FAINT = 0.65, 0.12  # opacity of references, and of cells without a score
 RATE = "peak learning rate"
 SHORT = "format(datum.value, '.3~g')"
-# Of a logarithmic axis' ticks only 1, 2 and 5 times a power of ten have a number, where it spans
-# more than a decade or so.
+# If a logarithmic axis spans more than about a decade, only its ticks at 1, 2 and 5 times a power
+# of ten have labels.
 ROUND_ONES = (
     "domain('{axis}')[1] / domain('{axis}')[0] < 15 || "
     "indexof(['1', '2', '5'], replace(format(datum.value, '.1e'), /\\.0e.*/, '')) >= 0"
     f" ? {SHORT} : ''"
 )
 REFERENCES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
+DIAMOND: dict[str, Any] = {"shape": "diamond", "size": 55, "filled": True, "opacity": 1}
 
 
 def theme(*, dark: bool) -> dict[str, Any]:
-    """Vega-Lite's config: viridis, of which the end that the background swallows is left out."""
+    """Vega-Lite's config: viridis without the end that is invisible on the background."""
     ink, soft, grid = ("#e8e8e8", "#b9bec5", "#3a4048") if dark else ("#1b1f24", "#57606a", "#dde")
     batches = {"scheme": "viridis", "extent": [0.35, 1.0] if dark else [0.0, 0.82]}
     text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
@@ -51,7 +52,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
             "ramp": batches,
             "ordinal": batches,
         },
-        # What no encoding colours: lines of fits, words, outlines.
+        # Marks without a colour encoding: fitted lines, texts, outlines.
         "mark": {"color": ink},
         "text": {"color": ink},
         "rule": {"color": ink},
@@ -60,24 +61,23 @@ def theme(*, dark: bool) -> dict[str, Any]:
 
 def finished(chart: Chart, *, title: str = "", height: int = HEIGHT, **more: Any) -> Chart:
     """A chart with its size and the light theme."""
-    # Altair's types know only one of its two ways to be told the config.
-    shown = chart.properties(width=WIDTH, height=height, title=title, **more)
-    shown.config = alt.Config(**theme(dark=False))
-    return shown
+    chart = chart.properties(width=WIDTH, height=height, title=title, **more)
+    chart.config = alt.Config(**theme(dark=False))  # Altair's types reject configure()
+    return chart
 
 
-def over_each_other(*layers: alt.Chart) -> alt.LayerChart:
-    """The layers that have rows: an empty one would make a browser complain of its axes."""
+def layered(*layers: alt.Chart) -> alt.LayerChart:
+    """The layers that have rows: browsers log errors about the axes of empty ones."""
     return alt.LayerChart(layer=[layer for layer in layers if len(layer.data)])
 
 
 def batch_colour(**more: Any) -> alt.Color:
-    """One colour a batch size, from dark (small) to light (large)."""
+    """One colour per batch size, from dark (small) to light (large)."""
     return alt.Color("batch_size:O", title="batch size", **more)
 
 
 def score_colour(field: str, analysis: Analysis) -> alt.Color:
-    """Viridis, yellow for the best."""
+    """Viridis; the best score is yellow."""
     return alt.Color(
         f"{field}:Q",
         title=f"mean {analysis.metric}",
@@ -88,28 +88,28 @@ def score_colour(field: str, analysis: Analysis) -> alt.Color:
 
 def log_axis(field: str, *, title: str, base: int = 10, axis: type = alt.X, **more: Any) -> Any:
     """A logarithmic axis of learning rates, batch sizes or costs."""
-    place = "x" if axis is alt.X else "y"
+    name = "x" if axis is alt.X else "y"
     return axis(
         f"{field}:Q",
         title=title,
         scale=alt.Scale(type="log", base=base, nice=False, padding=12),
-        axis=alt.Axis(labelExpr=ROUND_ONES.format(axis=place), labelOverlap=True),
+        axis=alt.Axis(labelExpr=ROUND_ONES.format(axis=name), labelOverlap=True),
         **more,
     )
 
 
 def batch_axis(sizes: "pd.Series[float]") -> Any:
-    """The batch sizes along x, in the logarithm, a tick at each."""
+    """A logarithmic x axis with a tick at each batch size."""
     return alt.X(
         "batch_size:Q",
         title="batch size",
         scale=alt.Scale(type="log", base=2, nice=False, padding=16),
-        axis=alt.Axis(values=sorted({float(each) for each in sizes}), labelExpr=SHORT),
+        axis=alt.Axis(values=sorted({float(size) for size in sizes}), labelExpr=SHORT),
     )
 
 
 def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
-    """The cells with what the heat map marks, and the title of their columns."""
+    """The cells with labels and marks for the heat map, and the title of its columns."""
     cells = analysis.cells.copy()
     crossed = not cells.duplicated(["batch_size", "grid_lr"]).any()
     cells["column"] = cells["grid_lr"] if crossed else cells["lr"]
@@ -130,18 +130,54 @@ def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
         else next((word for name, word in words if row[name]), "-")
         for row in cells.to_dict("records")
     ]
-    some = (cells["diverged"] > 0) & cells["mean"].notna()
-    cells["some_diverged"] = np.where(some, cells["diverged"].astype(str) + " div.", "")
+    partly = (cells["diverged"] > 0) & cells["mean"].notna()
+    cells["some_diverged"] = np.where(partly, cells["diverged"].astype(str) + " div.", "")
     return cells, title
 
 
 def heat_map(analysis: Analysis) -> Chart | None:
-    """The surface: colour is the mean, outlined what may be best, a diamond on each best lr."""
-    known = analysis.cells["mean"].notna() | (analysis.cells["diverged"] > 0)
-    if not known.any():
+    """The surface: colour for the mean, outlines for ties, a diamond on each best lr."""
+    is_known = analysis.cells["mean"].notna() | (analysis.cells["diverged"] > 0)
+    if not is_known.any():
         return None
     cells, title = _cells(analysis)
-    tooltip = [
+    if cells["column"].nunique() > COLUMNS:
+        return _scattered(analysis, cells)
+    padded = alt.Scale(padding=0.06)
+    axis = alt.Axis(labelExpr=SHORT, labelAngle=0, labelOverlap=True)
+    encoded: dict[str, Any] = {
+        "x": alt.X("column:O", title=title, axis=axis, scale=padded),
+        "y": alt.Y(
+            "batch_size:O", title="batch size", axis=alt.Axis(labelExpr=SHORT), scale=padded
+        ),
+        "tooltip": _cell_tooltip(analysis),
+    }
+
+    def of(rows: pd.DataFrame) -> alt.Chart:
+        return alt.Chart(rows).encode(**encoded)
+
+    scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
+    ink = alt.when("datum.light").then(alt.value("#000000")).otherwise(alt.value("#ffffff"))
+    layers = [
+        of(missing).mark_rect(opacity=FAINT),
+        of(scored).mark_rect().encode(color=score_colour("mean", analysis)),
+        of(cells[cells["in_best_set"]]).mark_rect(filled=False, strokeWidth=3),
+        of(cells[cells["on_ridge"]]).mark_point(**DIAMOND, yOffset=-13).encode(color=ink),
+    ]
+    if cells["column"].nunique() <= LABELLED_COLUMNS:
+        partly = scored[scored["some_diverged"] != ""]
+        layers += [
+            of(scored).mark_text(fontSize=11, yOffset=2).encode(text="label:N", color=ink),
+            of(missing).mark_text(fontSize=11).encode(text="label:N"),
+            of(partly).mark_text(fontSize=9, yOffset=14).encode(text="some_diverged:N", color=ink),
+        ]
+    height = ROW_HEIGHT * cells["batch_size"].nunique()
+    narrow = 100 + COLUMN_WIDTH * cells["column"].nunique()
+    return finished(layered(*layers), height=height, usermeta={"min_width_px": narrow})
+
+
+def _cell_tooltip(analysis: Analysis) -> list[alt.Tooltip]:
+    return [
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("grid_lr:Q", title=analysis.lr_name, format=".4~g"),
         alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
@@ -152,84 +188,32 @@ def heat_map(analysis: Analysis) -> Chart | None:
         alt.Tooltip("high:Q", title="to", format=".4f"),
         *(alt.Tooltip(f"{name}:Q") for name in ("trials", "diverged", "stopped", "failed")),
     ]
-    place: dict[str, Any] = {
-        "x": alt.X(
-            "column:O",
-            title=title,
-            axis=alt.Axis(labelExpr=SHORT, labelAngle=0, labelOverlap=True),
-            scale=alt.Scale(padding=0.06),
-        ),
-        "y": alt.Y(
-            "batch_size:O",
-            title="batch size",
-            axis=alt.Axis(labelExpr=SHORT),
-            scale=alt.Scale(padding=0.06),
-        ),
-        "tooltip": tooltip,
-    }
-    if cells["column"].nunique() > COLUMNS:
-        return _scattered(analysis, cells, tooltip)
-
-    def of(rows: pd.DataFrame) -> alt.Chart:
-        return alt.Chart(rows).encode(**place)
-
-    scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
-    ink = alt.when("datum.light").then(alt.value("#000000")).otherwise(alt.value("#ffffff"))
-    diamond: dict[str, Any] = {
-        "shape": "diamond",
-        "size": 55,
-        "filled": True,
-        "opacity": 1,
-        "yOffset": -13,
-    }
-    layers = [
-        of(missing).mark_rect(opacity=FAINT),
-        of(scored).mark_rect().encode(color=score_colour("mean", analysis)),
-        of(cells[cells["in_best_set"]]).mark_rect(filled=False, strokeWidth=3),
-        of(cells[cells["on_ridge"]]).mark_point(**diamond).encode(color=ink),
-    ]
-    if cells["column"].nunique() <= LABELLED_COLUMNS:
-        some = scored[scored["some_diverged"] != ""]
-        layers += [
-            of(scored).mark_text(fontSize=11, yOffset=2).encode(text="label:N", color=ink),
-            of(missing).mark_text(fontSize=11).encode(text="label:N"),
-            of(some).mark_text(fontSize=9, yOffset=14).encode(text="some_diverged:N", color=ink),
-        ]
-    height = ROW_HEIGHT * cells["batch_size"].nunique()
-    narrow = 100 + COLUMN_WIDTH * cells["column"].nunique()
-    return finished(over_each_other(*layers), height=height, usermeta={"min_width_px": narrow})
 
 
-def _scattered(analysis: Analysis, cells: pd.DataFrame, tooltip: list[alt.Tooltip]) -> Chart:
-    """The heat map of lrs that are no grid: squares where they lie, hollow without a score."""
+def _scattered(analysis: Analysis, cells: pd.DataFrame) -> Chart:
+    """The heat map of lrs that are not a grid: squares at their lr, hollow without a score."""
     x = log_axis("column", title=analysis.lr_name)
     y = alt.Y("batch_size:O", title="batch size", axis=alt.Axis(labelExpr=SHORT, grid=True))
+    tooltip = _cell_tooltip(analysis)
 
     def of(rows: pd.DataFrame) -> alt.Chart:
         return alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
 
     scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
-    diamond: dict[str, Any] = {
-        "shape": "diamond",
-        "size": 55,
-        "filled": True,
-        "opacity": 1,
-        "yOffset": -14,
-    }
     layers = [
         of(missing).mark_square(size=160, filled=False, opacity=SOFT),
         of(scored).mark_square(size=220, opacity=1).encode(color=score_colour("mean", analysis)),
         of(cells[cells["in_best_set"]]).mark_square(
             size=260, filled=False, strokeWidth=3, opacity=1
         ),
-        of(cells[cells["on_ridge"]]).mark_point(**diamond),
+        of(cells[cells["on_ridge"]]).mark_point(**DIAMOND, yOffset=-14),
     ]
     height = ROW_HEIGHT * cells["batch_size"].nunique()
-    return finished(over_each_other(*layers), height=height)
+    return finished(layered(*layers), height=height)
 
 
 def lr_curves(analysis: Analysis) -> Chart | None:
-    """The metric against peak lr, a line a batch size through the means, a dot a seed."""
+    """The metric against the peak lr: one line per batch size (means), one dot per trial."""
     scored = analysis.cells.dropna(subset="mean")
     if scored.empty:
         return None
@@ -262,17 +246,17 @@ def lr_curves(analysis: Analysis) -> Chart | None:
         rows = alt.Chart(ridge[ridge["bracketed"] == is_inside])
         diamonds = rows.mark_point(shape="diamond", size=130, filled=is_inside, strokeWidth=2)
         layers.append(diamonds.encode(**encoded, tooltip=tooltip))
-    return finished(over_each_other(*layers).add_params(pick))
+    return finished(layered(*layers).add_params(pick))
 
 
 def _ridge_rows(analysis: Analysis) -> pd.DataFrame:
-    """The ridge with the parabola's vertex as its lr."""
+    """The ridge with the vertex of the parabola as its lr."""
     rows = analysis.ridge[["batch_size", "vertex", "mean", "lr_low", "lr_high", "bracketed"]]
     return rows.rename(columns={"vertex": "lr"}).astype({"bracketed": bool})
 
 
 def ridge_chart(analysis: Analysis) -> Chart | None:
-    """The best peak lr against batch size, with the fitted power and the slopes 0, 1/2 and 1."""
+    """The best peak lr against batch size, with the fitted power law and the scaling rules."""
     rows = _ridge_rows(analysis)
     if rows.empty:
         return None
@@ -285,27 +269,7 @@ def ridge_chart(analysis: Analysis) -> Chart | None:
         alt.Tooltip("lr_high:Q", title="to", format=".4~g"),
         alt.Tooltip("bracketed:N"),
     ]
-    sizes = np.array(sorted(rows["batch_size"].astype(float)))
-    layers: list[Any] = []
-    if len(sizes) > 1:
-        centre = np.log(sizes).mean(), np.log(rows["lr"]).mean()
-        ends = sizes[[0, -1]]
-        references = pd.DataFrame(
-            [
-                (name, b, float(np.exp(centre[1] + a * (np.log(b) - centre[0]))), b == ends[-1])
-                for name, a in REFERENCES.items()
-                for b in ends
-            ],
-            columns=["rule", "batch_size", "lr", "last"],
-        )
-        dashed = alt.Chart(references).encode(x=x, y=y, detail="rule:N")
-        words = alt.Chart(references[references["last"]]).mark_text(
-            align="right", dy=-8, fontSize=11, opacity=SOFT
-        )
-        layers += [
-            dashed.mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT),
-            words.encode(x=x, y=y, text="rule:N"),
-        ]
+    layers: list[Any] = _reference_layers(rows, x, y)
     fit = analysis.exponent
     if math.isfinite(fit.value):
         used = [float(min(fit.batch_sizes)), float(max(fit.batch_sizes))]
@@ -319,24 +283,49 @@ def ridge_chart(analysis: Analysis) -> Chart | None:
         points = alt.Chart(rows[rows["bracketed"] == is_inside])
         circles = points.mark_point(size=90, filled=is_inside, strokeWidth=2, opacity=1)
         layers.append(circles.encode(x=x, y=y, tooltip=tooltip, color=batch_colour(legend=None)))
-    return finished(over_each_other(*layers))
+    return finished(layered(*layers))
+
+
+def _reference_layers(rows: pd.DataFrame, x: Any, y: Any) -> list[alt.Chart]:
+    """Dashed lines of the scaling rules through the centre of the points, with their names."""
+    sizes = np.array(sorted(rows["batch_size"].astype(float)))
+    if len(sizes) < 2:
+        return []
+    centre = np.log(sizes).mean(), np.log(rows["lr"]).mean()
+    ends = sizes[[0, -1]]
+    references = pd.DataFrame(
+        [
+            (name, b, float(np.exp(centre[1] + a * (np.log(b) - centre[0]))), b == ends[-1])
+            for name, a in REFERENCES.items()
+            for b in ends
+        ],
+        columns=["rule", "batch_size", "lr", "last"],
+    )
+    dashed = alt.Chart(references).encode(x=x, y=y, detail="rule:N")
+    words = alt.Chart(references[references["last"]]).mark_text(
+        align="right", dy=-8, fontSize=11, opacity=SOFT
+    )
+    return [
+        dashed.mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT),
+        words.encode(x=x, y=y, text="rule:N"),
+    ]
 
 
 def collapse_chart(analysis: Analysis) -> Chart | None:
-    """How well one parabola in log lr - a log B fits all cells, against a."""
-    found = analysis.collapse
-    if not found.r2_at:
+    """R2 of one parabola in log lr - a log B for all cells, against a."""
+    fit = analysis.collapse
+    if not fit.r2_at:
         return None
-    rows = pd.DataFrame({"a": list(found.r2_at), "r2": list(found.r2_at.values())})
+    rows = pd.DataFrame({"a": list(fit.r2_at), "r2": list(fit.r2_at.values())})
     x = alt.X("a:Q", title="exponent a", scale=alt.Scale(domain=[0, 2]))
     y = alt.Y("r2:Q", title="R2 of one parabola for all cells", scale=alt.Scale(zero=False))
     line = alt.Chart(rows).mark_line(strokeWidth=2).encode(x=x, y=y)
-    named = {**{a: name for name, a in REFERENCES.items()}, found.exponent: "best"}
+    named = {**{a: name for name, a in REFERENCES.items()}, fit.exponent: "best"}
     marked = pd.DataFrame(
-        [(a, found.r2_at[a], f"{name} {found.r2_at[a]:.3f}") for a, name in named.items()],
+        [(a, fit.r2_at[a], f"{name} {fit.r2_at[a]:.3f}") for a, name in named.items()],
         columns=["a", "r2", "label"],
     )
-    rules, best = marked[marked["a"] != found.exponent], marked[marked["a"] == found.exponent]
+    rules, best = marked[marked["a"] != fit.exponent], marked[marked["a"] == fit.exponent]
     words = alt.Chart(rules).mark_text(align="left", dx=8, dy=12, fontSize=11, opacity=SOFT)
     loud = alt.Chart(best).mark_text(align="left", dx=4, dy=-12, fontSize=12)
     layers = [
@@ -345,4 +334,4 @@ def collapse_chart(analysis: Analysis) -> Chart | None:
         words.encode(x=x, y=y, text="label:N"),
         loud.encode(x=x, y=y, text="label:N"),
     ]
-    return finished(over_each_other(*layers))
+    return finished(layered(*layers))

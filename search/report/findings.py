@@ -23,11 +23,12 @@ from search.analysis.groups import (
 from search.analysis.importance import importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.surface import USABLE
-from search.report.markup import shown
+from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
-from search.report.sentences import listed, show
+from search.report.sentences import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError
+from search.study.shown import show
 from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
@@ -246,7 +247,7 @@ def _best_trial(findings: Findings) -> str:
     """Of a search none of whose trials stands for a cell."""
     best = findings.leaders.iloc[0]
     fields = [name for name in findings.leaders if name in TRIAL_FIELDS]
-    had = ", ".join(f"{name} {shown(best[name])}" for name in fields)
+    had = ", ".join(f"{name} {cell_text(best[name])}" for name in fields)
     return (
         f"The best configuration is {had}: {findings.metric} {show(best['mean'])}. No trial stands "
         f"for one cell of the surface, so how batch size and learning rate act together cannot be "

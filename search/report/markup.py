@@ -1,4 +1,4 @@
-"""Pieces of HTML: text escaped, tables with headings, data that a script element may hold."""
+"""Pieces of HTML: escaped text, tables with headings, data in script elements."""
 
 import html
 import json
@@ -9,41 +9,42 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from search.study.shown import show
+
 Columns = Mapping[str, str]
 
 
 def text(value: object) -> str:
-    """Any text for between tags or in an attribute's quotes."""
+    """Escaped text for an element or a quoted attribute."""
     return html.escape(str(value), quote=True)
 
 
-def shown(value: object) -> str:
-    """A value for people: four digits of a number, a dash for nothing."""
+def cell_text(value: object) -> str:
+    """A value in a table: as `show` prints it, but yes, no, and commas in large whole numbers."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or value is pd.NaT:
-        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         if not math.isfinite(value):
             return "-"
-        return f"{value:,.0f}" if value == round(value) and abs(value) >= 100 else f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10000 else str(value)
-    return str(value)
+        if value == round(value) and abs(value) >= 100:
+            return f"{value:,.0f}"
+    if isinstance(value, int) and abs(value) >= 10000:
+        return f"{value:,}"
+    return show(value)
 
 
 def script_data(identity: str, value: object) -> str:
-    """Plain data in a script element, where no text of it can end the element."""
+    """Plain data in a script element, escaped so that no text in it can end the element."""
     data = json.dumps(value, separators=(",", ":"))
     safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f'<script type="application/json" id="{text(identity)}">{safe}</script>'
 
 
 def section(identity: str, title: str, *content: str) -> str:
-    """A part of the page; empty where it has no content."""
-    inside = "\n".join(each for each in content if each)
+    """A section of the page; empty if it has no content."""
+    inside = "\n".join(part for part in content if part)
     if not inside:
         return ""
     return (
@@ -59,7 +60,7 @@ def paragraph(words: str, *, kind: str = "") -> str:
 
 def bullets(sentences: Sequence[str], *, kind: str = "") -> str:
     """A list of sentences."""
-    items = "".join(f"<li>{text(each)}</li>" for each in sentences)
+    items = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     return f"<ul{_class(kind)}>{items}</ul>" if items else ""
 
 
@@ -71,9 +72,9 @@ def table(
     best: Sequence[bool] = (),
     long: Sequence[str] = (),
 ) -> str:
-    """The frame's columns under the headings that `columns` gives them; the first heads its row.
+    """The frame's columns with the headings in `columns`; the first one is the row's heading.
 
-    Rows of `best` are coloured; columns of `long` hold sentences. Empty without rows.
+    Rows marked in `best` are coloured; columns in `long` contain sentences. Empty without rows.
     """
     names = [name for name in columns if name in rows]
     if rows.empty or not names:
@@ -84,10 +85,10 @@ def table(
         for name in names
     )
     body = []
-    for at, row in enumerate(rows[names].to_dict("records")):
-        cells = [f'<th scope="row">{text(shown(row[names[0]]))}</th>']
+    for index, row in enumerate(rows[names].to_dict("records")):
+        cells = [f'<th scope="row">{text(cell_text(row[names[0]]))}</th>']
         cells += [_cell(row[name], is_long=name in long) for name in names[1:]]
-        marked = ' class="best"' if at < len(best) and best[at] else ""
+        marked = ' class="best"' if index < len(best) and best[index] else ""
         body.append(f"<tr{marked}>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
@@ -97,12 +98,12 @@ def table(
 
 
 def details(summary: str, content: str) -> str:
-    """What is folded away until it is asked for."""
+    """Content that is hidden until the reader opens it."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>" if content else ""
 
 
 def pairs(caption: str, values: Mapping[str, Any]) -> str:
-    """A table of two columns, what has no value left out."""
+    """A table of two columns; entries without a value are left out."""
     known = [(k, v) for k, v in values.items() if v not in (None, "", [], {})]
     return table(
         caption,
@@ -113,7 +114,7 @@ def pairs(caption: str, values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: object, *, is_long: bool) -> str:
-    words = text(shown(value))
+    words = text(cell_text(value))
     if is_long:
         return f'<td class="long">{words}</td>'
     return f'<td class="text">{words}</td>' if isinstance(value, str) else f"<td>{words}</td>"

@@ -1,4 +1,4 @@
-"""Findings -> report.html: one file that opens from a disk, with no network."""
+"""Findings -> report.html: one file that opens from disk without a network."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,10 +7,10 @@ from pathlib import Path
 from search.report import sections
 from search.report.charts import theme
 from search.report.findings import Findings, cautions_of, conclusions_of
-from search.report.gallery import Picture, said_of
+from search.report.gallery import Picture, surface_name
 from search.report.markup import bullets, paragraph, script_data, section, text
 
-# No address may be asked for anything. Vega makes functions of a chart's expressions (unsafe-eval).
+# No network requests. Vega compiles a chart's expressions to functions (unsafe-eval).
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -34,7 +34,7 @@ HEAD = """<!doctype html>
 
 @cache
 def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, which cannot end its element early."""
+    """Vega, Vega-Lite and Vega-Embed as one script, escaped for a script element."""
     import vl_convert
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -48,12 +48,12 @@ def render(
     *,
     refresh_s: int | None = None,
 ) -> str:
-    """The page. `others` has the pictures of the surfaces after the first, by what they are of."""
+    """The page. `others` has the pictures of the other surfaces by name."""
     parts = _sections(findings, pictures, others)
     titles = [(name, title) for name, title, inside in parts if inside]
     links = "".join(f'<li><a href="#{name}">{text(title)}</a></li>' for name, title in titles)
-    every = {**pictures, **{n: p for each in others.values() for n, p in each.items()}}
-    shown = f"{findings.name}: batch size and learning rate"
+    every = {**pictures, **{n: p for group in others.values() for n, p in group.items()}}
+    title = f"{findings.name}: batch size and learning rate"
     refresh = f'<meta http-equiv="refresh" content="{refresh_s}">\n' if refresh_s else ""
     own = Path(__file__).parent
     return "\n".join(
@@ -61,10 +61,10 @@ def render(
             HEAD.format(
                 policy=POLICY,
                 refresh=refresh,
-                title=text(shown),
+                title=text(title),
                 css=(own / "page.css").read_text(encoding="utf-8"),
             ),
-            f"<header><h1>{text(shown)}</h1>",
+            f"<header><h1>{text(title)}</h1>",
             paragraph(_counts(findings), kind="soft"),
             _loud(findings),
             f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>',
@@ -72,8 +72,8 @@ def render(
             _answer(findings),
             *(section(name, title, inside) for name, title, inside in parts),
             "</main>",
-            "<footer>report.json beside this file has every number, charts/ every chart as PNG and "
-            "SVG. Made by search.report; this page asks no network for anything.</footer>",
+            "<footer>report.json in this folder has every number, and charts/ has every chart as "
+            "PNG and SVG. Made by search.report; this page makes no network requests.</footer>",
             script_data("themes", {"light": theme(dark=False), "dark": theme(dark=True)}),
             *(script_data(f"spec-{n}", _fluid(p)) for n, p in every.items()),
             f"<script>{bundle()}</script>",
@@ -88,21 +88,21 @@ def _sections(
     pictures: Mapping[str, Picture],
     others: Mapping[str, Mapping[str, Picture]],
 ) -> list[tuple[str, str, str]]:
-    """Identity, title and content of each section; those without content are not shown."""
+    """Id, title and content of each section; empty sections are not shown."""
     best = findings.analyses[0]
     metric = findings.metric
 
     def drawn(name: str) -> str:
         return figure(pictures[name]) if name in pictures else ""
 
-    crossed = not best.cells.empty
+    has_cells = not best.cells.empty
     return [
         ("ablation", "Step by step", sections.ablation_tables(findings)),
         ("groups", "Surfaces compared", sections.groups_table(findings)),
         (
             "surface",
             "Surface",
-            drawn("surface") + (sections.surface_table(best) if crossed else ""),
+            drawn("surface") + (sections.surface_table(best) if has_cells else ""),
         ),
         ("lr-curves", "Learning rate curves", drawn("lr_curves")),
         ("learning-curves", "Learning curves", drawn("learning_curves")),
@@ -112,49 +112,54 @@ def _sections(
             drawn("ridge") + sections.ridge_table(best) + sections.rules_table(best),
         ),
         ("collapse", "Collapse", drawn("collapse")),
-        ("target", f"Cost of reaching a {metric}", drawn("updates_to_target") + _target(findings)),
+        (
+            "target",
+            f"Cost of reaching a target {metric}",
+            drawn("updates_to_target") + _target(findings),
+        ),
         ("noise-scale", "Noise scale", drawn("noise_scale") + sections.noise_table(best)),
-        ("interaction", "Interaction", sections.interaction_table(best) if crossed else ""),
+        ("interaction", "Interaction", sections.interaction_table(best) if has_cells else ""),
         ("equal", "At equal images, updates and time", sections.equal_table(best)),
         ("cost", "Throughput and cost", drawn("throughput") + sections.cost_table(findings)),
         (
             "search",
-            "What mattered in the search",
+            "Importance of the fields",
             drawn("importance") + drawn("parallel_coordinates"),
         ),
         ("leaders", "Best configurations", sections.leaders_table(findings)),
         ("troubles", "Failures and divergence", sections.troubles(findings)),
-        ("others", "The other surfaces", _others(others)),
+        ("others", "Other surfaces", _others(others)),
         ("made", "How it was made", sections.provenance(findings)),
     ]
 
 
-def figure(shown: Picture) -> str:
-    """A chart's place, its title, its caption; Vega puts its description on the drawing."""
-    narrow = shown.spec.get("usermeta", {}).get("min_width_px", 0)
+def figure(picture: Picture) -> str:
+    """A chart's element with title and caption; Vega adds the description to the drawing."""
+    narrow = picture.spec.get("usermeta", {}).get("min_width_px", 0)
     wide = f' style="min-width:{narrow}px"' if narrow else ""
     return (
-        f'<figure aria-labelledby="title-{text(shown.name)}"><h3 id="title-{text(shown.name)}">'
-        f'{text(shown.title)}</h3><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="Chart: {text(shown.title)}"><div class="chart" '
-        f'data-spec="spec-{text(shown.name)}" data-name="{text(shown.name)}"{wide}></div></div>'
-        f"<figcaption>{text(shown.caption)}</figcaption></figure>"
+        f'<figure aria-labelledby="title-{text(picture.name)}"><h3 id="title-{text(picture.name)}">'
+        f'{text(picture.title)}</h3><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Chart: {text(picture.title)}"><div class="chart" '
+        f'data-spec="spec-{text(picture.name)}" data-name="{text(picture.name)}"{wide}></div></div>'
+        f"<figcaption>{text(picture.caption)}</figcaption></figure>"
     )
 
 
-def _fluid(shown: Picture) -> dict[str, object]:
-    """The specification as wide as its place, its colours left to the page."""
-    spec = {name: value for name, value in shown.spec.items() if name not in ("config", "title")}
+def _fluid(picture: Picture) -> dict[str, object]:
+    """The specification without colours, which the page sets, and as wide as its element."""
+    spec = {name: value for name, value in picture.spec.items() if name not in ("config", "title")}
     return {**spec, "width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
 
 
 def _counts(findings: Findings) -> str:
     trials = findings.trials
     counts = trials["status"].value_counts().to_dict()
-    said = ", ".join(f"{n} {status}" for status, n in counts.items()) or "no trial yet"
-    of = said_of(findings.analyses[0])
-    words = f"{said}; metric {findings.metric} ({findings.mode} is best)"
-    words += f"; charts and conclusions are of the best surface, {of}" if of else ""
+    statuses = ", ".join(f"{n} {status}" for status, n in counts.items())
+    surface = surface_name(findings.analyses[0])
+    words = f"{statuses or 'no trial finished yet'}; metric {findings.metric} ({findings.mode} is "
+    words += "best)"
+    words += f"; charts and conclusions are of the best surface, {surface}" if surface else ""
     return f"{words}."
 
 
@@ -162,8 +167,8 @@ def _loud(findings: Findings) -> str:
     if not findings.synthetic:
         return ""
     return paragraph(
-        "dataset=synthetic: trained on drawn patches, not on images. What is found here says "
-        "nothing of real data.",
+        "dataset=synthetic: trained on synthetic patches, not on real images. These results say "
+        "nothing about real data.",
         kind="loud",
     )
 
@@ -171,7 +176,7 @@ def _loud(findings: Findings) -> str:
 def _answer(findings: Findings) -> str:
     return (
         '<div class="answer"><div><h2>The answer</h2>'
-        f'{bullets(conclusions_of(findings))}</div><div class="cautions"><h2>Beware</h2>'
+        f'{bullets(conclusions_of(findings))}</div><div class="cautions"><h2>Caveats</h2>'
         f"{bullets(cautions_of(findings))}</div></div>"
     )
 
@@ -179,12 +184,12 @@ def _answer(findings: Findings) -> str:
 def _target(findings: Findings) -> str:
     best = findings.analyses[0]
     why = best.front.why if len(best.needed) else ""
-    said = paragraph(f"Critical batch size: {why}.", kind="soft") if why else ""
-    return sections.target_table(best) + said
+    reason = paragraph(f"Critical batch size: {why}.", kind="soft") if why else ""
+    return sections.target_table(best) + reason
 
 
 def _others(others: Mapping[str, Mapping[str, Picture]]) -> str:
     return "".join(
-        f"<h3>{text(of)}</h3>" + "".join(figure(each) for each in pictures.values())
-        for of, pictures in others.items()
+        f"<h3>{text(name)}</h3>" + "".join(figure(picture) for picture in pictures.values())
+        for name, pictures in others.items()
     )

@@ -1,4 +1,4 @@
-"""Findings -> report.html, report.json and charts/, once or again while a study runs."""
+"""Findings -> report.html, report.json and charts/: once, or every minute while a study runs."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from search.report.findings import Findings, numbers, of_study
 from search.report.gallery import (
     Picture,
     drawn,
-    said_of,
     search_pictures,
     slug,
+    surface_name,
     surface_pictures,
     training_pictures,
 )
@@ -24,8 +24,8 @@ from search.results.tables import Results
 from trainable.host import storage
 from trainable.host.storage import Folder
 
-OTHER_SURFACES = 11  # that are drawn after the best one; report.json has all
-MEANWHILE_S = 60.0  # between two reports of a study that runs
+OTHER_SURFACES = 11  # drawn besides the best one; report.json has all of them
+MEANWHILE_S = 60.0  # between two reports of a running study
 
 
 def write_report(
@@ -35,19 +35,19 @@ def write_report(
     into: Folder | None = None,
     refresh_s: int | None = None,
 ) -> str:
-    """Write a study's report into its folder, or `into` another; returns where report.html is.
+    """Write a study's report into its folder or `into` another; returns the path of report.html.
 
-    A page with `refresh_s` loads itself anew.
+    With `refresh_s` the page reloads itself.
 
     Raises:
-        ResultsError: there is nothing that could be reported, or the metric is none of ours.
-        OSError: it cannot be written.
+        ResultsError: there are no results, or the metric is unknown.
+        OSError: the report cannot be written.
     """
     return write(of_study(results, metric=metric), into or results.folder, refresh_s=refresh_s)
 
 
 def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> str:
-    """Write report.html, report.json, charts/*.png and charts/*.svg; returns where the page is."""
+    """Write report.html, report.json, charts/*.png and charts/*.svg; returns the page's path."""
     first = findings.analyses[0]
     pictures = {
         **surface_pictures(first),
@@ -55,12 +55,12 @@ def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> 
         **search_pictures(findings),
     }
     others: dict[str, dict[str, Picture]] = {}
-    for each in findings.analyses[1 : 1 + OTHER_SURFACES]:
-        of = said_of(each)
-        others[of] = surface_pictures(each, suffix=f"-{slug(of)}")
+    for analysis in findings.analyses[1 : 1 + OTHER_SURFACES]:
+        name = surface_name(analysis)
+        others[name] = surface_pictures(analysis, suffix=f"-{slug(name)}")
     storage.write(into, "report.json", (json.dumps(numbers(findings), indent=1) + "\n").encode())
-    for name, shown in [*pictures.items(), *(x for o in others.values() for x in o.items())]:
-        svg, png = drawn(shown)
+    for name, picture in [*pictures.items(), *(x for o in others.values() for x in o.items())]:
+        svg, png = drawn(picture)
         storage.write(into / "charts", f"{name}.svg", svg.encode())
         storage.write(into / "charts", f"{name}.png", png)
     page = render(findings, pictures, others, refresh_s=refresh_s)
@@ -70,10 +70,10 @@ def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> 
 
 @contextmanager
 def written_meanwhile(results: Results) -> Iterator[None]:
-    """Write the report once a minute while a study runs, in processes of its own.
+    """Write the report once a minute while a study runs, in separate processes.
 
-    In a process, as the trials' driver shares its interpreter's lock with its threads; of low
-    priority, and with its errors unheard: the report at the end says them.
+    A thread of the driver would block it. The processes have a low priority, and their errors are
+    ignored: the report at the end shows them.
     """
     over = threading.Event()
 
@@ -85,7 +85,7 @@ def written_meanwhile(results: Results) -> Iterator[None]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is the study's, not the report's
+                start_new_session=True,  # Ctrl-C is for the study, not for the report
                 cwd=Path(__file__).parents[2],
             ) as writing:
                 _lower_priority(writing.pid)

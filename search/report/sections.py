@@ -1,4 +1,4 @@
-"""The tables of a report, as HTML: each function gives a part of a section, or an empty text."""
+"""The tables of a report as HTML: each function returns a part of a section, or an empty text."""
 
 import json
 import math
@@ -8,9 +8,10 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.report.findings import Findings
-from search.report.gallery import said_of
-from search.report.markup import details, pairs, paragraph, shown, table, text
-from search.report.sentences import RULE_WORDS, show
+from search.report.gallery import surface_name
+from search.report.markup import cell_text, details, pairs, paragraph, table, text
+from search.report.sentences import RULE_WORDS
+from search.study.shown import show
 
 CELL = {
     "batch_size": "batch size",
@@ -25,20 +26,21 @@ CELL = {
     "stopped": "stopped",
     "failed": "failed",
 }
-REASONS = 12  # different ones of trials that diverged or failed
+REASONS = 12  # different reasons of diverged or failed trials
 FORMS = {"a=0": "constant", "a=0.5": "square root", "a=1": "linear", "power": "free power"}
 
 
 def groups_table(findings: Findings) -> str:
-    """A row a surface, where there are several."""
+    """One row per surface, if there are several."""
     if len(findings.analyses) < 2:
         return ""
     rows = []
-    for each in findings.analyses:
-        cells = each.cells.dropna(subset="mean")
-        best = cells.sort_values("mean", ascending=each.mode == "min").head(1)
-        row = {"of": said_of(each), "exponent": _span(each), "p": each.interaction.p_value}
-        share = each.interaction.share_interaction
+    for analysis in findings.analyses:
+        cells = analysis.cells.dropna(subset="mean")
+        best = cells.sort_values("mean", ascending=analysis.mode == "min").head(1)
+        mixed = analysis.interaction
+        row = {"of": surface_name(analysis), "exponent": _span(analysis), "p": mixed.p_value}
+        share = mixed.share_interaction
         row["share"] = f"{share:.0%}" if math.isfinite(share) else "-"
         if len(best):
             row |= best.iloc[0][["mean", "batch_size", "grid_lr", "n"]].to_dict()
@@ -50,31 +52,31 @@ def groups_table(findings: Findings) -> str:
         "grid_lr": f"and {findings.analyses[0].lr_name}",
         "n": "n",
         "exponent": "exponent [95 %]",
-        "share": "share of interaction",
+        "share": "interaction's share",
         "p": "p",
     }
-    return table("Surfaces, the best first", pd.DataFrame(rows), columns)
+    return table("Surfaces, best first", pd.DataFrame(rows), columns)
 
 
 def _span(analysis: Analysis) -> str:
-    found = analysis.exponent
-    if not math.isfinite(found.value):
+    fit = analysis.exponent
+    if not math.isfinite(fit.value):
         return "-"
-    if not math.isfinite(found.low):
-        return f"{found.value:.2f}"
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    if not math.isfinite(fit.low):
+        return f"{fit.value:.2f}"
+    return f"{fit.value:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
 
 
 def surface_table(analysis: Analysis) -> str:
-    """Every cell's numbers, folded away."""
+    """The numbers of every cell, hidden until opened."""
     cells = analysis.cells.sort_values("mean", ascending=analysis.mode == "min")
     key = pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])
     best = key.isin(pd.MultiIndex.from_frame(analysis.best_set[["batch_size", "lr"]]))
     columns = CELL | {"grid_lr": analysis.lr_name}
     if np.allclose(cells["lr"], cells["grid_lr"]):
         del columns["grid_lr"]
-    shown_cells = table(f"{analysis.metric}, cells by mean", cells, columns, best=list(best))
-    return details("The numbers of all cells", shown_cells)
+    rows = table(f"{analysis.metric} of all settings, by mean", cells, columns, best=list(best))
+    return details("The numbers of all settings", rows)
 
 
 def ridge_table(analysis: Analysis) -> str:
@@ -92,23 +94,23 @@ def ridge_table(analysis: Analysis) -> str:
 
 
 def rules_table(analysis: Analysis) -> str:
-    """What the exponent's interval says of each scaling rule, and rival forms by AIC."""
-    found = analysis.exponent
+    """What the exponent's interval says about each scaling rule, and other forms by AIC."""
+    fit = analysis.exponent
     parts = []
-    if math.isfinite(found.value):
+    if math.isfinite(fit.value):
         rules = pd.DataFrame(
-            [(words, found.verdict(rule)) for rule, words in RULE_WORDS.items()],
+            [(words, fit.verdict(rule)) for rule, words in RULE_WORDS.items()],
             columns=["rule", "verdict"],
         )
         headings = {"rule": "rule", "verdict": "verdict"}
         parts.append(table(f"The exponent is {_span(analysis)}", rules, headings))
-    if found.left_out:
-        left = pd.DataFrame(list(found.left_out.items()), columns=["batch_size", "why"])
-        headings = {"batch_size": "batch size", "why": "why it is left out of the exponent"}
+    if fit.left_out:
+        left = pd.DataFrame(list(fit.left_out.items()), columns=["batch_size", "why"])
+        headings = {"batch_size": "batch size", "why": "why the exponent does not include it"}
         parts.append(table("Batch sizes left out", left, headings, long=["why"]))
     forms = analysis.forms.assign(form=analysis.forms["form"].replace(FORMS))
     headings = {"form": "form", "parameters": "parameters", "delta": "AIC above the best"}
-    parts.append(table("Forms of the best lr against batch size", forms, headings))
+    parts.append(table("Forms fitted to the best lr against batch size", forms, headings))
     return "".join(parts)
 
 
@@ -127,19 +129,19 @@ def interaction_table(analysis: Analysis) -> str:
         )
         shares["share"] = shares["share"].map("{:.1%}".format)
         headings = {"part": "part", "share": "share"}
-        parts.append(table("Variance between cells", shares, headings))
+        parts.append(table("Variance between settings", shares, headings))
         tests = {
             "p, permutation (Freedman-Lane)": _p(mixed.p_value),
             "p, robust to unequal noise (HC3)": _p(mixed.p_robust),
-            "F": shown(mixed.f) if math.isfinite(mixed.f) else None,
+            "F": cell_text(mixed.f) if math.isfinite(mixed.f) else None,
             "batch sizes used": ", ".join(map(show, mixed.batch_sizes)),
             "learning rates used": ", ".join(map(show, mixed.lrs)),
-            "scored cells left out": mixed.left_out or None,
-            "seeds in each cell, at least": mixed.replicates,
+            "scored settings left out": mixed.left_out or None,
+            "fewest seeds of a setting": mixed.replicates,
         }
         parts.append(pairs("Test of the interaction", tests))
     if mixed.why:
-        parts.append(paragraph(f"What cannot be said: {mixed.why}."))
+        parts.append(paragraph(f"What is unknown, and why: {mixed.why}."))
     known = [(lr, rho) for lr, rho in sorted(analysis.spearman.items()) if math.isfinite(rho)]
     spearman = pd.DataFrame(known, columns=["lr", "rho"]).assign(
         rho=[f"{rho:+.2f}" for _, rho in known]
@@ -150,37 +152,37 @@ def interaction_table(analysis: Analysis) -> str:
 
 
 def _p(value: float) -> str | None:
-    return shown(value) if math.isfinite(value) else None
+    return cell_text(value) if math.isfinite(value) else None
 
 
 def equal_table(analysis: Analysis) -> str:
-    """The best score of each batch size at equal images, updates and seconds, side by side."""
+    """The best score of each batch size after equal images, updates and seconds."""
     titles = {"examples_seen": "images", "updates": "updates", "train_s": "seconds"}
     merged: pd.DataFrame | None = None
     columns = {"batch_size": "batch size"}
     for name, unit in titles.items():
         if name not in analysis.equal:
             continue
-        one = analysis.equal[name]
-        spent = float(one["spent"].iloc[0])
-        renamed = one[["batch_size", "mean", "lr"]].rename(
+        scores = analysis.equal[name]
+        spent = float(scores["spent"].iloc[0])
+        renamed = scores[["batch_size", "mean", "lr"]].rename(
             columns={"mean": f"mean_{name}", "lr": f"lr_{name}"}
         )
         merged = renamed if merged is None else merged.merge(renamed, on="batch_size", how="outer")
-        columns[f"mean_{name}"] = f"at {shown(float(f'{spent:.4g}'))} {unit}"
+        columns[f"mean_{name}"] = f"at {cell_text(float(f'{spent:.4g}'))} {unit}"
         columns[f"lr_{name}"] = "at peak lr"
     if merged is None:
         return ""
     caption = f"Best mean {analysis.metric} of each batch size at equal cost"
     return table(caption, merged.sort_values("batch_size"), columns) + paragraph(
-        "The running best score up to the least that all batch sizes spent. A schedule made for "
-        "more had not decayed yet: such a score is a lower bound.",
+        "The best score so far, when every batch size had spent the same. A longer schedule had "
+        "not decayed yet at that point, so its score is a lower bound.",
         kind="soft",
     )
 
 
 def target_table(analysis: Analysis) -> str:
-    """What the target took."""
+    """The cost of the target."""
     columns = {
         "batch_size": "batch size",
         "lr": "peak lr",
@@ -200,11 +202,11 @@ def noise_table(analysis: Analysis) -> str:
 
 
 def cost_table(findings: Findings) -> str:
-    """Speed by batch size, and what all trials took."""
+    """Speed by batch size, and the total time of all trials."""
     columns = {
         "batch_size": "batch size",
         "images_per_s": "images/s",
-        "train_wall_s": "seconds a trial",
+        "train_wall_s": "seconds per trial",
         "peak_memory_gib": "peak memory (GiB)",
         "n": "trials",
     }
@@ -213,16 +215,16 @@ def cost_table(findings: Findings) -> str:
     if "train_wall_s" in rows and rows["train_wall_s"].notna().any():
         hours = rows["train_wall_s"].sum() / 3600
         gpu_hours = (rows["train_wall_s"] * rows["num_gpus"].fillna(0)).sum() / 3600
-        on = ", ".join(sorted({str(d) for d in rows["device"].dropna()}))
+        devices = ", ".join(sorted({str(d) for d in rows["device"].dropna()}))
         time = f"{show(hours)} hours" if hours >= 1 else f"{show(60 * hours)} minutes"
         words = f"All {len(rows)} trials together trained for {time}"
         words += f", {show(gpu_hours)} GPU-hours" if gpu_hours else ""
-        parts.append(paragraph(f"{words}{' on ' + on if on else ''}."))
+        parts.append(paragraph(f"{words}{' on ' + devices if devices else ''}."))
     return "".join(parts)
 
 
 def ablation_tables(findings: Findings) -> str:
-    """A table a setting: each step, and its change from the one before over paired seeds."""
+    """One table per setting: each step, and its change from the previous one over paired seeds."""
     columns = {
         "step": "step",
         "mean": f"mean {findings.metric}",
@@ -240,7 +242,7 @@ def ablation_tables(findings: Findings) -> str:
         parts.append(table(f"Step by step {setting}".strip(), rows, columns))
     if parts:
         parts.append(
-            paragraph("Change: from the step before, over the seeds that both have.", kind="soft")
+            paragraph("Change: from the previous step, over seeds that both have.", kind="soft")
         )
     return "".join(parts)
 
@@ -254,23 +256,27 @@ def leaders_table(findings: Findings) -> str:
     columns = {n: n for n in rows if n not in (*figures, "again")}
     test = [n for n in columns if n.startswith("test_")]
     by = {n: n for n in columns if n not in test}
-    shown_by = by | {n: headings.get(n, n) for n in figures} | {n: f"mean {n}" for n in test}
+    shown_columns = by | {n: headings.get(n, n) for n in figures} | {n: f"mean {n}" for n in test}
     ranked = rows.assign(rank=range(1, len(rows) + 1))
-    return table("Best configurations", ranked, {"rank": "", **shown_by})
+    return table("Best configurations", ranked, {"rank": "", **shown_columns})
 
 
 def troubles(findings: Findings) -> str:
-    """How trials ended by batch size, the largest stable lr, and the first reasons."""
+    """Statuses by batch size, the largest stable lr, and the first reasons."""
     trials = findings.trials
     if trials.empty:
         return ""
     counts = trials.groupby(["batch_size", "status"]).size().unstack(fill_value=0).reset_index()
     columns = {"batch_size": "batch size"} | {str(n): str(n) for n in counts if n != "batch_size"}
     stable = findings.analyses[0].stable
-    headings = {"batch_size": "batch size", "stable_lr": "stable up to", "diverges_at": "not at"}
+    headings = {
+        "batch_size": "batch size",
+        "stable_lr": "stable up to",
+        "diverges_at": "diverges at",
+    }
     parts = [
         table("How the trials ended", counts, columns),
-        table("Largest peak lr at which training was stable", stable, headings)
+        table("Largest peak lr with stable training", stable, headings)
         if stable["diverges_at"].notna().any()
         else "",
     ]
@@ -290,14 +296,14 @@ def troubles(findings: Findings) -> str:
 
 
 def provenance(findings: Findings) -> str:
-    """How it was made, from study.json."""
+    """How the results were made, from study.json."""
     about = findings.about
     trials = findings.trials
     hardware = about.get("hardware", {})
     devices = sorted({str(d) for d in trials["device"].dropna()}) if "device" in trials else []
     dates = trials["ended_at"].dropna() if "ended_at" in trials else pd.Series(dtype=object)
     seeds = sorted(trials["seed"].dropna().unique()) if "seed" in trials else []
-    known = {
+    facts = {
         "table": about.get("table"),
         "columns": ", ".join(f"{k} is {v}" for k, v in about.get("columns", {}).items()),
         "dataset": ", ".join(sorted({str(d) for d in trials.get("dataset", [])})),
@@ -321,11 +327,11 @@ def provenance(findings: Findings) -> str:
     }
     base = json.dumps(about.get("base", {}), indent=1)
     folded = details("The study's base trial", f"<pre>{text(base)}</pre>" if len(base) > 2 else "")
-    return pairs("How it was made", known) + folded
+    return pairs("How it was made", facts) + folded
 
 
 def _declared(part: object) -> str | None:
-    """An explorer or a stopper as a space file writes it; older studies have it as text."""
+    """An explorer or a stopper as in a space file; older studies contain it as text."""
     if not isinstance(part, dict):
         return None if part is None else str(part)
     values = ", ".join(f"{name}={value!r}" for name, value in part.items() if name != "kind")
@@ -334,5 +340,5 @@ def _declared(part: object) -> str | None:
 
 def _range(domain: object) -> str:
     if isinstance(domain, dict) and "grid_search" in domain:
-        return " ".join(map(shown, domain["grid_search"]))
+        return " ".join(map(cell_text, domain["grid_search"]))
     return str(domain)

@@ -1,4 +1,4 @@
-"""Charts of what trainings cost: learning curves, updates to a target, noise scale, throughput."""
+"""Charts of training: learning curves, updates to a target, noise scale, throughput."""
 
 import math
 from typing import Any
@@ -15,42 +15,26 @@ from search.report.charts import (
     batch_axis,
     batch_colour,
     finished,
+    layered,
     log_axis,
-    over_each_other,
 )
 
-OTHER_CURVES = 40  # of lrs that are not the best of their batch size
-EVALUATIONS = 60  # drawn of a curve
+OTHER_CURVES = 40  # curves of lrs that are not the best of their batch size
+EVALUATIONS = 60  # points of a curve
 
 
 def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | None:
-    """Each batch size at its best lr, mean and range over seeds; the other lrs thin behind."""
+    """Each batch size with its best lr, mean and range over seeds; other lrs as thin lines."""
     if epochs is None or analysis.metric not in epochs or analysis.ridge.empty:
         return None
-    scored = usable(analysis.trials, metric=analysis.metric)
-    known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "peak_lr"})
-    rows = epochs[["trial_key", "epoch", analysis.metric]].merge(known, on="trial_key")
-    rows = rows.rename(columns={analysis.metric: "score"})
-    rows = rows[np.isfinite(rows["score"].astype(float))]
-    if rows.empty:
+    table = _curves(analysis, epochs)
+    if table.empty:
         return None
-    step = -(-int(rows["epoch"].max()) // EVALUATIONS)
-    last = rows.groupby("trial_key")["epoch"].transform("max")
-    rows = rows[(rows["epoch"] % step == 0) | (rows["epoch"] == last) | (rows["epoch"] == 1)]
-    curves = rows.groupby(["batch_size", "peak_lr", "epoch"])["score"]
-    table = curves.agg(["mean", "min", "max", "count"]).reset_index()
-    key = pd.MultiIndex.from_frame(table[["batch_size", "peak_lr"]])
-    best = pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]])
-    table["best"] = key.isin(best)
-    others = key[~table["best"]].unique()
-    if len(others) > OTHER_CURVES:
-        at = np.linspace(0, len(others) - 1, OTHER_CURVES).astype(int)
-        table = table[table["best"] | key.isin(others[at])]
     sizes = sorted(int(b) for b in table["batch_size"].unique())
-    choose = alt.binding_select(
+    menu = alt.binding_select(
         options=[None, *sizes], labels=["all", *map(str, sizes)], name="batch size "
     )
-    pick = alt.selection_point(fields=["batch_size"], bind=choose)
+    pick = alt.selection_point(fields=["batch_size"], bind=menu)
     tooltip = [
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("peak_lr:Q", title="peak lr", format=".4~g"),
@@ -58,21 +42,17 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
         alt.Tooltip("count:Q", title="seeds"),
     ]
+    encoded: dict[str, Any] = {
+        "x": alt.X("epoch:Q", title="evaluation", axis=alt.Axis(tickMinStep=1, format="d")),
+        "y": alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
+        "color": batch_colour(
+            legend=alt.Legend(orient="top", symbolOpacity=1), scale=alt.Scale(domain=sizes)
+        ),
+        "detail": alt.Detail(["batch_size:O", "peak_lr:Q"]),
+    }
 
     def of(rows: pd.DataFrame) -> alt.Chart:
-        return (
-            alt.Chart(rows)
-            .transform_filter(pick)
-            .encode(
-                x=alt.X("epoch:Q", title="evaluation", axis=alt.Axis(tickMinStep=1, format="d")),
-                y=alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
-                color=batch_colour(
-                    legend=alt.Legend(orient="top", symbolOpacity=1),
-                    scale=alt.Scale(domain=sizes),
-                ),
-                detail=alt.Detail(["batch_size:O", "peak_lr:Q"]),
-            )
-        )
+        return alt.Chart(rows).transform_filter(pick).encode(**encoded)
 
     best_rows, other_rows = table[table["best"]], table[~table["best"]]
     repeated = best_rows[best_rows["count"] > 1]
@@ -82,11 +62,34 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         of(best_rows).mark_line(strokeWidth=2.5),
         of(best_rows).mark_point(size=30, filled=True, opacity=1).encode(tooltip=tooltip),
     ]
-    return finished(over_each_other(*layers).add_params(pick))
+    return finished(layered(*layers).add_params(pick))
+
+
+def _curves(analysis: Analysis, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Mean, min, max and count over seeds of each curve's points, and whether its lr is best."""
+    scored = usable(analysis.trials, metric=analysis.metric)
+    known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "peak_lr"})
+    rows = epochs[["trial_key", "epoch", analysis.metric]].merge(known, on="trial_key")
+    rows = rows.rename(columns={analysis.metric: "score"})
+    rows = rows[np.isfinite(rows["score"].astype(float))]
+    if rows.empty:
+        return rows
+    step = -(-int(rows["epoch"].max()) // EVALUATIONS)
+    last = rows.groupby("trial_key")["epoch"].transform("max")
+    rows = rows[(rows["epoch"] % step == 0) | (rows["epoch"] == last) | (rows["epoch"] == 1)]
+    curves = rows.groupby(["batch_size", "peak_lr", "epoch"])["score"]
+    table = curves.agg(["mean", "min", "max", "count"]).reset_index()
+    key = pd.MultiIndex.from_frame(table[["batch_size", "peak_lr"]])
+    table["best"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
+    others = key[~table["best"]].unique()
+    if len(others) > OTHER_CURVES:
+        drawn = np.linspace(0, len(others) - 1, OTHER_CURVES).astype(int)
+        table = table[table["best"] | key.isin(others[drawn])]
+    return table
 
 
 def target_chart(analysis: Analysis) -> Chart | None:
-    """Updates to the common target against batch size: perfect scaling, and the fitted front."""
+    """Updates to the target against batch size, with perfect scaling and the fitted curve."""
     needed = analysis.needed
     if len(needed) < 2:
         return None
@@ -125,17 +128,17 @@ def target_chart(analysis: Analysis) -> Chart | None:
         curve["updates"] = front.s_min * (1 + front.critical_batch_size / b)
         layers.append(alt.Chart(curve).mark_line(strokeWidth=2).encode(x=x, y=y))
         if not front.why and b[0] <= front.critical_batch_size <= b[-1]:
-            at = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
-            rule = alt.Chart(at).encode(x=x)
+            row = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
+            rule = alt.Chart(row).encode(x=x)
             layers += [
                 rule.mark_rule(strokeWidth=1, opacity=SOFT),
                 rule.mark_text(opacity=SOFT, align="left", dx=4, y=10).encode(text="text:N"),
             ]
-    return finished(over_each_other(*layers))
+    return finished(layered(*layers))
 
 
 def noise_scale_chart(analysis: Analysis) -> Chart | None:
-    """The measured gradient noise scale by batch size, and where the two are equal."""
+    """The measured gradient noise scale against batch size, and the line where they are equal."""
     rows = analysis.noise_scales[["batch_size", "noise_scale", "n"]].astype(float)
     rows = rows[rows["noise_scale"] > 0]
     if rows.empty:
@@ -157,11 +160,11 @@ def noise_scale_chart(analysis: Analysis) -> Chart | None:
             color=batch_colour(legend=None), tooltip=tooltip
         ),
     ]
-    return finished(over_each_other(*layers))
+    return finished(layered(*layers))
 
 
 def throughput_chart(analysis: Analysis) -> Chart | None:
-    """Images trained on in a second, by batch size."""
+    """Training speed in images per second against batch size."""
     rows = analysis.throughput.dropna(subset="images_per_s")
     if rows.empty:
         return None
@@ -170,7 +173,7 @@ def throughput_chart(analysis: Analysis) -> Chart | None:
     tooltip = [
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("images_per_s:Q", title="images/s", format=",.0f"),
-        alt.Tooltip("train_wall_s:Q", title="seconds a trial", format=",.1f"),
+        alt.Tooltip("train_wall_s:Q", title="seconds per trial", format=",.1f"),
         alt.Tooltip("n:Q", title="trials"),
     ]
     points = alt.Chart(rows).encode(
@@ -183,4 +186,4 @@ def throughput_chart(analysis: Analysis) -> Chart | None:
             color=batch_colour(legend=None), tooltip=tooltip
         ),
     ]
-    return finished(over_each_other(*layers))
+    return finished(layered(*layers))

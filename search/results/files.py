@@ -1,8 +1,8 @@
-"""The Parquet files of a table: one a trial, or many trials packed in one; written whole.
+"""The Parquet files of a table: one per trial, or many trials packed in one; written atomically.
 
-A folder of a table holds `KEY.parquet` for a trial and `packed-*.parquet` for many; a trial is in
-one of them, but while an object store is packed, when it is in two with the same rows. Names that
-begin with a dot are passed over by readers of a folder.
+A table's folder contains `KEY.parquet` for one trial and `packed-*.parquet` for many. A trial is in
+one of them; only while an object store is being packed it can be in two, with the same rows.
+Readers of a folder ignore names that start with a dot.
 """
 
 import ctypes
@@ -24,23 +24,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainable.host import storage
+from trainable.host.messages import one_line
 from trainable.host.storage import Folder
 
 logger = logging.getLogger(__name__)
 
 PACKED = "packed-"
 RENAME_EXCHANGE = 2
-DIGEST, UNSEALED = "content_sha256", "0" * 64  # in the footer; of the file with zeros in its place
+DIGEST, UNSEALED = "content_sha256", "0" * 64  # in the footer: SHA-256 of the file with the zeros
 SHA256 = re.compile(rb"[0-9a-f]{64}")
 READERS = 8
-LISTING_S = 0.2  # for a reader that opened the folder as it was replaced to list its files
+LISTING_S = 0.2  # time for a reader that opened the replaced folder to list its files
 RELISTS = 5
 
 
 def write_part(
     folder: Folder, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write a file of rows in place of the one of that name; pages carry checksums."""
+    """Write or replace a file of rows; its pages have checksums."""
     _write_table(folder, name, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
@@ -57,34 +58,34 @@ def _write_table(folder: Folder, name: str, table: pa.Table) -> None:
 
 
 def _check_digest(content: bytes) -> None:
-    """Raises ValueError where a file of ours is not as it was written.
+    """Raise ValueError if a file has changed since this module wrote it.
 
-    Pages have checksums, but the footer has none: a bit of it makes a column vanish. Files that
-    others wrote have no digest, and pass.
+    Pages have checksums, but the footer has none: one wrong bit in it can remove a column. Files
+    that other programs wrote have no digest and are accepted.
     """
     place = content.rfind(DIGEST.encode())
     if place < 0:
         return
-    found = SHA256.search(content, place)
-    if found is None:
-        raise ValueError("its SHA-256 cannot be read: it was changed or cut")
+    stored = SHA256.search(content, place)
+    if stored is None:
+        raise ValueError("its SHA-256 cannot be read: it was changed or truncated")
     whole, digest = memoryview(content), hashlib.sha256()
-    for some in (whole[: found.start()], UNSEALED.encode(), whole[found.end() :]):
-        digest.update(some)
-    if digest.hexdigest().encode() != found.group():
-        raise ValueError("its SHA-256 is not the one in its footer: it was changed or cut")
+    for part in (whole[: stored.start()], UNSEALED.encode(), whole[stored.end() :]):
+        digest.update(part)
+    if digest.hexdigest().encode() != stored.group():
+        raise ValueError("its SHA-256 is not the one in its footer: it was changed or truncated")
 
 
 def read_parts(folder: Folder, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """All rows of a folder, and the files that cannot be read with what is wrong with them.
+    """All rows of a folder; and the files that cannot be read, with the reasons.
 
-    A file written before a column came gives nulls for it. A trial's own file goes before a packed
-    one that has it too.
+    A file that is older than a column has nulls there. A trial's own file takes precedence over a
+    packed file that contains the trial too.
     """
     for _ in range(RELISTS):
         try:
             return _read_listed(folder, storage.names(folder, ".parquet"), schema)
-        except FileNotFoundError:  # packed since it was listed
+        except FileNotFoundError:  # packed after it was listed
             continue
     return _read_listed(folder, storage.names(folder, ".parquet"), schema)
 
@@ -100,19 +101,19 @@ def _read_listed(
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            damaged[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            damaged[name] = one_line(error)
             return None
 
     own_first = sorted(names, key=lambda name: (name.startswith(PACKED), name))
     with ThreadPoolExecutor(READERS) as pool:
         tables = [table for table in pool.map(read, own_first) if table is not None]
     if len(names) > 1 and any(name.startswith(PACKED) for name in names):
-        tables = _each_trial_once(tables)
+        tables = _without_doubles(tables)
     return pa.concat_tables(tables) if tables else schema.empty_table(), damaged
 
 
-def _each_trial_once(tables: Sequence[pa.Table]) -> list[pa.Table]:
-    """Without the rows of trials that an earlier table has."""
+def _without_doubles(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The tables without the rows of trials that an earlier table has."""
     seen: set[str] = set()
     kept = []
     for table in tables:
@@ -130,58 +131,64 @@ def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
     _check_digest(content)
     table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     if "trial_key" not in table.column_names or table["trial_key"].null_count:
-        raise ValueError("it has no trial_key for each row")
-    if strange := [
+        raise ValueError("it has rows without a trial_key")
+    if unsafe := [
         k for k in pa.compute.unique(table["trial_key"]).to_pylist() if not storage.is_name(k)
     ]:
-        raise ValueError(f"{strange[0]!r} cannot be a trial_key: it names files")
+        raise ValueError(f"{unsafe[0]!r} cannot be a trial_key: trial keys name files")
     if table.schema.equals(schema):
         return table.replace_schema_metadata(None)
     columns = [
-        table[each.name].cast(each.type)
-        if each.name in table.column_names
-        else pa.nulls(len(table), each.type)
-        for each in schema
+        table[column.name].cast(column.type)
+        if column.name in table.column_names
+        else pa.nulls(len(table), column.type)
+        for column in schema
     ]
     return pa.table(columns, schema=schema)
 
 
 def set_aside(folder: Folder, names: Collection[str], *, into: Folder) -> None:
-    """Move files that cannot be read out of readers' way; nothing is deleted."""
+    """Move files that cannot be read to another folder; nothing is deleted."""
     for name in names:
         aside = f"{uuid.uuid4().hex[:8]}-{name}"
         storage.write(into, aside, storage.read(folder, name))
         storage.delete_file(folder, name)
-        logger.warning("%s/%s cannot be read and is now %s/%s", folder.uri, name, into.uri, aside)
+        logger.warning(
+            "%s/%s cannot be read and was moved to %s/%s", folder.uri, name, into.uri, aside
+        )
 
 
 def packed_keys(folder: Folder) -> set[str]:
     """The trials that are in packed files."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for name in storage.names(folder, ".parquet"):
         if name.startswith(PACKED):
-            found |= _keys_of(folder, name)
-    return found
+            keys |= _keys_of(folder, name)
+    return keys
 
 
 def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> int:
-    """Put the table's trials in one file, but for those that stay `apart`; returns the files saved.
+    """Pack the table's trials into one file, except those `apart`; returns how many files fewer.
 
-    On a disk a new folder is written beside the old one and takes its place in one step, so that
-    whatever dies a reader sees the one or the other, whole. In an object store the new files are
-    put first and the old ones deleted then: until that is done a trial is in two files, which
-    readers here see as one and `pack_doubles` clears up.
+    On a disk a new folder is written and then swapped with the old one atomically: even after a
+    crash a reader sees one of them, complete. In an object store the new files are written first,
+    then the old ones are deleted. In between a trial is in two files; readers here take it once,
+    and `pack_doubles` cleans up after a crash.
 
     Raises:
-        OSError: a file is damaged, or there is no room.
+        OSError: a file is damaged, or the disk is full.
     """
     before = storage.names(folder, ".parquet")
     table, damaged = read_parts(folder, schema)
     if damaged:
-        raise OSError(errno.EIO, f"{', '.join(damaged)} cannot be read: verify first", folder.uri)
+        raise OSError(
+            errno.EIO, f"{', '.join(damaged)} cannot be read: run verify first", folder.uri
+        )
     if not len(table):
         return 0
-    table = table.combine_chunks()  # of thousands of files: sorting would merge them one by one
+    table = (
+        table.combine_chunks()
+    )  # sorting would merge the chunks of thousands of files one by one
     if not folder.is_local:
         written = _write_packed(folder, table, apart)
         for name in before:
@@ -193,14 +200,14 @@ def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> i
         try:
             written = _write_packed(fresh, table, apart)
             _exchange(Path(fresh.uri), path)
-            time.sleep(LISTING_S)  # the old folder is deleted then
+            time.sleep(LISTING_S)  # before the old folder is deleted
         finally:
             shutil.rmtree(fresh.uri, ignore_errors=True)
     return len(before) - len(written)
 
 
 def _write_packed(folder: Folder, table: pa.Table, apart: Collection[str]) -> list[str]:
-    """Write a table into a folder, packed but for some trials; returns the files."""
+    """Write a table into a folder, packed except the trials `apart`; returns the files."""
     keys, written = table["trial_key"], []
     kept = pa.compute.is_in(keys, value_set=pa.array(sorted(apart), pa.string()))
     for key in sorted(pa.compute.unique(table.filter(kept)["trial_key"]).to_pylist()):
@@ -220,8 +227,8 @@ def _order(schema: pa.Schema) -> list[tuple[str, str]]:
 
 
 def _exchange(fresh: Path, path: Path) -> None:
-    """Swap two folders: in one step where the system can, else old away, then new in."""
-    here = -100  # AT_FDCWD: the paths are absolute
+    """Swap two folders, atomically if the system can; otherwise move old away, then new in."""
+    here = -100  # AT_FDCWD, which absolute paths ignore
     libc = ctypes.CDLL(None, use_errno=True)
     swap = getattr(libc, "renameat2", None)
     arguments = (here, os.fsencode(fresh), here, os.fsencode(path), RENAME_EXCHANGE)
@@ -237,27 +244,27 @@ def _exchange(fresh: Path, path: Path) -> None:
 
 
 def recover(folder: Folder) -> None:
-    """Clear up after a pack that was killed: only for the study's one writer."""
+    """Clean up after a killed `pack`; only the study's one writer may call it."""
     if not folder.is_local:
         return
     path = Path(folder.uri)
     old = path.with_name(f".{path.name}-old")
     if old.is_dir() and not path.exists():
         old.rename(path)
-    for left in (old, *path.parent.glob(f".{path.name}-packing-*")):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (old, *path.parent.glob(f".{path.name}-packing-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
     if path.is_dir():
-        for left in path.glob(".*.parquet-*"):  # a file whose writer was killed
-            left.unlink(missing_ok=True)
+        for leftover in path.glob(".*.parquet-*"):  # a file whose writer was killed
+            leftover.unlink(missing_ok=True)
 
 
 def pack_doubles(folder: Folder, schema: pa.Schema) -> None:
-    """Pack again where a pack in an object store was killed and left a trial in two files."""
+    """Pack again if a `pack` in an object store was killed and left a trial in two files."""
     names = storage.names(folder, ".parquet")
     if folder.is_local or not any(name.startswith(PACKED) for name in names):
         return
-    held = [_keys_of(folder, name) for name in names]
-    if sum(map(len, held)) > len(set().union(*held)):
+    keys = [_keys_of(folder, name) for name in names]
+    if sum(map(len, keys)) > len(set().union(*keys)):
         pack(folder, schema)
 
 

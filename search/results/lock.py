@@ -1,4 +1,4 @@
-"""One writer a study: a lock file that names its holder, beats while it lives, and can go stale."""
+"""One writer per study: a lock file with its holder and a heartbeat, which can become stale."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from trainable.host.storage import Folder
 
 NAME = "lock.json"
 BEAT_S = 5.0
-STALE_BEATS = 4  # without a beat for so long, as this process sees it, a holder elsewhere is dead
+STALE_BEATS = 4  # a holder elsewhere counts as dead after so many beats without a change
 
 
 class LockedError(RuntimeError):
@@ -25,13 +25,13 @@ class LockedError(RuntimeError):
 
 @contextmanager
 def held(folder: Folder) -> Iterator[None]:
-    """Hold a study's lock: others are refused, or take it over once this process is dead.
+    """Hold a study's lock. Others get an error, or take the lock over when this process is dead.
 
-    A holder on this machine is dead when its process is; one elsewhere when its beat has not
-    changed for twenty seconds, by this process's own clock, so that clocks need not agree.
+    A holder on this machine is dead if its process does not exist. A holder elsewhere is dead if
+    its beat has not changed for twenty seconds by this process's clock: clocks need not agree.
 
     Raises:
-        LockedError: a live process holds it.
+        LockedError: a running process holds the lock.
     """
     mine: dict[str, Any] = {
         "host": socket.gethostname(),
@@ -48,7 +48,7 @@ def held(folder: Folder) -> Iterator[None]:
             mine["beat"] += 1
             try:
                 storage.write(folder, NAME, json.dumps(mine).encode())
-            except OSError:  # a full disk is for the tables' writer to report
+            except OSError:  # the writer of the tables reports a full disk
                 continue
 
     beater = threading.Thread(target=beat, name="lock", daemon=True)
@@ -75,12 +75,12 @@ def _take(folder: Folder, mine: dict[str, Any]) -> None:
         try:
             dead = storage.read(folder, NAME)
         except FileNotFoundError:
-            continue  # it let go between the two calls
+            continue  # it was released between the two calls
         holder = _parsed(dead)
         if _is_alive(folder, holder):
             raise LockedError(
-                f"{folder.uri} is being written to by process {holder.get('pid')} on "
-                f"{holder.get('host')}: wait for it, stop it, or give another --out"
+                f"process {holder.get('pid')} on {holder.get('host')} is writing to {folder.uri}: "
+                f"wait for it, stop it, or use another --out"
             )
         if folder.is_local:
             _clear_away(folder, holder)
@@ -132,9 +132,9 @@ def _is_alive(folder: Folder, holder: dict[str, Any]) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """When a process of this machine started, in the kernel's ticks; empty where there is none.
+    """When a process of this machine started, in kernel ticks; empty if it does not exist.
 
-    A process number is used again, and then with another start; a reboot has another boot id.
+    A reused process number has another start time; after a reboot the boot id is different.
     """
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
@@ -144,6 +144,6 @@ def _start_of(pid: int) -> str:
             os.kill(pid, 0)
         except OSError:
             return ""
-        return "?"  # alive, on a system that does not say since when
+        return "?"  # it runs, on a system that does not tell its start time
     fields = status.rpartition(")")[2].split()
     return "" if fields[0] in "ZX" else f"{boot}-{fields[19]}"

@@ -1,7 +1,8 @@
 """The Parquet tables of a study: commit, read, verify, compact.
 
-One file a trial in `trials/` and in `epochs/`, rewritten whole: whatever crashes, a reader finds
-each (trial_key, epoch) once. The driver is the only writer, and holds the study's lock.
+Each trial has one file in `trials/` and one in `epochs/`, which is always replaced as a whole: even
+after a crash a reader finds each (trial_key, epoch) once. The driver is the only writer, and holds
+the study's lock.
 """
 
 import json
@@ -37,10 +38,10 @@ _ID = [
 
 def _columns(dataclass_type: type, *, leave_out: Sequence[str] = ()) -> list[tuple[str, Any]]:
     columns = []
-    for each in fields(dataclass_type):
-        kind: Any = next(iter(typing.get_args(each.type)), each.type)
-        if each.name not in leave_out:
-            columns.append((each.name, _ARROW[kind]))
+    for field in fields(dataclass_type):
+        kind: Any = next(iter(typing.get_args(field.type)), field.type)
+        if field.name not in leave_out:
+            columns.append((field.name, _ARROW[kind]))
     return columns
 
 
@@ -66,7 +67,7 @@ TABLES = {"trials": TRIALS, "epochs": EPOCHS}
 
 
 class ResultsError(ValueError):
-    """The results' folder cannot be used; the message says which and why."""
+    """A results folder cannot be used; the message names it and the reason."""
 
 
 @dataclass(frozen=True)
@@ -77,54 +78,54 @@ class Results:
     folder: Folder
 
     def __truediv__(self, name: str) -> Folder:
-        """A folder of it."""
+        """A subfolder."""
         return self.folder / name
 
 
 def open_results(out: str, study: str) -> Results:
-    """The folder `OUT/<study>`, made if need be, and found writable.
+    """The folder `OUT/<study>`, created if necessary.
 
     Raises:
-        ResultsError: it cannot be made or written to.
+        ResultsError: it cannot be created, or is not writable.
     """
     try:
         folder = storage.folder_at(out) / study
         storage.write(folder, ".writable", b"")
     except (OSError, ValueError) as error:
-        shown = "that URI" if credentials.in_uri(out) else out
-        raise ResultsError(f"cannot write to --out {shown}: {error}") from error
+        name = "that URI" if credentials.in_uri(out) else out
+        raise ResultsError(f"cannot write to --out {name}: {error}") from error
     return Results(study, folder)
 
 
 def commit_study(results: Results, about: Mapping[str, Any]) -> None:
-    """Write study.json: what the study was when it was last run."""
+    """Write study.json: the study as it was last run."""
     content = json.dumps(about, indent=1, default=str) + "\n"
     storage.write(results.folder, "study.json", content.encode())
 
 
 def commit_epochs(results: Results, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write all epoch rows of a trial in place of those it had."""
+    """Write all epoch rows of a trial; replaces earlier ones."""
     files.write_part(results / "epochs", f"{key}.parquet", EPOCHS, rows)
 
 
 def commit_trial(results: Results, row: Mapping[str, Any]) -> None:
-    """Write a trial's row; what it does not say is null."""
+    """Write a trial's row; missing columns become null."""
     files.write_part(results / "trials", f"{row['trial_key']}.parquet", TRIALS, [row])
 
 
 def commit_traceback(results: Results, key: str, text: str) -> str:
-    """Keep a failed trial's traceback; returns where."""
+    """Write a failed trial's traceback; returns its path."""
     storage.write(results / "errors", f"{key}.txt", text.encode())
     return f"{(results / 'errors').uri}/{key}.txt"
 
 
 def trials(results: Results) -> pd.DataFrame:
-    """One row a trial that ended or was interrupted; a file that cannot be read is passed over."""
+    """One row per trial that ended or was interrupted; unreadable files are left out."""
     return _read(results / "trials", TRIALS)
 
 
 def epochs(results: Results) -> pd.DataFrame:
-    """One row an evaluation, by trial and epoch; a file that cannot be read is passed over."""
+    """One row per evaluation, by trial and epoch; unreadable files are left out."""
     return _read(results / "epochs", EPOCHS)
 
 
@@ -136,17 +137,17 @@ def _read(folder: Folder, schema: pa.Schema) -> pd.DataFrame:
 
 
 def ending_of(row: Mapping[str, Any], *, metric: str) -> dict[str, Any]:
-    """What explorers weigh of an ended trial's row."""
+    """The columns of an ended trial's row that explorers use."""
     return {name: row.get(name) for name in ("status", metric, *WEIGHED)}
 
 
 def of_trials(table: pd.DataFrame, keys: Collection[str]) -> pd.DataFrame:
-    """The rows of these trials: a results folder may hold those of other plans too."""
+    """The rows of these trials: a results folder may also contain other trials."""
     return table[table["trial_key"].isin(keys)].reset_index(drop=True)
 
 
 def damaged(results: Results) -> dict[str, str]:
-    """The tables' files that cannot be read, as `epochs/NAME`, with what is wrong with them."""
+    """The tables' files that cannot be read, as `epochs/NAME`, with the reasons."""
     return {
         f"{table}/{name}": why
         for table, schema in TABLES.items()
@@ -155,10 +156,10 @@ def damaged(results: Results) -> dict[str, str]:
 
 
 def make_sound(results: Results) -> list[str]:
-    """Make the tables ready for their one writer; returns the files that were set aside.
+    """Repair the tables for their one writer; returns the files that were moved away.
 
-    Clears up after what was killed and moves files that cannot be read to `damaged/`. A trial whose
-    epochs are lost with one is set aside too, and so runs again.
+    Cleans up after killed processes, and moves unreadable files to `damaged/`. If this loses a
+    trial's epochs, the trial's row is moved too, so that it runs again.
     """
     aside = []
     for table, schema in TABLES.items():
@@ -177,10 +178,15 @@ def make_sound(results: Results) -> list[str]:
 
 
 def take_apart(results: Results, keys: Collection[str]) -> None:
-    """Give trials that are in packed files their own files, to be replaced when they run again."""
+    """Move trials from packed files to their own, which are replaced when the trials run again."""
     for table, schema in TABLES.items():
         if again := files.packed_keys(results / table) & set(keys):
             files.pack(results / table, schema, apart=again)
+
+
+def packed(results: Results) -> set[str]:
+    """The trials that are in packed files."""
+    return {key for table in TABLES for key in files.packed_keys(results / table)}
 
 
 def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
@@ -191,15 +197,15 @@ def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
 
 
 def num_files(results: Results) -> int:
-    """How many files the tables are in."""
+    """Number of files of both tables."""
     return sum(len(storage.names(results / table, ".parquet")) for table in TABLES)
 
 
 def compact(results: Results) -> int:
-    """Pack each table into one file, for tables of many trials; returns how many files fewer.
+    """Pack each table into one file; returns how many files fewer there are.
 
     Raises:
-        ResultsError: a file is damaged, or there is no room.
+        ResultsError: a file is damaged, or the disk is full.
     """
     try:
         return sum(files.pack(results / table, schema) for table, schema in TABLES.items())
@@ -208,29 +214,29 @@ def compact(results: Results) -> int:
 
 
 def faults(results: Results) -> list[str]:
-    """What is wrong with the tables, in sentences: damage, doubles, gaps."""
-    found = [f"{name} cannot be read: {why}" for name, why in damaged(results).items()]
+    """What is wrong with the tables, in sentences: damage, duplicate rows, gaps."""
+    sentences = [f"{name} cannot be read: {why}" for name, why in damaged(results).items()]
     rows, ended = epochs(results), trials(results)
     for table, by, frame in (
         ("epochs", ["trial_key", "epoch"], rows),
         ("trials", ["trial_key"], ended),
     ):
         if doubles := int(frame.duplicated(by).sum()):
-            found.append(f"{table}: {doubles} rows are there twice")
+            sentences.append(f"{table}: {doubles} duplicate row{'' if doubles == 1 else 's'}")
     counts = rows.groupby("trial_key")["epoch"].agg(["min", "max", "nunique"])
     gaps = counts[(counts["min"] != 1) | (counts["max"] != counts["nunique"])]
-    found += [f"epochs of trial {key} are not 1, 2, 3 and so on" for key in gaps.index]
-    return found + [
+    sentences += [f"the epochs of trial {key} are not 1, 2, 3, ..." for key in gaps.index]
+    return sentences + [
         f"trial {key} has fewer epochs in the table than it completed"
         for key in _short_of_epochs(ended, rows)
     ]
 
 
 def open_folder(path: str) -> Results:
-    """The results in a study's folder, as `results/pcam_grid`.
+    """The results in a study's folder, for example `results/pcam_grid`.
 
     Raises:
-        ResultsError: there are no tables there.
+        ResultsError: the folder contains no tables.
     """
     try:
         folder = storage.folder_at(path.rstrip("/"))

@@ -1,4 +1,4 @@
-"""Say what data is in a folder, and draw some of it.
+"""Describe the data in a folder, and draw some of its images.
 
 python -m trainable.data DIR [--out sheet.png]
 python -m trainable.data synthetic
@@ -41,7 +41,7 @@ def describe(data: Dataset) -> Table:
 
 
 def contact_sheet(data: Dataset) -> Image.Image:
-    """Training patches, one class a band, each with its label."""
+    """Training images with their labels, one band per class."""
     side = max(64, min(128, data.train.images_NHWC.shape[1]))
     cell = side + 14
     bands = min(len(data.classes), ROWS)
@@ -58,7 +58,7 @@ def contact_sheet(data: Dataset) -> Image.Image:
 
 
 def augmented_sheet(data: Dataset, names: str) -> Image.Image:
-    """A row a patch: as it is, then as it is drawn in the first epochs."""
+    """One row per image: the original, then its augmentations in the first epochs."""
     index = stratified_subset(data.train.labels_N, 2 * ROWS)
     cell = max(64, min(128, data.train.images_NHWC.shape[1])) + 4
     sheet = Image.new("RGB", (COLUMNS * cell, len(index) * cell), "white")
@@ -75,15 +75,18 @@ def augmented_sheet(data: Dataset, names: str) -> Image.Image:
 
 
 def main() -> int:
-    """Run the command; 2 where there is no usable data."""
+    """Run the command; exit status 2 if there is no usable data."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainable.data", description="Say what data is in a folder."
+        prog="python -m trainable.data", description="Describe the data in a folder."
     )
-    parser.add_argument("folder", help="a folder with data, or the name of an embedded set")
+    parser.add_argument("folder", help="a folder with data, or `synthetic` or `digits`")
     parser.add_argument(
-        "--out", type=Path, default=Path("contact_sheet.png"), help="where to draw some of it"
+        "--out",
+        type=Path,
+        default=Path("contact_sheet.png"),
+        help="image file for the contact sheet",
     )
-    parser.add_argument("--augment", help="draw augmented patches: names joined with +")
+    parser.add_argument("--augment", help="draw augmented images: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
@@ -91,8 +94,8 @@ def main() -> int:
             data = open_data(arguments.folder)
         else:
             data = open_data("pcam", Path(arguments.folder))
-        wanted = arguments.augment
-        sheet = augmented_sheet(data, wanted) if wanted else contact_sheet(data)
+        names = arguments.augment
+        sheet = augmented_sheet(data, names) if names else contact_sheet(data)
         sheet.save(arguments.out)
     except (DataError, OSError, ValueError) as error:
         Console(stderr=True).print(
@@ -100,9 +103,9 @@ def main() -> int:
         )
         return 2
     console.print(describe(data))
-    console.print(f"mean {_three(data.mean)}  deviation {_three(data.std)} (train, 0..1)")
+    console.print(f"mean {_three(data.mean)}  std {_three(data.std)} (train, 0..1)")
     console.print(f"fingerprint {data.fingerprint} (SHA-256 of images and labels)")
-    console.print(f"contact sheet in {arguments.out}")
+    console.print(f"contact sheet: {arguments.out}")
     return 0
 
 

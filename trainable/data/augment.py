@@ -1,9 +1,10 @@
-"""Augmentation of a whole batch on its device, each image with its own draw.
+"""Augmentation of a whole batch on its device, with different random numbers for each image.
 
-Bytes (B, H, W, 3) in; bytes, or floats on the same scale, out. Flips, the half turn and shifts only
-move pixels; rotation, zoom and crop share one resampling. The label of a PatchCamelyon patch is
-that of its central 32x32 pixels, which all but `crop` and `erase` keep near the image's centre:
-shifts are at most 4 px (as in the data set's own example) and zoom is at most 10 %.
+Takes bytes (B, H, W, 3); returns bytes, or floats on the same scale. Flips, the 180-degree rotation
+and shifts only move pixels; rotation, zoom and crop share one resampling. The label of a
+PatchCamelyon patch is that of its central 32x32 pixels. All augmentations but `crop` and `erase`
+keep these near the image's centre: shifts are at most 4 px (as in the data set's own example) and
+zoom is at most 10 %.
 
     python -m trainable.data DIR --augment hflip+vflip+stain --out augmented.png
 """
@@ -19,14 +20,12 @@ MAX_SHIFT_PX = 4
 MAX_ZOOM = 0.10
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # He et al. 2019, section 2.1
 JITTER = (0.6, 1.4)  # brightness, contrast, saturation: He et al. 2019, section 2.1
-STAIN_JITTER = (
-    0.2  # Tellez et al. 2018, arXiv:1808.05896: the light setting is 0.05, the strong 0.2
-)
+STAIN_JITTER = 0.2  # Tellez et al. 2018, arXiv:1808.05896: 0.05 is light, 0.2 is strong
 ERASE_SHARE, ERASE_AREA, ERASE_RATIO = 0.5, (0.02, 0.33), (0.3, 3.3)  # torchvision's RandomErasing
 LUMA = (0.2989, 0.587, 0.114)
 
-# Uniform numbers in [0, 1) for each image and epoch: which columns each augmentation reads. A name
-# keeps its columns whatever else is drawn.
+# Which columns of the random numbers each augmentation reads. They do not depend on the other
+# augmentations in use.
 COLUMNS = {
     "hflip": slice(0, 1),
     "vflip": slice(1, 2),
@@ -47,7 +46,7 @@ HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 
 def augment(images_BHWC: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Tensor:
-    """The batch with the named augmentations, decided by `draws_BK` (B, DRAWS)."""
+    """The batch with the named augmentations; `draws_BK` (B, DRAWS) is uniform in [0, 1)."""
     x = images_BHWC
 
     def drawn(name: str) -> Tensor:
@@ -82,10 +81,10 @@ def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
 def move(
     images_BHWC: Tensor, *, flip_rows_B: Tensor, flip_columns_B: Tensor, steps_B2: Tensor
 ) -> Tensor:
-    """Each image flipped where it says so, then moved by whole pixels (down, right).
+    """Flip the images that are marked, then shift each by whole pixels (down, right).
 
-    The edge is mirrored into the gap. Whole rows are copied, then bytes along them: both are one
-    pass over memory, whatever is asked for.
+    The gap is filled with the mirrored edge. Rows are copied first, then bytes within the rows:
+    two passes over memory for any combination.
     """
     b, height, width, channels = images_BHWC.shape
     device = images_BHWC.device
@@ -95,9 +94,9 @@ def move(
     columns = torch.where(flip_columns_B[:, None], width - 1 - columns, columns)
     rows = rows + height * torch.arange(b, device=device)[:, None]
     lines = images_BHWC.reshape(b * height, width * channels).index_select(0, rows.flatten())
-    places = channels * columns[:, :, None] + torch.arange(channels, device=device)
-    places = places.view(b, 1, -1).expand(b, height, -1)
-    return lines.view(b, height, -1).gather(2, places).view(images_BHWC.shape)
+    index = channels * columns[:, :, None] + torch.arange(channels, device=device)
+    index = index.view(b, 1, -1).expand(b, height, -1)
+    return lines.view(b, height, -1).gather(2, index).view(images_BHWC.shape)
 
 
 def _mirrored(index: Tensor, size: int) -> Tensor:
@@ -106,8 +105,8 @@ def _mirrored(index: Tensor, size: int) -> Tensor:
 
 def _affine(draws: dict[str, Tensor]) -> Tensor:
     """Output-to-input maps (B, 2, 3) in grid_sample's coordinates, -1..1 from edge to edge."""
-    some = next(iter(draws.values()))
-    zeros, ones = torch.zeros_like(some[:, 0]), torch.ones_like(some[:, 0])
+    first = next(iter(draws.values()))
+    zeros, ones = torch.zeros_like(first[:, 0]), torch.ones_like(first[:, 0])
     angle = 2 * math.pi * draws["rotate"][:, 0] if "rotate" in draws else zeros
     factor = 1 + MAX_ZOOM * (2 * draws["zoom"][:, 0] - 1) if "zoom" in draws else ones
     height, width, down, right = ones, ones, zeros, zeros
@@ -123,10 +122,12 @@ def _affine(draws: dict[str, Tensor]) -> Tensor:
 
 
 def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
-    """Each image through its affine map, bilinear, the edge mirrored."""
-    x = images_BHWC.permute(0, 3, 1, 2).contiguous().float()  # grid_sample is slower on others
+    """Apply an affine map to each image, with bilinear interpolation and mirrored edges."""
+    x = (
+        images_BHWC.permute(0, 3, 1, 2).contiguous().float()
+    )  # grid_sample is slower on channels_last
     _, _, height, width = x.shape
-    # The points of torch's affine_grid, which takes a matrix product for each.
+    # The same points as torch's affine_grid, which needs a matrix product for each.
     down = (2 * torch.arange(height, device=x.device) + 1) / height - 1
     right = (2 * torch.arange(width, device=x.device) + 1) / width - 1
     theta = theta_B23[:, :, :, None, None]
@@ -138,15 +139,15 @@ def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """LUMA, HED and its inverse on the device: sent once, since sending waits for a GPU."""
+    """LUMA, HED and its inverse on the device; cached, because copying them waits for a GPU."""
     density_of_stain = torch.tensor(HED)
     constants = torch.tensor(LUMA), density_of_stain, torch.linalg.inv(density_of_stain)
-    luma_C, density_of_stain, stain_of_density = (each.to(device) for each in constants)
+    luma_C, density_of_stain, stain_of_density = (tensor.to(device) for tensor in constants)
     return luma_C, density_of_stain, stain_of_density
 
 
 def color(images_BHWC: Tensor, factors_B3: Tensor) -> Tensor:
-    """Brightness, contrast and saturation times their factors, in this order."""
+    """Multiply brightness, contrast and saturation by their factors, in this order."""
     brightness, contrast, saturation = factors_B3[:, :, None, None, None].unbind(1)
     luma_C, _, _ = _constants(images_BHWC.device)
     x = (images_BHWC.float() * brightness).clamp(0, 255)
@@ -156,22 +157,22 @@ def color(images_BHWC: Tensor, factors_B3: Tensor) -> Tensor:
 
 
 def stain(images_BHWC: Tensor, changes_B6: Tensor) -> Tensor:
-    """Amount of hematoxylin, eosin and residual times three factors, plus three offsets.
+    """Change the amounts of hematoxylin, eosin and residual by three factors and three offsets.
 
-    As Tellez et al. 2018 (arXiv:1808.05896): a' = factor a + offset on each stain's density; the
-    offsets are `changes - 1` on the scale of densities whose white is 0.
+    As in Tellez et al. 2018 (arXiv:1808.05896): a' = factor a + offset on each stain's density. The
+    offsets are `changes - 1`, on a scale of densities where white is 0.
     """
     _, density_of_stain, stain_of_density = _constants(images_BHWC.device)
     density_BHWC = -torch.log((images_BHWC.float() + 1) / 256)
     stains = density_BHWC @ stain_of_density
     factors, offsets = changes_B6[:, None, None, :3], changes_B6[:, None, None, 3:] - 1
-    # Offsets at a tenth: on white glass a full one would be as much as tissue.
+    # A tenth of the offsets: a full one would give white glass the density of tissue.
     density = (stains * factors + 0.1 * offsets) @ density_of_stain
     return (256 * torch.exp(-density) - 1).clamp(0, 255)
 
 
 def erase(images_BHWC: Tensor, draws_B5: Tensor) -> Tensor:
-    """In half of the images a rectangle becomes the image's mean (Zhong 2017, arXiv:1708.04896)."""
+    """Fill a rectangle in half of the images with their mean (Zhong 2017, arXiv:1708.04896)."""
     _, height, width, _ = images_BHWC.shape
     area = _between(ERASE_AREA, draws_B5[:, 1])
     ratio = torch.exp(

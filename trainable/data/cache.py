@@ -1,4 +1,4 @@
-"""A data set as memory-mapped uint8 arrays: decoded once a node, shared by all trials on it."""
+"""A data set as memory-mapped uint8 arrays: decoded once per node, shared by its trials."""
 
 import fcntl
 import hashlib
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import (
@@ -31,7 +29,7 @@ from trainable.data.standard import digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
 
 CACHE_VERSION = 1
-LINE_S = 5.0  # between two lines about a cache that is being built
+LINE_S = 5.0  # between two progress lines while the cache is built
 LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
 
@@ -46,10 +44,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set ready to train on. `test` is None where its labels are not to be had.
+    """A data set that is ready for training. `test` is None if its labels are not available.
 
     `fingerprint` is the SHA-256 of all images and labels. `mean` and `std` are those of the
-    training images' channels, on the scale 0..1.
+    training images' channels, on a scale from 0 to 1.
     """
 
     name: str
@@ -64,45 +62,35 @@ class Dataset:
 
 
 def default_cache_dir() -> Path:
-    """`$DATA_CACHE_DIR`, else a folder of the user's cache."""
+    """`$DATA_CACHE_DIR`, or a folder in the user's cache."""
     if named := os.environ.get("DATA_CACHE_DIR"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batch-lr-search"
 
 
 def locate(name: str, folder: Path) -> Source | None:
-    """The data set in `folder`'s subfolder of its name, else in `folder`; None if in neither.
+    """The data set in `folder/name` or in `folder`; None if neither contains one.
 
     Raises:
-        DataError: there is one, and it is broken.
+        DataError: there is a data set, but it is broken.
     """
     for candidate in (folder / name, folder):
-        for look in LAYOUTS:
-            source = look(candidate)
+        for find in LAYOUTS:
+            source = find(candidate)
             if source is not None:
                 return source
     return None
 
 
 def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None = None) -> Dataset:
-    """The data set `name`, decoding it into the node's cache if this is the first time.
+    """The data set `name`; the first call on a node decodes it into the node's cache.
 
-    `folder` None means `$DATA_DIR`, else `data/`; `synthetic` and `digits` need no folder.
+    `folder` None means `$DATA_DIR` or `data/`; `synthetic` and `digits` need no folder.
 
     Raises:
-        DataError: there is no such data, or it is broken.
+        DataError: there is no data set, or it is broken.
     """
-    if name in EMBEDDED:
-        source, origin = EMBEDDED[name](), "embedded"
-    else:
-        folder = folder or Path(os.environ.get("DATA_DIR", "data"))
-        found = locate(name, folder)
-        if found is None:
-            raise DataError(
-                f"no data set in {folder}: wanted PatchCamelyon's camelyonpatch_*.h5, Kaggle's "
-                f"train_labels.csv with train/*.tif, train*.parquet, or folders of images by class"
-            )
-        source, origin = found, str(folder.resolve())
+    source, origin = _source_of(name, folder)
     cache_dir = cache_dir or default_cache_dir()
     entry = cache_dir / f"{name}-{_source_key(source, origin)}"
     if (ready := _open(entry)) is not None:
@@ -110,39 +98,54 @@ def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None =
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(entry.with_suffix(".lock")):
-            # Another process may have built it while we waited.
+            # Another process may have built it while this one waited.
             if (ready := _open(entry)) is not None:
                 return ready
-            shutil.rmtree(entry, ignore_errors=True)  # files lost or cut short since
+            shutil.rmtree(entry, ignore_errors=True)  # its files were lost or truncated
             try:
                 _build(name, source, entry)
             finally:
                 shutil.rmtree(entry.with_suffix(".building"), ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder "
-            f"with room"
+            f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder with "
+            f"enough free space"
         ) from error
     built = _open(entry)
-    assert built is not None  # noqa: S101 - it was written whole
+    assert built is not None  # noqa: S101 - it was written completely
     return built
+
+
+def _source_of(name: str, folder: Path | None) -> tuple[Source, str]:
+    """The data set before decoding, and where it is from."""
+    if name in EMBEDDED:
+        return EMBEDDED[name](), "embedded"
+    folder = folder or Path(os.environ.get("DATA_DIR", "data"))
+    source = locate(name, folder)
+    if source is None:
+        raise DataError(
+            f"no recognised data set in {folder}. Expected one of: PatchCamelyon's "
+            f"camelyonpatch_*.h5, Kaggle's train_labels.csv with train/*.tif, train*.parquet, "
+            f"or one folder of images per class"
+        )
+    return source, str(folder.resolve())
 
 
 def _source_key(source: Source, origin: str) -> str:
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
-    said = json.dumps([CACHE_VERSION, source.layout, origin, stats])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    description = json.dumps([CACHE_VERSION, source.layout, origin, stats])
+    return hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go by the kernel if this process dies
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel releases it if this process dies
         yield
 
 
 def _build(name: str, source: Source, entry: Path) -> None:
-    """Decode into a folder beside `entry`, then rename: a half-built cache is never seen."""
+    """Decode into a temporary folder, then rename it to `entry`: readers never see half of it."""
     building = entry.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -156,12 +159,12 @@ def _build(name: str, source: Source, entry: Path) -> None:
             mean, std, of_split = _write_split(building, split_name, split, content, advance)
             if shape not in (None, of_split):
                 raise DataError(
-                    f"the {split_name} images are {of_split[0]}x{of_split[1]} px and the others "
-                    f"{shape[0]}x{shape[1]}: give all splits one size"
+                    f"the {split_name} images are {of_split[0]}x{of_split[1]} px, the others "
+                    f"{shape[0]}x{shape[1]} px: resize all splits to one size"
                 )
             shape, stats[split_name] = of_split, (mean, std)
     mean, std = stats["train"]
-    about = {
+    description = {
         "name": name,
         "layout": source.layout,
         "classes": source.classes,
@@ -170,8 +173,8 @@ def _build(name: str, source: Source, entry: Path) -> None:
         "std": std,
         "splits": list(source.splits),
     }
-    (building / "about.json").write_text(json.dumps(about, indent=1))
-    for path in building.iterdir():  # whole on the disk before it has its name
+    (building / "about.json").write_text(json.dumps(description, indent=1))
+    for path in building.iterdir():  # write everything to the disk before the rename
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     os.replace(building, entry)
@@ -179,19 +182,22 @@ def _build(name: str, source: Source, entry: Path) -> None:
 
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, elsewhere a line now and then; call it with how many more are done."""
+    """A progress bar on a terminal, otherwise lines; call the result with each number of images."""
     if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(title, total=total)
             yield lambda n: progress.advance(task, n)
         return
-    done, said = 0, time.monotonic()
+    done, printed = 0, time.monotonic()
 
     def advance(n: int) -> None:
-        nonlocal done, said
+        nonlocal done, printed
         done += n
-        if time.monotonic() - said >= LINE_S:
-            said = time.monotonic()
+        if time.monotonic() - printed >= LINE_S:
+            printed = time.monotonic()
             sys.stderr.write(f"{title}: {done:,} of {total:,} images\n")
 
     yield advance
@@ -201,11 +207,11 @@ def _check_classes(name: str, split: SplitSource, source: Source) -> None:
     present = np.unique(split.labels_N)
     if len(source.classes) < 2:
         raise DataError(
-            f"the data has a single class ({source.classes[0]}): a classifier needs two or more"
+            f"the data has only one class ({source.classes[0]}): a classifier needs two or more"
         )
     if len(present) < len(source.classes):
         missing = [c for i, c in enumerate(source.classes) if i not in present]
-        raise DataError(f"the {name} split has no image of class {', '.join(missing)}")
+        raise DataError(f"the {name} split has no images of class {', '.join(missing)}")
 
 
 def _write_split(
@@ -215,7 +221,7 @@ def _write_split(
     content: "hashlib._Hash",
     advance: Callable[[int], None],
 ) -> tuple[list[float], list[float], tuple[int, ...]]:
-    """Write one split's arrays; returns the channels' mean and deviation, and an image's shape."""
+    """Write the arrays of a split; return the channels' mean and std, and the images' shape."""
     images = None
     done = 0
     total_C, squares_C, pixels = np.zeros(3), np.zeros(3), 0
@@ -227,7 +233,7 @@ def _write_split(
             )
         if chunk.shape[1:] != images.shape[1:]:
             raise DataError(
-                f"the {name} split mixes images of {images.shape[1:]} and {chunk.shape[1:]}: "
+                f"the {name} split has images of {images.shape[1:]} and of {chunk.shape[1:]}: "
                 f"resize them to one size"
             )
         if done + len(chunk) > len(images):
@@ -251,27 +257,27 @@ def _write_split(
 
 
 def _open(entry: Path) -> Dataset | None:
-    """The cached data set; None where there is none, or a file of it is missing or cut short."""
+    """The cached data set; None if there is none, or a file of it is missing or truncated."""
     try:
-        about = json.loads((entry / "about.json").read_text())
+        description = json.loads((entry / "about.json").read_text())
         splits = {
             name: Split(
                 images_NHWC=np.load(entry / f"{name}_images.npy", mmap_mode="r"),
                 labels_N=np.load(entry / f"{name}_labels.npy"),
             )
-            for name in about["splits"]
+            for name in description["splits"]
         }
     except (FileNotFoundError, NotADirectoryError, ValueError, EOFError, KeyError):
         return None
     if any(len(split.images_NHWC) != len(split.labels_N) for split in splits.values()):
         return None
     return Dataset(
-        name=about["name"],
-        layout=about["layout"],
-        classes=tuple(about["classes"]),
-        fingerprint=about["fingerprint"],
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
+        name=description["name"],
+        layout=description["layout"],
+        classes=tuple(description["classes"]),
+        fingerprint=description["fingerprint"],
+        mean=tuple(description["mean"]),
+        std=tuple(description["std"]),
         train=splits["train"],
         val=splits["val"],
         test=splits.get("test"),

@@ -1,4 +1,6 @@
-"""Official PatchCamelyon: HDF5 files, read without links, plug-ins or other files."""
+"""The official PatchCamelyon files in HDF5, read without following links or loading plug-ins."""
+
+from __future__ import annotations
 
 import gzip
 import shutil
@@ -7,8 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from trainable.data.sources import (
@@ -24,40 +26,43 @@ from trainable.data.sources import (
     classes_of,
 )
 
+if TYPE_CHECKING:
+    import h5py
+
 MAX_LABELS = 100_000_000
-# Those filters that are part of h5py: others are code from a folder of plug-ins.
+# The filters that are part of h5py. Others would be loaded as code from a plug-in folder.
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
 
 def find_hdf5(folder: Path) -> Source | None:
-    """PatchCamelyon's official files, gzipped or not; test may be missing."""
+    """PatchCamelyon's official files, gzipped or not; the test split is optional."""
     stem = "camelyonpatch_level_2_split_"
-    found: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, Path]] = {}
     for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
         for key in "xy":
             name = f"{stem}{official}_{key}.h5"
             path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
             if path is not None:
-                found.setdefault(split, {})[key] = path
-    if not found:
+                files.setdefault(split, {})[key] = path
+    if not files:
         return None
     for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
         for key in "xy":
-            wanted = split != "test" or split in found
-            if wanted and key not in found.get(split, {}):
+            is_required = split != "test" or split in files
+            if is_required and key not in files.get(split, {}):
                 raise DataError(
-                    f"{folder} has no {stem}{official}_{key}.h5 (nor .h5.gz): put it beside the "
-                    f"others"
+                    f"{folder} has no {stem}{official}_{key}.h5 (or .h5.gz): put it next to the "
+                    f"other files"
                 )
     splits = {}
-    for split, paths in found.items():
+    for split, paths in files.items():
         labels = _hdf5_labels(paths["y"])
         splits[split] = SplitSource(
             labels_N=labels, read=_hdf5_reader(paths["x"], labels_file=paths["y"], n=len(labels))
         )
     return Source(
         layout="hdf5",
-        files=tuple(path for paths in found.values() for path in paths.values()),
+        files=tuple(path for paths in files.values() for path in paths.values()),
         classes=classes_of(splits),
         splits=splits,
     )
@@ -66,6 +71,8 @@ def find_hdf5(folder: Path) -> Source | None:
 @contextmanager
 def _open_hdf5(path: Path, key: str) -> Iterator[h5py.Dataset]:
     """The array `key` of an HDF5 file, gzipped or not."""
+    import h5py
+
     with tempfile.TemporaryDirectory() as scratch:
         plain = path
         try:
@@ -75,40 +82,44 @@ def _open_hdf5(path: Path, key: str) -> Iterator[h5py.Dataset]:
                     shutil.copyfileobj(packed, unpacked, 1 << 24)
             file = h5py.File(plain, "r")
         except (OSError, EOFError, RuntimeError, zlib.error) as error:
-            raise DataError(f"{path} cannot be read as HDF5: {error}; fetch it again") from error
+            raise DataError(f"{path} cannot be read as HDF5: {error}; download it again") from error
         with file:
             try:
                 array = _own_array(file, key, path)
             except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
                 if isinstance(error, DataError):
                     raise
-                raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+                raise DataError(f"{path} is damaged: {error}; download it again") from error
             yield array
 
 
 def _own_array(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
-    """The array of a file that lies in the file itself, and needs no code but h5py's to be read.
+    """The array `key` stored in the file itself, with h5py's own filters.
 
     Raises:
-        DataError: it is not there, is elsewhere, or is packed with another filter.
+        DataError: it is missing, is stored in another file, or uses another filter.
     """
+    import h5py
+
     link = file.get(key, getlink=True)
     if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
-        raise DataError(f"{path}: {key} is a link to elsewhere, which is not followed: copy it in")
+        raise DataError(
+            f"{path}: {key} is a link, and links are not followed: copy the array into the file"
+        )
     array = file.get(key)
     if not isinstance(array, h5py.Dataset):
-        raise DataError(f"{path} must hold an array {key!r}, it holds {sorted(file)}")
+        raise DataError(f"{path} must contain an array {key!r}, it contains {sorted(file)}")
     if array.is_virtual or array.external:
         raise DataError(
-            f"{path}: {key} has its numbers in other files, which are not opened: copy it in, as "
-            f"with h5repack"
+            f"{path}: {key} has its data in other files, which are not opened: copy it into the "
+            f"file, for example with h5repack"
         )
-    made = array.id.get_create_plist()
-    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
-    if strange := [str(each) for each in filters if each not in FILTERS]:
+    properties = array.id.get_create_plist()
+    codes = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    if unknown := [str(code) for code in codes if code not in FILTERS]:
         raise DataError(
-            f"{path}: {key} is packed with HDF5 filter {', '.join(strange)}, which is not loaded: "
-            f"write it with {', '.join(FILTERS.values())} or none"
+            f"{path}: {key} uses HDF5 filter {', '.join(unknown)}, which is not loaded: write it "
+            f"with {', '.join(FILTERS.values())} or without a filter"
         )
     return array
 
@@ -117,12 +128,12 @@ def _hdf5_labels(path: Path) -> Labels:
     with _open_hdf5(path, "y") as y:
         if y.dtype.kind not in "iuf" or y.size is None or not 0 < y.size <= MAX_LABELS:
             raise DataError(
-                f"{path}: y must be 1 to {MAX_LABELS:,} whole numbers, got {y.dtype} {y.shape}"
+                f"{path}: y must be 1 to {MAX_LABELS:,} integers, got {y.dtype} {y.shape}"
             )
         try:
             return as_labels(np.asarray(y).reshape(-1), path)
         except (OSError, RuntimeError, MemoryError) as error:
-            raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+            raise DataError(f"{path} is damaged: {error}; download it again") from error
 
 
 def _hdf5_reader(path: Path, *, labels_file: Path, n: int) -> Callable[[], Iterator[Images]]:
@@ -134,14 +145,14 @@ def _hdf5_reader(path: Path, *, labels_file: Path, n: int) -> Callable[[], Itera
                     f"got {x.dtype} {x.shape}"
                 )
             if x.shape[1] * x.shape[2] > MAX_PIXELS:
-                raise DataError(f"{path}: its images of {x.shape[1]}x{x.shape[2]} px {TOO_LARGE}")
+                raise DataError(f"{path}: images of {x.shape[1]}x{x.shape[2]} px {TOO_LARGE}")
             if len(x) != n:
                 raise DataError(f"{path} has {len(x)} images, but {labels_file} has {n} labels")
             for start in range(0, n, CHUNK_IMAGES):
                 try:
                     chunk = x[start : start + CHUNK_IMAGES]
                 except (OSError, RuntimeError, MemoryError) as error:
-                    raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+                    raise DataError(f"{path} is damaged: {error}; download it again") from error
                 yield chunk
 
     return read

@@ -1,4 +1,10 @@
-"""The layouts in which people have image data, each read as splits of uint8 images and labels."""
+"""The layouts of image data on disk, each read as splits of uint8 images and labels.
+
+PIL, pyarrow's Parquet and scikit-learn are imported when a layout needs them: the driver imports
+this file for its error alone.
+"""
+
+from __future__ import annotations
 
 import csv
 import functools
@@ -7,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from trainable.host.storage import is_name
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Labels = NDArray[np.int64]  # (N,)
@@ -23,20 +30,20 @@ Labels = NDArray[np.int64]  # (N,)
 CHUNK_IMAGES = 2048
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 SPLIT_NAMES = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
-VAL_SHARE = 0.2  # of train, where a layout brings no validation split
-MAX_CLASSES = 100_000  # a label of a broken file would ask for as many names
-MAX_PIXELS = 50_000_000  # of one image: a file of a few bytes can claim to be larger than memory
+VAL_SHARE = 0.2  # of train, if a layout has no validation split
+MAX_CLASSES = 100_000  # a label in a broken file could require any number of class names
+MAX_PIXELS = 50_000_000  # of one image: the header of a small file can claim any size
 TOO_LARGE = f"are more than {MAX_PIXELS / 1e6:g} million pixels each: make them smaller"
-UNEQUAL_SIDE_PX = 224  # images of different sizes: short side resized to this, centre kept
+UNEQUAL_SIDE_PX = 224  # images of different sizes: resize the short side to this, crop the centre
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message names the file, what was wanted and what was found."""
+    """The data cannot be used; the message names the file, what is expected and what it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSource:
-    """One split, not decoded yet: its labels, and its images in chunks (N, H, W, 3), in order."""
+    """One split before decoding: its labels, and its images in chunks (N, H, W, 3) in order."""
 
     labels_N: Labels
     read: Callable[[], Iterator[Images]]
@@ -44,7 +51,7 @@ class SplitSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was found: which layout, made of which files, with which classes and splits."""
+    """A recognised data set: its layout, files, classes and splits."""
 
     layout: str
     files: tuple[Path, ...]
@@ -56,7 +63,7 @@ class Source:
 
 
 def find_kaggle(folder: Path) -> Source | None:
-    """Kaggle's `train_labels.csv` with `train/ID.tif`; validation is drawn from train."""
+    """Kaggle's `train_labels.csv` with `train/ID.tif`; a part of train becomes validation."""
     table = folder / "train_labels.csv"
     if not table.is_file():
         return None
@@ -66,14 +73,14 @@ def find_kaggle(folder: Path) -> Source | None:
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{table} cannot be read as CSV: {error}") from error
     if not rows or not {"id", "label"} <= set(rows[0]):
-        raise DataError(f"{table} must have columns id,label and a row an image")
-    if led_out := [row["id"] for row in rows if not is_name(row["id"])]:
-        raise DataError(f"{table}: id must name a file of train/, got {led_out[0]!r}")
+        raise DataError(f"{table} must have the columns id,label and one row per image")
+    if unsafe := [row["id"] for row in rows if not is_name(row["id"])]:
+        raise DataError(f"{table}: id must be the name of a file in train/, got {unsafe[0]!r}")
     paths = [folder / "train" / f"{row['id']}.tif" for row in rows]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f"{table} names {len(missing)} images that are not there, the first is {missing[0]}"
+            f"{table} lists {len(missing)} images that do not exist; the first is {missing[0]}"
         )
     labels = as_labels([row["label"] for row in rows], table)
     # Kaggle's test labels are not public: no test split.
@@ -95,8 +102,8 @@ def find_parquet(folder: Path) -> Source | None:
     }
     if not parts["train"]:
         raise DataError(
-            f"{folder} has Parquet files but none named train*.parquet "
-            f"(wanted: train*, valid*, test*), the first is {files[0].name}"
+            f"{folder} has Parquet files such as {files[0].name}, but no train*.parquet; expected "
+            f"train*, valid* and test*"
         )
     splits = {}
     for split, paths in parts.items():
@@ -107,22 +114,24 @@ def find_parquet(folder: Path) -> Source | None:
             splits[split] = SplitSource(labels_N=labels, read=_parquet_reader(paths))
     if "val" not in splits:
         raise DataError(
-            f"{folder} has no valid*.parquet: patches of one slide must not be in both splits, "
-            f"so it is not drawn from train; add one"
+            f"{folder} has no valid*.parquet: add one. It is not taken from train, because patches "
+            f"of the same slide must not be in both splits"
         )
     used = tuple(path for paths in parts.values() for path in paths)
     return Source(layout="parquet", files=used, classes=classes_of(splits), splits=splits)
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}; fetch it again") from error
+        raise DataError(f"{path} cannot be read as Parquet: {error}; download it again") from error
     missing = {"image", "label"} - set(file.schema_arrow.names)
     if missing:
         raise DataError(
-            f"{path} must have columns image and label, it has {file.schema_arrow.names}"
+            f"{path} must have the columns image and label, it has {file.schema_arrow.names}"
         )
     return file
 
@@ -131,7 +140,7 @@ def _parquet_column(path: Path, column: str) -> list[object]:
     try:
         values: list[object] = _open_parquet(path).read(columns=[column])[column].to_pylist()
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+        raise DataError(f"{path} is damaged: {error}; download it again") from error
     return values
 
 
@@ -144,7 +153,7 @@ def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
                     packed = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
                     yield _decode([(f"image of {path}", data) for data in packed])
             except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-                raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+                raise DataError(f"{path} is damaged: {error}; download it again") from error
 
     return read
 
@@ -153,7 +162,7 @@ def _parquet_reader(paths: Sequence[Path]) -> Callable[[], Iterator[Images]]:
 
 
 def find_folders(folder: Path) -> Source | None:
-    """`train/CLASS/x.png`, with `val/` and `test/` beside it where they are, or `CLASS/x.png`."""
+    """`train/CLASS/x.png` with optional `val/` and `test/` folders; or only `CLASS/x.png`."""
     if not folder.is_dir():
         return None
     roots = {
@@ -170,14 +179,16 @@ def find_folders(folder: Path) -> Source | None:
             continue
         unknown = {d.name for d in _subfolders(root)} - set(classes)
         if unknown and split != "train":
-            raise DataError(f"{root} has classes that {train} lacks: {', '.join(sorted(unknown))}")
+            raise DataError(
+                f"{root} has classes that {train} does not have: {', '.join(sorted(unknown))}"
+            )
         paths = [(p, i) for i, name in enumerate(classes) for p in _image_files(root / name)]
         listed[split] = [p for p, _ in paths], np.array([i for _, i in paths], np.int64)
     files = tuple(path for paths, _ in listed.values() for path in paths)
 
     @functools.cache
     def unequal() -> bool:
-        """Whether images differ in size, over all splits, from their headers alone."""
+        """Whether the images of all splits differ in size, by their headers."""
         with ThreadPoolExecutor() as pool:
             return len(set(pool.map(_size_of, files))) > 1
 
@@ -200,13 +211,15 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _size_of(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             _check_size(str(path), image.size)
             return image.size
     except DataError:
         raise
-    except Exception as error:  # rubbish makes decoders fail in many ways
+    except Exception as error:  # decoders fail on broken files in many ways
         raise DataError(f"{path} cannot be decoded: {error}") from error
 
 
@@ -219,7 +232,7 @@ def _train_and_val(
     where: Path,
     unequal: Callable[[], bool] = lambda: False,
 ) -> dict[str, SplitSource]:
-    """80 % train and 20 % validation, each class alike, the same in every run."""
+    """80 % train and 20 % validation, stratified by class and the same every time."""
     train, val = stratified(labels_N, VAL_SHARE, where)
     return {
         split: SplitSource(
@@ -231,6 +244,8 @@ def _train_and_val(
 
 def stratified(labels_N: Labels, share: float, where: Path) -> tuple[Labels, Labels]:
     """Indices of the larger and of the smaller part, each in ascending order."""
+    from sklearn.model_selection import train_test_split
+
     try:
         larger, smaller = train_test_split(
             np.arange(len(labels_N)), test_size=share, stratify=labels_N, random_state=0
@@ -245,18 +260,19 @@ def _file_reader(
 ) -> Callable[[], Iterator[Images]]:
     def read() -> Iterator[Images]:
         for start in range(0, len(paths), CHUNK_IMAGES):
-            some = [(str(path), path.read_bytes()) for path in paths[start : start + CHUNK_IMAGES]]
-            yield _decode(some, square=unequal())
+            chunk = [(str(path), path.read_bytes()) for path in paths[start : start + CHUNK_IMAGES]]
+            yield _decode(chunk, square=unequal())
 
     return read
 
 
 def _decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Images:
-    """(N, H, W, 3) from encoded images; with `square` each is resized and cut to one size.
+    """(N, H, W, 3) from encoded images; with `square` each is resized and cropped to one size.
 
     Raises:
-        DataError: one cannot be decoded, or they differ in size.
+        DataError: an image cannot be decoded, or they differ in size.
     """
+    from PIL import Image
 
     def one(item: tuple[str, bytes]) -> Images:
         name, data = item
@@ -266,15 +282,16 @@ def _decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Ima
                 pixels = np.asarray(image.convert("RGB"))
         except DataError:
             raise
-        except Exception as error:  # rubbish makes decoders fail in many ways
+        except Exception as error:  # decoders fail on broken files in many ways
             raise DataError(f"{name} cannot be decoded: {error}") from error
         return _square(pixels) if square else pixels
 
-    with ThreadPoolExecutor() as pool:  # PIL decodes without the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # PIL releases the interpreter's lock while it decodes
         images = list(pool.map(one, packed))
     if not square and len(sizes := {image.shape for image in images}) > 1:
         raise DataError(
-            f"images beside {packed[0][0]} differ in size ({sorted(sizes)}): make them alike"
+            f"the images near {packed[0][0]} differ in size ({sorted(sizes)}): resize them to one "
+            f"size"
         )
     return np.stack(images)
 
@@ -285,6 +302,8 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
 
 
 def _square(image: Images) -> Images:
+    from PIL import Image
+
     height, width, _ = image.shape
     scale = UNEQUAL_SIDE_PX / min(height, width)
     size = max(UNEQUAL_SIDE_PX, round(width * scale)), max(UNEQUAL_SIDE_PX, round(height * scale))
@@ -295,25 +314,29 @@ def _square(image: Images) -> Images:
 
 
 def as_labels(values: Sequence[object] | NDArray[np.generic], where: Path) -> Labels:
-    """Class numbers (N,), or DataError."""
-    wanted = f"labels must be whole numbers from 0 to {MAX_CLASSES - 1:,}"
-    given = np.asarray(values)
-    if given.dtype.kind == "f" and not (
-        np.isfinite(given).all() and (given == np.round(given)).all()
+    """Class numbers (N,).
+
+    Raises:
+        DataError: the values are not class numbers; the message names `where`.
+    """
+    rule = f"labels must be integers from 0 to {MAX_CLASSES - 1:,}"
+    array = np.asarray(values)
+    if array.dtype.kind == "f" and not (
+        np.isfinite(array).all() and (array == np.round(array)).all()
     ):
-        raise DataError(f"{where}: {wanted}, got a part of one or none")
+        raise DataError(f"{where}: {rule}, got a fraction, infinity or NaN")
     try:
-        labels = given.astype(np.int64)
+        labels = array.astype(np.int64)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{where}: {wanted}, {error}") from error
+        raise DataError(f"{where}: {rule}, {error}") from error
     if labels.ndim != 1 or len(labels) == 0:
-        raise DataError(f"{where}: {wanted}, one an image")
+        raise DataError(f"{where}: {rule}, one per image")
     if labels.min() < 0 or labels.max() >= MAX_CLASSES:
-        raise DataError(f"{where}: {wanted}, got {labels.min()} to {labels.max()}")
+        raise DataError(f"{where}: {rule}, got {labels.min()} to {labels.max()}")
     return labels
 
 
 def classes_of(splits: dict[str, SplitSource]) -> tuple[str, ...]:
-    """Names of classes that have only numbers."""
+    """Class names for labels that are only numbers: `0`, `1`, ..."""
     highest = max(int(split.labels_N.max()) for split in splits.values())
     return tuple(str(label) for label in range(highest + 1))

@@ -1,4 +1,4 @@
-"""Standard sets: CIFAR-10, CIFAR-100 and MNIST's kind in their own files, the embedded digits."""
+"""Standard data sets: CIFAR-10, CIFAR-100 and MNIST-like sets, and the embedded digits."""
 
 import os
 import stat
@@ -23,8 +23,12 @@ ADMINISTRATOR = 0
 
 
 def find_torchvision(folder: Path) -> Source | None:
-    """Read through torchvision, in whose layout they are; 10 % of train is validation."""
-    from torchvision import datasets  # 0.9 s that other layouts need not wait for
+    """CIFAR and MNIST-like files as torchvision stores them; 10 % of train becomes validation."""
+    names = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST", "KMNIST")
+    name = next((name for name in names if (folder / name).is_dir()), None)
+    if name is None:
+        return None
+    from torchvision import datasets  # a second that other layouts need not wait
 
     kinds = {
         "cifar-10-batches-py": datasets.CIFAR10,
@@ -33,15 +37,12 @@ def find_torchvision(folder: Path) -> Source | None:
         "FashionMNIST": datasets.FashionMNIST,
         "KMNIST": datasets.KMNIST,
     }
-    name = next((each for each in kinds if (folder / each).is_dir()), None)
-    if name is None:
-        return None
     if name.startswith("cifar"):
         _check_owner(folder / name)
     try:
         train, test = (kinds[name](str(folder), train=t, download=False) for t in (True, False))
     except (RuntimeError, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{folder / name} cannot be read: {error}; fetch it again") from error
+        raise DataError(f"{folder / name} cannot be read: {error}; download it again") from error
     arrays = {
         split: (_as_rgb(np.asarray(part.data)), as_labels(part.targets, folder / name))
         for split, part in (("train", train), ("test", test))
@@ -58,27 +59,27 @@ def find_torchvision(folder: Path) -> Source | None:
 
 
 def _check_owner(folder: Path) -> None:
-    """CIFAR's files are pickles, and to read one is to run it.
+    """CIFAR's files are pickles, and reading a pickle can run any code in it.
 
     Raises:
-        DataError: somebody else than this user or the administrator could have written them.
+        DataError: someone other than this user or the administrator could have written them.
     """
     for path in (folder, *folder.iterdir()):
-        about = path.stat()
-        if about.st_uid not in (ADMINISTRATOR, os.geteuid()) or about.st_mode & stat.S_IWOTH:
+        status = path.stat()
+        if status.st_uid not in (ADMINISTRATOR, os.geteuid()) or status.st_mode & stat.S_IWOTH:
             raise DataError(
-                f"{path} is owned by somebody else or writable by all, and reading it would run "
-                f"code in it: copy {folder} to a folder of your own, with chmod -R o-w"
+                f"{path} belongs to another user or is writable by everyone, and reading it can "
+                f"run code: copy {folder} to a folder of your own and use chmod -R o-w"
             )
 
 
 def _as_rgb(images: Images) -> Images:
-    """Grey images (N, H, W) get three equal channels."""
+    """Repeat the channel of grey images (N, H, W) three times."""
     return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
 
 
 def in_memory(images_NHWC: Images, labels_N: Labels) -> SplitSource:
-    """A split that is already decoded."""
+    """A split of images that are already decoded."""
 
     def read() -> Iterator[Images]:
         for start in range(0, len(images_NHWC), CHUNK_IMAGES):
@@ -88,7 +89,7 @@ def in_memory(images_NHWC: Images, labels_N: Labels) -> SplitSource:
 
 
 def digits_source() -> Source:
-    """The 1,797 handwritten digits of scikit-learn, 8x8: embedded, real, ten classes."""
+    """The 1,797 handwritten digits that scikit-learn contains, 8x8 px, ten classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,8 +1,8 @@
-"""The embedded data set: patches that look like H&E stained tissue, drawn from a seed.
+"""The embedded synthetic data set: patches that look like H&E stained tissue.
 
-As in PatchCamelyon, the label says whether the central 32x32 pixels hold a tumour nucleus (larger,
-darker, irregular); tumour nuclei outside of it are distractors that both classes have. Stain and
-density vary from patch to patch, and a share of the labels is wrong, so no network reaches an area
+As in PatchCamelyon, the label says whether the central 32x32 pixels contain a tumour nucleus
+(larger, darker, irregular). Both classes have tumour nuclei outside the centre as distractors.
+Stain and density vary between patches, and some labels are wrong, so no network reaches an AUROC
 of 1.
 """
 
@@ -17,7 +17,7 @@ SIZE_PX = 96
 CENTRE_PX = (32, 64)
 NUM_IMAGES = {"train": 4096, "val": 1024, "test": 1024}
 LABEL_NOISE = 0.04
-SEED = 20200105  # of the data, which is the same in every study
+SEED = 20200105  # of the images: they are the same in every study
 
 _NUCLEI = 26
 _HALF_WINDOW = 12
@@ -86,10 +86,10 @@ def _place_nuclei(labels_N: Labels, rng: np.random.Generator) -> tuple[NDArray[n
     low, high = CENTRE_PX
     centres = rng.random((n, _NUCLEI, 2), np.float32) * SIZE_PX
     inside = ((centres >= low) & (centres < high)).all(-1)
-    # Tumour nuclei outside of the centre say nothing of the label: both classes have them.
+    # Both classes have tumour nuclei outside the centre: these say nothing about the label.
     share = 0.2 * rng.random((n, 1), np.float32)
     tumour = (rng.random((n, _NUCLEI), np.float32) < share) & ~inside
-    # One to three nuclei lie in the centre of every patch; the label says what they are.
+    # Every patch has one to three nuclei in its centre. The label says what they are.
     central = np.arange(_NUCLEI) < rng.integers(1, 4, (n, 1))
     placed = low + 2 + rng.random((n, _NUCLEI, 2), np.float32) * (high - low - 4)
     centres = np.where(central[:, :, None], placed, centres)
@@ -129,20 +129,20 @@ def _draw_nuclei(
             * (stretch * np.cos(angle) ** 2 + np.sin(angle) ** 2 / stretch)
         )
         shade = darkness / (1 + np.exp(np.clip(2.5 * (distance - outline), -30, 30)))
-        at = (
+        window_pixels = (
             patch,
             corner[:, 0, None, None] + pad + rows,
             corner[:, 1, None, None] + pad + columns,
         )
-        canvas[at] = np.maximum(canvas[at], shade)
+        canvas[window_pixels] = np.maximum(canvas[window_pixels], shade)
     return canvas[:, pad:-pad, pad:-pad].copy()
 
 
 def _texture(n: int, cells: int, rng: np.random.Generator) -> Floats:
-    """Smooth noise (N, H, W) of deviation about 1: a coarse grid, linearly interpolated."""
+    """Smooth noise (N, H, W) with a standard deviation of about 1: a coarse grid, interpolated."""
     grid = rng.standard_normal((n, cells + 1, cells + 1), np.float32)
-    at = np.linspace(0, cells, SIZE_PX, endpoint=False, dtype=np.float32)
-    i, t = at.astype(int), at % 1
+    position = np.linspace(0, cells, SIZE_PX, endpoint=False, dtype=np.float32)
+    i, t = position.astype(int), position % 1
     rows = grid[:, i] * (1 - t)[:, None] + grid[:, i + 1] * t[:, None]
     smooth: Floats = (rows[:, :, i] * (1 - t) + rows[:, :, i + 1] * t).astype(np.float32)
     return smooth

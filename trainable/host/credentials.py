@@ -1,4 +1,4 @@
-"""What looks like a secret: what a study declares is in its results, for all to read."""
+"""Recognizes secrets: everything that a study declares is written to its results."""
 
 import re
 
@@ -7,16 +7,17 @@ _NAME = re.compile(
     r"passw(or)?d|passphrase|token|secret|credential|(api|access|private)_?key", re.IGNORECASE
 )
 REFUSED = (
-    "is written to the results for all to read, and looks like a secret: leave it out and set the "
-    "environment's variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
+    "looks like a secret, and would be written to the results, where others can read it: remove it "
+    "and set environment variables such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a "
+    "role"
 )
 
 
 def in_uri(text: str) -> bool:
-    """Whether a URI in it has a user or password, as in `s3://user:password@bucket`."""
+    """Whether the text has a URI with a user or password, as in `s3://user:password@bucket`."""
     return "://" in text and _IN_URI.search(text) is not None
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a field of such a name would hold a secret."""
+    """Whether a field of this name probably contains a secret."""
     return _NAME.search(name) is not None

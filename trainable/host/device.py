@@ -1,20 +1,25 @@
-"""The device of a trial: which one, its name, its memory and its threads."""
+"""The device of a trial: which one, its name, its clock, its memory and its threads."""
 
 import ctypes
+import math
 import os
 import platform
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+Result = TypeVar("Result")
+
 GIB = 2**30
-# What CUDA itself holds in each process, which torch neither counts nor limits. An estimate: it
-# differs by GPU and driver.
+# An estimate of the memory that CUDA itself takes in each process. PyTorch neither counts nor
+# limits it, and it differs by GPU and driver.
 CONTEXT_GIB = 0.5
-FREE_PART = 0.8  # of a trial's share: contexts, and what else uses the GPU, take some
+FREE_PART = 0.8  # of a trial's share: CUDA contexts and other programs take some of it
 POLL_S = 0.5
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 DATA_PART = 0.5  # of the free memory: the rest is for the network and its activations
@@ -37,35 +42,43 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
-def set_threads(num_threads: int) -> None:
-    """Let torch and the BLAS of NumPy and SciPy use so many threads, whatever the environment says.
+def device_time_s(device: torch.device) -> float:
+    """A clock in seconds. On a GPU it waits until all queued kernels have finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
-    `OMP_NUM_THREADS` of whoever started Ray reaches its workers, and BLAS is no matter of torch's.
+
+def set_threads(num_threads: int) -> None:
+    """Set the number of threads of PyTorch, and of the BLAS that NumPy and SciPy use.
+
+    Workers inherit `OMP_NUM_THREADS` from the process that started Ray, and PyTorch does not set
+    the threads of BLAS.
     """
     torch.set_num_threads(num_threads)
     threadpool_limits(limits=num_threads)
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let a process that trains on a CPU keep the memory that it frees, for its next tensors.
+    """On a CPU, keep freed memory in the process for the next tensors.
 
-    The C library gives large blocks back to the system at once and takes new ones, whose pages are
-    zeroed, for every activation: a tenth of a small network's time or more. What an earlier trial
-    left is given back here.
+    By default the C library returns large blocks to the system at once. It then asks for new ones,
+    with zeroed pages, for every activation: this takes a tenth of a small network's time or more.
+    Memory that an earlier trial left is returned to the system here.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    # Older ones take no more than 32 MiB. The second setting alone would make it slower.
+    # Older versions accept at most 32 MiB. The second setting alone would make training slower.
     if any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.malloc_trim(0)
 
 
 def limit_memory(device: torch.device, share: float) -> None:
-    """Let this process take its share of the GPU's memory and no more; all of it for a whole GPU.
+    """Limit this process to its share of the GPU's memory; no limit for a whole GPU.
 
-    The limit is the process's, so each trial sets it: a worker may be used again with another.
+    The limit belongs to the process, so each trial sets it: a reused worker may get another share.
     """
     if device.type != "cuda":
         return
@@ -73,17 +86,17 @@ def limit_memory(device: torch.device, share: float) -> None:
     if 0 < share < 1:
         _, total_bytes = torch.cuda.mem_get_info(device)
         fraction = max(share / 2, share - CONTEXT_GIB * GIB / total_bytes)
-    torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # refuses a bare `cuda`
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index)  # it rejects a bare `cuda`
 
 
 def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> None:
     """Wait until most of the trial's share of the GPU is free.
 
-    The process of the trial before may be dying and hold it still. What this process has reserved
-    and does not use counts as free.
+    The process of the previous trial may still be exiting. Memory that this process has reserved
+    but does not use counts as free.
 
     Raises:
-        RuntimeError: it is not free in time; the message has how much is, and how much was wanted.
+        RuntimeError: too little is free after `timeout_s`; the message says how much.
     """
     if device.type != "cuda":
         return
@@ -97,18 +110,18 @@ def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> Non
             return
         if time.monotonic() >= deadline:
             raise RuntimeError(
-                f"{free_gib:.1f} of the GPU's {total_bytes / GIB:.1f} GiB are free after "
-                f"{timeout_s:g} s and this trial wants {wanted_gib:.1f}: end what else runs on the "
-                f"GPU, or give a smaller gpus_per_trial"
+                f"only {free_gib:.1f} of the GPU's {total_bytes / GIB:.1f} GiB are free after "
+                f"{timeout_s:g} s, and this trial needs {wanted_gib:.1f}: stop other programs on "
+                f"the GPU, or set a smaller gpus_per_trial"
             )
         time.sleep(POLL_S)
 
 
 def room_bytes(device: torch.device) -> int:
-    """What data may take: half of the GPU's memory that this process may still have.
+    """How much memory the data may take: half of the GPU memory that this process can still get.
 
-    What a trial has needed at its most so far is not free. On a CPU a quarter of the memory that
-    is available to this process's cores: other trials run on the others.
+    The trial's peak so far counts as used. On a CPU: a quarter of the available memory per core,
+    times this process's cores, because other trials run on the other cores.
     """
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
@@ -125,22 +138,22 @@ def room_bytes(device: torch.device) -> int:
     try:  # a container's own limit
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         available = min(available, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # there is no limit, or it is "max"
         pass
     share = torch.get_num_threads() / max(os.cpu_count() or 1, torch.get_num_threads())
     return int(max(0, available) * share / 4)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Let matrix units round to TF32 or not, and make the same seed give the same numbers.
+    """Allow or forbid TF32, and make the same seed give the same numbers.
 
-    The settings are the process's, so each trial sets them.
+    The settings belong to the process, so each trial sets them.
 
     Raises:
-        ValueError: fp16 on a CPU, which has no units for it.
+        ValueError: fp16 on a CPU, which does not support it.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision=fp16 needs a GPU: on a CPU take bf16 or fp32")
+        raise ValueError("precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -149,18 +162,18 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start counting anew: a worker that is reused has earlier trials' peak on record."""
+    """Reset the memory peak: a reused worker still has the peak of earlier trials."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is then that of the whole process
+    except OSError:  # not Linux, or not permitted: the peak is then the whole process's
         return
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most that was held since the reset: of the GPU, or of this process on a CPU."""
+    """Peak memory since the reset: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     try:
@@ -172,11 +185,29 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def memory_held_gib(device: torch.device) -> tuple[float, float]:
-    """The most that this process held of the GPU since the reset, with CUDA itself; and all it has.
+    """Peak GPU memory of this process since the reset, CUDA's own included; and the GPU's total.
 
-    What other processes hold at the same time is counted as CUDA's own.
+    Memory that other processes hold at the same time counts as CUDA's own.
     """
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     outside_gib = (total_bytes - free_bytes - torch.cuda.memory_reserved(device)) / GIB
     held_gib = torch.cuda.max_memory_reserved(device) / GIB + max(outside_gib, CONTEXT_GIB)
     return held_gib, total_bytes / GIB
+
+
+def halve_until_it_fits(
+    compute: Callable[[int], Result], size: int, *, before_retry: Callable[[int], None]
+) -> Result:
+    """`compute(size)`; while memory runs out, halve the size, call `before_retry` and try again.
+
+    Raises:
+        torch.OutOfMemoryError: not even a size of 1 fits.
+    """
+    while True:
+        try:
+            return compute(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = math.ceil(size / 2)
+        before_retry(size)  # after the except block: the error would keep its tensors alive

@@ -1,4 +1,4 @@
-"""Whole files in a folder that is local or in an object store: a file is there complete, or not."""
+"""Files in a local folder or an object store; a file is written completely or not at all."""
 
 import errno
 import os
@@ -14,22 +14,22 @@ from pyarrow import fs
 
 from trainable.host import credentials
 
-CLAIM_STALE_S = 20.0  # after which a claim in an object store is that of a dead process
+CLAIM_STALE_S = 20.0  # after this time the process of a claim in an object store counts as dead
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NoSpaceError(OSError):
-    """There is no room for a file; the message names the folder. Nothing was truncated."""
+    """The disk is full; the message names the folder. No file was truncated."""
 
 
 class TakenOverError(RuntimeError):
-    """Another process writes to the folder now: this one is an orphan, and must write no more."""
+    """Another process writes to the folder now; this one must not write to it any more."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder by its URI, or by its absolute path. Picklable: workers open it themselves."""
+    """A folder, given by URI or absolute path. It can be pickled: workers open it themselves."""
 
     uri: str
 
@@ -37,19 +37,19 @@ class Folder:
         """The folder `name` in this one.
 
         Raises:
-            ValueError: the name could lead out of this folder.
+            ValueError: the name could lead outside this folder.
         """
         path, query, options = self.uri.partition("?")
         return Folder(f"{path}/{_checked(name)}{query}{options}")
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path of this machine's file system."""
+        """Whether it is in this machine's file system."""
         return "://" not in self.uri
 
     @property
     def name(self) -> str:
-        """Its own name: the last part of its path."""
+        """The last part of its path."""
         return self.uri.partition("?")[0].rpartition("/")[2]
 
     def opened(self) -> tuple[fs.FileSystem, str]:
@@ -61,30 +61,32 @@ class Folder:
 
 @lru_cache(4096)
 def _opened(uri: str) -> tuple[fs.FileSystem, str]:
-    """Kept, since a store's region may have to be asked for each time."""
+    """Cached, because opening a store may need a request for its region."""
     filesystem, path = fs.FileSystem.from_uri(uri)
     return filesystem, path
 
 
 def is_name(name: object) -> bool:
-    """Whether it names a file or folder in a folder, and cannot lead out of it."""
+    """Whether it is the name of a file or folder, and cannot lead outside its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def _checked(name: str) -> str:
     if not is_name(name):
-        raise ValueError(f"{name!r} is not a file's or folder's name: it may have no / and no ..")
+        raise ValueError(
+            f"{name!r} is not the name of a file or folder: it must not contain / or .."
+        )
     return name
 
 
 def folder_at(where: str) -> Folder:
-    """A folder from what a user types: a path, relative ones to here, or a URI.
+    """The folder that a user names by a path or a URI.
 
     Raises:
-        ValueError: a URI that no file system takes, or one with a password in it.
+        ValueError: no file system accepts the URI, or it contains a password.
     """
     if credentials.in_uri(where):
-        raise ValueError(f"the URI's part before the @, or its query, {credentials.REFUSED}")
+        raise ValueError(f"the part of the URI before the @, or its query, {credentials.REFUSED}")
     if "://" not in where:
         return Folder(str(Path(where).resolve()))
     path, query, options = where.partition("?")
@@ -92,19 +94,19 @@ def folder_at(where: str) -> Folder:
     try:
         folder.opened()
     except (ValueError, OSError) as error:
-        raise ValueError(f"{where} is not a folder that can be opened: {error}") from error
+        raise ValueError(f"the folder {where} cannot be opened: {error}") from error
     return folder
 
 
 def write(folder: Folder, name: str, content: bytes) -> None:
-    """Put a file there, in place of an older one; a reader sees the one or the other, whole."""
+    """Write or replace a file; a reader sees either the old or the new one, complete."""
     _checked(name)
     if not folder.is_local:
         filesystem, path = folder.opened()
         if isinstance(filesystem, fs.LocalFileSystem):  # file://
             filesystem.create_dir(path)
         with filesystem.open_output_stream(f"{path}/{name}") as stream:
-            stream.write(content)  # a store makes an object visible when its upload ends
+            stream.write(content)  # a store shows an object when its upload has finished
         return
     directory = Path(folder.uri)
     try:
@@ -113,7 +115,7 @@ def write(folder: Folder, name: str, content: bytes) -> None:
         if error.errno in FULL:
             raise NoSpaceError(error.errno, f"no space left in {folder.uri}") from error
         raise
-    # Readers of a folder of Parquet pass over names that begin with a dot.
+    # Readers of a folder of Parquet files ignore names that start with a dot.
     writing = directory / f".{name}-{uuid.uuid4().hex}"
     try:
         with open(writing, "wb") as file:
@@ -135,14 +137,14 @@ def write(folder: Folder, name: str, content: bytes) -> None:
 
 
 def free_bytes(folder: Folder) -> int | None:
-    """What is left on the disk of a folder that exists; None in an object store."""
+    """Free bytes on the disk of an existing folder; None for an object store."""
     return shutil.disk_usage(folder.uri).free if folder.is_local else None
 
 
 def create(folder: Folder, name: str, content: bytes) -> bool:
-    """Put a file there unless one of that name is; returns whether it was put.
+    """Write a file unless it exists; returns whether it was written.
 
-    On a local disk and on NFS; `create_in_store` is for object stores.
+    For local disks and NFS; `create_in_store` is for object stores.
     """
     directory = Path(folder.uri) / _checked(name)
     directory, name = directory.parent, directory.name
@@ -150,7 +152,7 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
     writing = directory / f".{name}-{uuid.uuid4().hex}"
     try:
         writing.write_bytes(content)
-        os.link(writing, directory / name)  # fails where there is one, on NFS too
+        os.link(writing, directory / name)  # fails if the file exists, also on NFS
     except FileExistsError:
         return False
     finally:
@@ -161,12 +163,12 @@ def create(folder: Folder, name: str, content: bytes) -> bool:
 def create_in_store(
     folder: Folder, name: str, content: bytes, *, instead_of: bytes | None = None
 ) -> bool:
-    """Put an object there unless there is one, other than `instead_of`; returns whether it was put.
+    """Write an object unless one other than `instead_of` exists; returns whether it was written.
 
-    pyarrow's file systems have no conditional PUT, so each writer puts a claim first, lists, and
-    goes on only where it sees no other's: of two at once at least one sees the other. Sure where a
-    listing shows every object that was put before it (S3 since 2020, GCS, Azure, MinIO), unless a
-    writer stops for twenty seconds between its listing and its writing.
+    pyarrow's file systems have no conditional PUT. So each writer first writes a claim, lists the
+    folder, and continues only if there is no other claim: of two simultaneous writers at least one
+    sees the other's. This is safe if a listing shows every object that was written before (S3 since
+    2020, GCS, Azure, MinIO), and no writer pauses for twenty seconds between listing and writing.
     """
     prefix = f".{_checked(name)}-claim-"
     own = f"{prefix}{uuid.uuid4().hex}"
@@ -174,7 +176,8 @@ def create_in_store(
     while True:
         write(folder, own, b"")
         try:
-            others = [each for each in _listed(folder) if each.startswith(prefix) and each != own]
+            claims = [claim for claim in _listed(folder) if claim.startswith(prefix)]
+            others = [claim for claim in claims if claim != own]
             if not others:
                 try:
                     if read(folder, name) != instead_of:
@@ -182,22 +185,22 @@ def create_in_store(
                 except FileNotFoundError:
                     pass
                 write(folder, name, content)
-                return own in _listed(folder)  # else it was taken for dead, and another goes on
+                return own in _listed(folder)  # if not, another writer took this one for dead
         finally:
             delete_file(folder, own)
         now = time.monotonic()
-        since = {each: since.get(each, now) for each in others}
-        for each, first_seen in since.items():
+        since = {claim: since.get(claim, now) for claim in others}
+        for claim, first_seen in since.items():
             if now - first_seen > CLAIM_STALE_S:
-                delete_file(folder, each)
+                delete_file(folder, claim)
         time.sleep(random.uniform(0.05, 0.5))
 
 
 def read(folder: Folder, name: str) -> bytes:
-    """A file's content.
+    """The content of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
     """
     _checked(name)
     if folder.is_local:
@@ -209,18 +212,18 @@ def read(folder: Folder, name: str) -> bytes:
 
 
 def names(folder: Folder, suffix: str) -> list[str]:
-    """The files of a folder that end so and are not hidden, sorted; empty where there is none."""
+    """The sorted names of a folder's visible files with this suffix; empty without the folder."""
     return sorted(n for n in _listed(folder) if n.endswith(suffix) and n[0] not in "._")
 
 
 def _listed(folder: Folder) -> list[str]:
     filesystem, path = folder.opened()
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return [each.base_name for each in found if each.type == fs.FileType.File]
+    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return [entry.base_name for entry in entries if entry.type == fs.FileType.File]
 
 
 def delete_file(folder: Folder, name: str) -> None:
-    """Remove a file if it is there, and its folder if that is local and empty then."""
+    """Delete a file if it exists; delete its local folder too if it is then empty."""
     _checked(name)
     if folder.is_local:
         path = Path(folder.uri)
@@ -234,7 +237,7 @@ def delete_file(folder: Folder, name: str) -> None:
 
 
 def delete(folder: Folder) -> None:
-    """Remove a folder with all in it; nothing happens where there is none."""
+    """Delete a folder and everything in it, if it exists."""
     filesystem, path = folder.opened()
     if filesystem.get_file_info(path).type != fs.FileType.NotFound:
         filesystem.delete_dir(path)

@@ -1,4 +1,8 @@
-"""Networks by name, with a new head, and only their last blocks trained."""
+"""Networks by name, with a new head, of which only the last blocks may be trained.
+
+timm and torchvision are imported by the functions that use them: each takes a second or two, which
+a trial of our own networks need not wait.
+"""
 
 import difflib
 import hashlib
@@ -6,12 +10,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision.models as zoo
 from torch import Tensor, nn
 
 from trainable.config import OWN_MODELS, TrialConfig, file_of
+from trainable.host.messages import one_line
 from trainable.networks.normalization import apply_norm
 from trainable.networks.plain import ResidualBlock, own_network
 
@@ -19,51 +22,61 @@ POOLING = (nn.MaxPool2d, nn.AvgPool2d)
 
 
 def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> None:
-    """Refuse a config whose network does not exist or cannot be what it asks for.
+    """Check that the config's network exists and can be built as the config says.
 
-    Builds it and sends two images through, without memory or weights: it takes milliseconds.
+    Builds it without memory or weights and runs it on two images: this takes milliseconds.
 
     Raises:
         ValueError: with the nearest names, or with what does not fit.
     """
-    known = [*OWN_MODELS, *zoo.list_models(module=zoo)]
-    if config.model.startswith("timm/"):
-        known = [f"timm/{each}" for each in timm.list_models()]
-    if config.model not in known:
-        near = difflib.get_close_matches(config.model, known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"model must be plain, residual, a torchvision name or timm/NAME, "
-            f"got {config.model!r}{hint}"
-        )
+    _check_name(config.model)
     size = config.image_size or image_size
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of uninitialised weights, of which meta tensors have none
+        warnings.simplefilter("ignore")  # about initialization, which meta tensors do not have
         model = _build(config, num_classes=num_classes, load=False)
         set_training(model)
         try:
             with torch.no_grad():
                 out = model(torch.empty(2, 3, size, size))
-        except Exception as error:  # a network may dislike a size in its own way
+        except Exception as error:  # networks reject a size with errors of many types
             raise ValueError(
                 f"{config.model} cannot take images of {size}x{size} px: {one_line(error)}"
             ) from error
     if not isinstance(out, Tensor) or out.shape != (2, num_classes):
-        raise ValueError(f"{config.model} is not a classifier of images")
+        raise ValueError(f"{config.model} is not an image classifier")
+
+
+def _check_name(model: str) -> None:
+    if model in OWN_MODELS:
+        return
+    if model.startswith("timm/"):
+        import timm
+
+        names = [f"timm/{name}" for name in timm.list_models()]
+    else:
+        import torchvision.models as zoo
+
+        names = [*OWN_MODELS, *zoo.list_models(module=zoo)]
+    if model not in names:
+        near = difflib.get_close_matches(model, names, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"model must be plain, residual, a torchvision name or timm/NAME, got {model!r}{hint}"
+        )
 
 
 def available_weights(name: str, pretrained: str) -> str:
-    """`pretrained`, or `none` where ImageNet weights are wanted and cannot be had here.
+    """`pretrained`, or `none` if ImageNet weights are asked for but not available here.
 
-    A file comes back with its digest, having been loaded once to see that it fits.
+    The path of a file is returned with its digest. The file is loaded once, to check that it fits.
 
     Raises:
-        ValueError: `pretrained` is a path and there is no file.
+        ValueError: `pretrained` is a path, and the file is missing or does not fit.
     """
     if pretrained not in ("none", "imagenet"):
-        known = with_digest(pretrained, "pretrained")
-        load_weights(bare_network(name), Path(file_of(known)))  # refused now, not in each trial
-        return known
+        path = with_digest(pretrained, "pretrained")
+        load_weights(bare_network(name), Path(file_of(path)))  # an error now, not in every trial
+        return path
     if pretrained == "none":
         return "none"
     try:
@@ -74,50 +87,54 @@ def available_weights(name: str, pretrained: str) -> str:
 
 
 def with_digest(path: str, field: str) -> str:
-    """`/absolute/path#digest` of a file that a field names: the digest is what identifies it.
+    """`/absolute/path#digest` of a file that a field names; the digest identifies the file.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: the file does not exist.
     """
     file = Path(file_of(path))
     if not file.is_file():
-        raise ValueError(f"{field} names the file {path!r}, and there is none")
+        raise ValueError(f"{field}: the file {path!r} does not exist")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return f"{file.resolve()}#{digest}"
 
 
 def pretrained_network(name: str, *, dropout: float = 0.0) -> nn.Module:
-    """The network with ImageNet weights, as its library loads them: from the cache, else fetched.
+    """The network with ImageNet weights, which its library takes from its cache or downloads.
 
     Raises:
-        ValueError: they are in neither.
+        ValueError: they are not in the cache, and the download failed.
     """
     try:
         if name.startswith("timm/"):
+            import timm
+
             short = name.removeprefix("timm/")
-            made: nn.Module = timm.create_model(short, pretrained=True, drop_rate=dropout)
-            return made
+            model: nn.Module = timm.create_model(short, pretrained=True, drop_rate=dropout)
+            return model
+        import torchvision.models as zoo
+
         weights = zoo.get_model_weights(name)
-        # VGG16's and ResNet's first version, which the literature fine-tunes.
-        chosen = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
-        made = zoo.get_model(name, weights=chosen, progress=False)
-        return made
+        # The first version of VGG16's and ResNet's weights is the one that papers fine-tune.
+        version = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
+        model = zoo.get_model(name, weights=version, progress=False)
+        return model
     except (OSError, RuntimeError) as error:  # urllib's and the hub's errors are OSErrors
         raise ValueError(
-            f"no ImageNet weights for {name}: not in torch's cache, and fetching them failed "
-            f"({one_line(error)}); give pretrained='none' or the path of a file"
+            f"no ImageNet weights for {name}: they are not in torch's cache, and the download "
+            f"failed ({one_line(error)}); set pretrained='none' or the path of a file"
         ) from error
 
 
 def build_model(config: TrialConfig, *, num_classes: int) -> nn.Module:
-    """The network with weights loaded, a new head of `num_classes`, and frozen blocks frozen.
+    """The network with its weights, a new head of `num_classes`, and its first blocks frozen.
 
-    The new head and, without weights, the whole network are drawn from torch's global generator:
-    seed it first.
+    The new head and, without pretrained weights, the whole network are initialized with PyTorch's
+    global generator: seed it first.
 
     Raises:
         ValueError: the weights are of another network, there are fewer blocks than
-            `train_blocks`, or nothing for `norm` or `zero_gamma` to change.
+            `train_blocks`, or the network has nothing that `norm` or `zero_gamma` could change.
     """
     return _build(config, num_classes=num_classes, load=True)
 
@@ -143,18 +160,22 @@ def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
 
 
 def bare_network(name: str, *, dropout: float = 0.0) -> nn.Module:
-    """The network of torchvision, or timm's under `timm/NAME`, as it comes, weights drawn."""
+    """The unchanged network of torchvision, or timm's for `timm/NAME`, with random weights."""
     if name.startswith("timm/"):
-        made: nn.Module = timm.create_model(name.removeprefix("timm/"), drop_rate=dropout)
-        return made
-    # Both warn that their slow initialisation will go, unless it is switched off.
+        import timm
+
+        model: nn.Module = timm.create_model(name.removeprefix("timm/"), drop_rate=dropout)
+        return model
+    import torchvision.models as zoo
+
+    # Without this option both warn that their slow initialization will be removed.
     options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-    made = zoo.get_model(name, weights=None, **options)
-    return made
+    model = zoo.get_model(name, weights=None, **options)
+    return model
 
 
 def drop_auxiliary_heads(model: nn.Module) -> None:
-    """Inception's and GoogLeNet's side outputs, which no later recipe trains, are removed."""
+    """Remove the auxiliary classifiers of Inception and GoogLeNet, which newer recipes omit."""
     for name in ("AuxLogits", "aux1", "aux2"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
@@ -163,7 +184,7 @@ def drop_auxiliary_heads(model: nn.Module) -> None:
 
 
 def last_gammas(model: nn.Module) -> list[nn.Parameter]:
-    """Gamma of the last normalization in each residual block; empty where there is none."""
+    """Gamma of the last normalization in each residual block; empty if there is none."""
     gammas = []
     for module in model.modules():
         if isinstance(module, ResidualBlock):
@@ -179,11 +200,11 @@ def last_gammas(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _set_last_gammas(model: nn.Module, config: TrialConfig) -> None:
-    """0 or 1 as asked: timm's networks would start at 0 unasked."""
+    """Set them to 0 or 1 as `zero_gamma` says; timm's networks start at 0 by default."""
     gammas = last_gammas(model)
     if config.zero_gamma and not gammas:
         raise ValueError(
-            f"zero_gamma needs residual blocks with BatchNorm, and {config.model} has none known"
+            f"zero_gamma needs residual blocks with BatchNorm; none were found in {config.model}"
         )
     for gamma in gammas:
         nn.init.constant_(gamma, 0.0 if config.zero_gamma else 1.0)
@@ -197,32 +218,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # rubbish makes the unpickler fail in many ways
+    except Exception as error:  # the unpickler fails on broken files in many ways
         raise ValueError(f"{path} is not a state_dict of tensors: {one_line(error)}") from error
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"{path} holds the weights of another network: {one_line(error)}"
+            f"{path} contains the weights of another network: {one_line(error)}"
         ) from error
 
 
-def one_line(error: Exception) -> str:
-    """The beginning of an error, on one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) < 200 else text[:200] + " ..."
-
-
 def replace_head(model: nn.Module, *, num_classes: int, dropout: float) -> None:
-    """Put dropout and one linear layer in place of the classifier.
+    """Replace the classifier by dropout and one linear layer.
 
-    VGG and AlexNet lose their 4096-wide layers, made for 224x224: the head gets the mean of each
-    of the last feature maps.
+    VGG and AlexNet lose their layers of width 4096, which are made for 224x224 px: the head gets
+    the mean of each of the last feature maps.
     """
-    if hasattr(model, "reset_classifier"):  # timm's; its dropout was given when it was made
+    if hasattr(model, "reset_classifier"):  # of timm, which got its dropout in create_model
         reset: Any = model.reset_classifier
         reset(num_classes)
         return
+    import torchvision.models as zoo
+
     if isinstance(model, zoo.VGG | zoo.AlexNet):
         width = next(m for m in reversed(model.features) if isinstance(m, nn.Conv2d)).out_channels
         model.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -233,15 +250,15 @@ def replace_head(model: nn.Module, *, num_classes: int, dropout: float) -> None:
         model.classifier[1] = nn.Conv2d(512, num_classes, kernel_size=1)
         return
     name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-    for beside in model.get_submodule(name.rpartition(".")[0]).children():
-        if isinstance(beside, nn.Dropout):  # ours is the only one there
-            beside.p = 0.0
+    for sibling in model.get_submodule(name.rpartition(".")[0]).children():
+        if isinstance(sibling, nn.Dropout):  # switched off: the new head has its own
+            sibling.p = 0.0
     head = nn.Sequential(nn.Dropout(dropout), nn.Linear(last.in_features, num_classes))
     model.set_submodule(name, head)
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The part that `replace_head` made, or that holds it."""
+    """The classifier that `replace_head` made, or the module that contains it."""
     if hasattr(model, "get_classifier"):
         get: Any = model.get_classifier
         classifier: nn.Module = get()
@@ -251,10 +268,10 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
-    """The network but its head as blocks, first to last.
+    """The network without its head as blocks, first to last.
 
-    Layers between two poolings are a block (VGG16 has five); where there is no pooling between
-    layers each child with parameters is one (a ResNet has conv1, bn1 and four layers).
+    The layers between two poolings are one block (VGG16 has five). In a network without poolings
+    between its layers, each child with parameters is one (a ResNet has conv1, bn1 and four layers).
     """
     features = getattr(model, "features", None)
     if isinstance(features, nn.Sequential):
@@ -273,7 +290,7 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
 
 
 def freeze_all_but(model: nn.Module, train_blocks: int) -> None:
-    """Freeze all blocks but the last `train_blocks`; the head is always trained.
+    """Freeze all but the last `train_blocks` blocks; the head is always trained.
 
     Raises:
         ValueError: the network has fewer blocks.
@@ -281,7 +298,7 @@ def freeze_all_but(model: nn.Module, train_blocks: int) -> None:
     blocks = blocks_of(model)
     if train_blocks > len(blocks):
         raise ValueError(
-            f"train_blocks must be at most {len(blocks)}, the blocks of this network, "
+            f"train_blocks must be at most {len(blocks)}, the number of blocks of this network, "
             f"got {train_blocks}"
         )
     for block in blocks[: len(blocks) - train_blocks]:
@@ -290,7 +307,7 @@ def freeze_all_but(model: nn.Module, train_blocks: int) -> None:
 
 
 def set_training(model: nn.Module) -> None:
-    """Training mode, but frozen parts in evaluation mode: their statistics stay ImageNet's."""
+    """Training mode, but evaluation mode for frozen parts: they keep ImageNet's statistics."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -299,7 +316,7 @@ def set_training(model: nn.Module) -> None:
 
 
 def draws(model: nn.Module) -> bool:
-    """Whether it has a kind of dropout that is on: the same images give other numbers each time."""
+    """Whether dropout or stochastic depth is active: the same images give different numbers."""
     return any(
         m.training
         and any(word in type(m).__name__.lower() for word in ("drop", "stochasticdepth"))
@@ -309,7 +326,7 @@ def draws(model: nn.Module) -> bool:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters, and the statistics of trained modules."""
+    """The state that training changes: trained parameters, and statistics of trained modules."""
     frozen = {
         f"{prefix}{name}"
         for prefix, module in ((f"{n}." if n else "", m) for n, m in model.named_modules())

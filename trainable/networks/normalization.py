@@ -1,4 +1,4 @@
-"""What BatchNorm becomes: Ghost BatchNorm, GroupNorm, frozen; and statistics taken anew."""
+"""Replacements of BatchNorm (Ghost BatchNorm, GroupNorm, frozen), and precise statistics."""
 
 import math
 from collections.abc import Iterable
@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
-from torchvision.ops import FrozenBatchNorm2d
 
 from trainable.config import TrialConfig
 
@@ -16,10 +15,10 @@ GROUPS = 32  # Wu & He 2018
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over parts of `ghost_size` images (Hoffer et al. 2017, arXiv:1705.08741).
 
-    In training each part is normalized by its own mean and variance. The running statistics take
-    the parts one after the other at momentum / parts, so that a batch weighs the same in however
-    many parts it comes. In evaluation it is BatchNorm. Parts are equal: a batch that the size
-    does not divide is cut into the next number of parts.
+    In training mode each part is normalized by its own mean and variance. The running statistics
+    are updated with one part after another at momentum / parts, so a batch has the same weight for
+    any number of parts. In evaluation mode it is BatchNorm. The parts have (nearly) equal sizes: if
+    `ghost_size` does not divide the batch, the number of parts is rounded up.
     """
 
     ghost_size: int = 0
@@ -30,7 +29,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         parts = input.chunk(math.ceil(len(input) / self.ghost_size))
         momentum = self.momentum / len(parts) if self.momentum is not None else None
-        if momentum is None:  # cumulative, as precise statistics want it
+        if momentum is None:  # a cumulative average, which precise statistics use
             return torch.cat([super(GhostBatchNorm2d, self).forward(part) for part in parts])
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -51,10 +50,10 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 def apply_norm(model: nn.Module, config: TrialConfig) -> None:
-    """Replace every BatchNorm2d by what `norm` asks for, weights and statistics kept.
+    """Replace every BatchNorm2d by the layer that `norm` names; keep weights and statistics.
 
     Raises:
-        ValueError: the network has none.
+        ValueError: the network has no BatchNorm2d.
     """
     if config.norm in ("batch", "none"):
         return
@@ -73,6 +72,8 @@ def _replacement(layer: nn.BatchNorm2d, config: TrialConfig) -> nn.Module:
         ghost.load_state_dict(layer.state_dict())
         return _like(ghost, layer)
     if config.norm == "frozen":
+        from torchvision.ops import FrozenBatchNorm2d  # a second that others need not wait
+
         frozen = FrozenBatchNorm2d(size, eps=layer.eps)
         state = layer.state_dict()
         state.pop("num_batches_tracked", None)
@@ -86,7 +87,7 @@ def _replacement(layer: nn.BatchNorm2d, config: TrialConfig) -> nn.Module:
 
 
 def _like(new: nn.Module, old: nn.BatchNorm2d) -> nn.Module:
-    """`new` in a sequence with the activation that timm's fused layers carry."""
+    """`new`, followed by the dropout and activation that timm's fused layers contain."""
     parts = [getattr(old, name, None) for name in ("drop", "act")]
     return nn.Sequential(new, *(p for p in parts if p is not None)) if any(parts) else new
 
@@ -94,19 +95,19 @@ def _like(new: nn.Module, old: nn.BatchNorm2d) -> nn.Module:
 def trained_batchnorms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """The layers whose statistics training changes."""
     return [
-        each
-        for each in model.modules()
-        if isinstance(each, nn.BatchNorm2d) and each.affine and each.weight.requires_grad
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.affine and module.weight.requires_grad
     ]
 
 
 @torch.no_grad()
 def precise_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Running statistics as plain means over these batches with the weights as they are.
+    """Recompute the running statistics with the current weights, as means over these batches.
 
-    As torch.optim.swa_utils.update_bn, but frozen layers keep theirs and dropout is off. With
-    mu = E[mu_B]; the variance is E[s_B^2] without the spread of mu_B (Wu & Johnson 2021,
-    arXiv:2105.07576, section 3, has it; at 256 images a batch it is below 1 %).
+    Like torch.optim.swa_utils.update_bn, but frozen layers keep theirs and dropout is off. The mean
+    is E[mu_B], the variance E[s_B^2]. This leaves out the variance of mu_B, which Wu & Johnson 2021
+    (arXiv:2105.07576, section 3) include; with batches of 256 images it is below 1 %.
     """
     layers = trained_batchnorms(model)
     if not layers:

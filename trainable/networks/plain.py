@@ -1,9 +1,9 @@
-"""Our own networks: a plain VGG-style CNN, and the same with shortcuts.
+"""Our own networks: a plain VGG-style CNN, and the same CNN with shortcuts.
 
-A stem that halves the image, then `depth` convolutions in three stages, the width doubled and the
-image halved at the second and third. With shortcuts every two convolutions are a residual block;
-its shortcut has no parameters (option A of He et al. 2016, arXiv:1512.03385), so that both networks
-have the same ones.
+A stem halves the image. Then come `depth` convolutions in three stages; the second and the third
+stage double the width and halve the image. With shortcuts, every two convolutions are a residual
+block. Its shortcut has no parameters (option A of He et al. 2016, arXiv:1512.03385), so both
+networks have the same parameters.
 """
 
 from collections import OrderedDict
@@ -34,10 +34,10 @@ def activation_of(name: str) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions with a shortcut around them; the last one's activation comes after the sum."""
+    """Convolutions with a shortcut; the last activation comes after the sum."""
 
     def __init__(self, convolutions: nn.Sequential, activation: nn.Module, stride: int, widen: int):
-        """`widen` channels are missing in the shortcut and are zeros in it."""
+        """`widen`: how many channels of zeros the shortcut appends."""
         super().__init__()
         self.convolutions, self.activation = convolutions, activation
         self.stride, self.widen = stride, widen
@@ -51,13 +51,13 @@ class ResidualBlock(nn.Module):
 
 
 def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
-    """The network that `model=plain` or `model=residual` asks for, initialised."""
+    """The initialized network for `model=plain` or `model=residual`."""
     residual = config.model == "residual"
     layers: list[tuple[str, nn.Module]] = [("stem", _convolution(config, 3, config.width, 2))]
     inputs, k, per_block = config.width, 0, 2 if residual else 1
     while k < config.depth:
         stage = k * STAGES // config.depth
-        # A stage begins with the first block that lies in it.
+        # Is this the first block of its stage?
         first = k > 0 and stage != (k - per_block) * STAGES // config.depth
         outputs = config.width * 2**stage
         stride = 2 if first else 1
@@ -96,7 +96,7 @@ def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
 def _convolution(
     config: TrialConfig, inputs: int, outputs: int, stride: int, *, activated: bool = True
 ) -> nn.Sequential:
-    """Convolution, normalization, activation. Without normalization the convolution has a bias."""
+    """Convolution, normalization, activation; the convolution has a bias if norm is none."""
     size = config.kernel_size
     conv = nn.Conv2d(
         inputs, outputs, size, stride=stride, padding=size // 2, bias=config.norm == "none"

@@ -1,7 +1,7 @@
-"""The frozen first part of a network, which runs apart from the part that is trained.
+"""The frozen first part of a network, which runs separately from the trained part.
 
-What it gives for an image depends on the image alone: it can run for many coming updates at once,
-and once and for all for images that are never augmented.
+Its output for an image depends on the image alone. So it can run for several updates together, and
+only once for images that are never augmented.
 """
 
 import math
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainable.host.device import halve_until_it_fits
 from trainable.networks.models import draws, set_training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Modules of a network, first to last, each with its place: its parent and its name in it."""
+    """Modules of a network, first to last, each with its parent module and its name there."""
 
     modules: tuple[nn.Module, ...]
     places: tuple[tuple[nn.Module, str], ...]
@@ -25,7 +26,7 @@ class Prefix:
 
 
 def prefix_at(model: nn.Module, paths: tuple[str, ...]) -> Prefix:
-    """The modules at these paths, as of this network or of a copy of it."""
+    """The prefix made of the modules at these paths of a network or of its copy."""
     parts = [path.rpartition(".") for path in paths]
     return Prefix(
         modules=tuple(model.get_submodule(path) for path in paths),
@@ -36,47 +37,55 @@ def prefix_at(model: nn.Module, paths: tuple[str, ...]) -> Prefix:
 
 @torch.no_grad()
 def find_prefix(model: nn.Module, *, image_size: int, device: torch.device) -> Prefix | None:
-    """The longest chain of modules from the images on of which none is trained; None without one.
+    """The longest chain of frozen modules that starts at the images; None if there is none.
 
-    Two images are sent through to see which module gets what the one before it gave, and again
-    to see that the chain and what comes after it give the whole network's numbers.
+    A forward pass of two images shows which module gets the output of the one before. A second one
+    checks that the chain and the rest of the network give the same numbers as the whole network.
     """
     layers = dict(_layers(model))
-    calls: list[tuple[str, object, object]] = []
-
-    def note(path: str) -> object:
-        return lambda _, given, out: calls.append((path, given[0] if given else None, out))
-
     set_training(model)
     may_run = {path: not _is_trained(layer) and not draws(layer) for path, layer in layers.items()}
     model.eval()
-    pixels = torch.linspace(-2, 2, 2 * 3 * image_size**2, device=device)  # draws from no generator
+    pixels = torch.linspace(-2, 2, 2 * 3 * image_size**2, device=device)  # uses no generator
     images = pixels.view(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
-    hooks = [each.register_forward_hook(note(path)) for path, each in layers.items()]  # type: ignore[arg-type]
-    try:
-        whole = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    logits, calls = _recorded(model, images, layers)
     paths: list[str] = []
-    at: object = images
-    for path, given, out in calls:
-        if given is not at or not may_run[path]:
+    chain_output: object = images
+    for path, layer_input, output in calls:
+        if layer_input is not chain_output or not may_run[path]:
             break
         paths.append(path)
-        at = out
+        chain_output = output
     if not any(True for path in paths for _ in layers[path].parameters()):
         return None
     prefix = prefix_at(model, tuple(paths))
-    features = run_prefix(prefix, images, at_once=len(images))
+    features = run_prefix(prefix, images, chunk_size=len(images))
     before = features.clone()
     with bypassed(prefix):
-        apart = model(features)
-    return prefix if torch.equal(apart, whole) and torch.equal(features, before) else None
+        logits_apart = model(features)
+    is_same = torch.equal(logits_apart, logits) and torch.equal(features, before)
+    return prefix if is_same else None
+
+
+def _recorded(
+    model: nn.Module, images: Tensor, layers: dict[str, nn.Module]
+) -> tuple[Tensor, list[tuple[str, object, object]]]:
+    """The logits of images; and each layer's path, first input and output in order of the calls."""
+    calls: list[tuple[str, object, object]] = []
+
+    def record(path: str) -> object:
+        return lambda _, inputs, output: calls.append((path, inputs[0] if inputs else None, output))
+
+    hooks = [layer.register_forward_hook(record(path)) for path, layer in layers.items()]  # type: ignore[arg-type]
+    try:
+        return model(images), calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The network's children; those of a Sequential that is trained in part, one by one."""
+    """The network's children; a Sequential with trained layers is replaced by its own children."""
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential) and _is_trained(child):
             yield from _layers(child, f"{path}{name}.")
@@ -85,29 +94,28 @@ def _layers(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _is_trained(module: nn.Module) -> bool:
-    return any(each.requires_grad for each in module.parameters())
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @torch.no_grad()
-def run_prefix(prefix: Prefix, images_BCHW: Tensor, *, at_once: int) -> Tensor:
-    """Features (B, C, H, W) of images, so many or fewer at once; halved where memory runs out."""
-    while True:
-        try:
-            parts = []
-            for x in images_BCHW.tensor_split(math.ceil(len(images_BCHW) / at_once)):
-                for module in prefix.modules:
-                    x = module(x)
-                parts.append(x)
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-        except torch.OutOfMemoryError:
-            if at_once == 1:
-                raise
-            at_once = math.ceil(min(at_once, len(images_BCHW)) / 2)
+def run_prefix(prefix: Prefix, images_BCHW: Tensor, *, chunk_size: int) -> Tensor:
+    """Features (B, C, H, W) of images, `chunk_size` at a time; halved while memory runs out."""
+
+    def features(size: int) -> Tensor:
+        parts = []
+        for x in images_BCHW.tensor_split(math.ceil(len(images_BCHW) / size)):
+            for module in prefix.modules:
+                x = module(x)
+            parts.append(x)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    size = min(chunk_size, len(images_BCHW))
+    return halve_until_it_fits(features, size, before_retry=lambda _: None)
 
 
 @contextmanager
 def bypassed(prefix: Prefix | None) -> Iterator[None]:
-    """Within it the network takes the prefix's features in place of images."""
+    """In this context the network takes the prefix's features instead of images."""
     if prefix is None:
         yield
         return

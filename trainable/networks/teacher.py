@@ -1,23 +1,22 @@
-"""The teacher of a distillation: a network with weights, or the best trial of another study."""
+"""The teacher for distillation: a network with weights, or the best trial of another study."""
 
 import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from trainable.config import OWN_MODELS, TrialConfig, file_of
 from trainable.host import storage
+from trainable.host.messages import one_line
 from trainable.host.storage import Folder
 from trainable.networks.models import (
     bare_network,
     build_model,
     drop_auxiliary_heads,
     load_weights,
-    one_line,
     replace_head,
     with_digest,
 )
@@ -26,7 +25,7 @@ KEPT = "weights.pt"
 
 
 def keep_weights(folder: Folder, config: TrialConfig, model: nn.Module, num_classes: int) -> None:
-    """Write a trained network so that it can be built again from the file alone."""
+    """Write a trained network to a file from which alone it can be built again."""
     packed = io.BytesIO()
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     torch.save({"config": asdict(config), "num_classes": num_classes, "model": state}, packed)
@@ -34,10 +33,10 @@ def keep_weights(folder: Folder, config: TrialConfig, model: nn.Module, num_clas
 
 
 def kept_network(path: Path) -> tuple[nn.Module, int]:
-    """The network of a kept file, and its number of classes.
+    """The network in a file of `keep_weights`, and its number of classes.
 
     Raises:
-        ValueError: the file is not one that `keep_weights` wrote.
+        ValueError: `keep_weights` did not write the file.
     """
     try:
         kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -46,16 +45,18 @@ def kept_network(path: Path) -> tuple[nn.Module, int]:
         config = TrialConfig(**fields | ({"norm": "batch"} if frozen_norm else {}))
         model = build_model(config, num_classes=kept["num_classes"])
         model.load_state_dict(kept["model"], strict=not frozen_norm)
-    except Exception as error:  # rubbish makes the unpickler fail in many ways
-        raise ValueError(f"{path} is not the kept weights of a trial: {one_line(error)}") from error
+    except Exception as error:  # the unpickler fails on broken files in many ways
+        raise ValueError(
+            f"{path} does not contain a trial's kept weights: {one_line(error)}"
+        ) from error
     return model, kept["num_classes"]
 
 
 def resolve_teacher(distill_from: str) -> str:
-    """`distill_from` with its file found and its digest added; the driver calls this.
+    """`distill_from` as the absolute path of its file with a digest; the driver calls this.
 
     Raises:
-        ValueError: there is no such file, or a study's folder has no kept weights.
+        ValueError: the file does not exist, or a study's folder has no kept weights.
     """
     network, colon, path = distill_from.rpartition(":")
     if colon and network and not Path(distill_from).exists():
@@ -68,7 +69,9 @@ def resolve_teacher(distill_from: str) -> str:
 
 def _best_kept(results: Path) -> Path:
     if not (results / "trials").is_dir():
-        raise ValueError(f"distill_from: {results} is not a study's results folder: no trials/")
+        raise ValueError(f"distill_from: {results} is not a study's results: it has no trials/")
+    import pyarrow.parquet as pq
+
     rows = pq.read_table(results / "trials", columns=["trial_key", "status", "val_auroc"])
     kept = [
         (row["val_auroc"], results / "checkpoints" / row["trial_key"] / KEPT)
@@ -79,7 +82,7 @@ def _best_kept(results: Path) -> Path:
     kept = [(score, path) for score, path in kept if path.is_file() and score == score]
     if not kept:
         raise ValueError(
-            f"distill_from: {results} has no trial with kept weights: run it with "
+            f"distill_from: {results} has no trial with kept weights: run that study with "
             f"--set keep_weights=True"
         )
     best: Path = max(kept)[1]
@@ -87,28 +90,30 @@ def _best_kept(results: Path) -> Path:
 
 
 def load_teacher(distill_from: str, *, num_classes: int) -> nn.Module:
-    """The teacher in evaluation mode, its parameters frozen.
+    """The teacher in evaluation mode with frozen parameters.
 
     Raises:
-        ValueError: it cannot be built, or knows another number of classes.
+        ValueError: it cannot be built, or has another number of classes.
     """
-    said = file_of(distill_from)
-    network, colon, path = said.rpartition(":")
-    if colon and network and not Path(said).exists():
+    source = file_of(distill_from)
+    network, colon, path = source.rpartition(":")
+    if colon and network and not Path(source).exists():
         if network in OWN_MODELS:
-            raise ValueError(f"distill_from: a {network} teacher comes as a trial's kept weights")
+            raise ValueError(f"distill_from: for a {network} teacher give a trial's kept weights")
         model = bare_network(network)
         drop_auxiliary_heads(model)
         try:
             load_weights(model, Path(path))
-        except ValueError:  # perhaps it has our head
+        except ValueError:  # the file may have our head
             replace_head(model, num_classes=num_classes, dropout=0.0)
             load_weights(model, Path(path))
         classes = _outputs(model)
     else:
-        model, classes = kept_network(Path(said))
+        model, classes = kept_network(Path(source))
     if classes != num_classes:
-        raise ValueError(f"the teacher {said} knows {classes} classes, the data has {num_classes}")
+        raise ValueError(
+            f"the teacher {source} has {classes} classes, but the data has {num_classes}"
+        )
     return model.requires_grad_(False).eval()
 
 

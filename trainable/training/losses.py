@@ -1,18 +1,17 @@
-"""Losses and what they are taken against: smoothed labels, mixed images, a teacher's opinion."""
+"""Losses: label smoothing, mixup and CutMix, distillation."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
-from torchvision.transforms import v2
 
 from trainable.config import TrialConfig
 
 
 def smoothing_of(config: TrialConfig, *, num_classes: int) -> float:
-    """The epsilon that torch's losses take.
+    """The `label_smoothing` argument of PyTorch's losses.
 
-    Torch spreads eps over all K classes, the paper over the K - 1 wrong ones (He et al. 2019,
-    equation 4): the paper's eps is torch's eps K/(K-1). At two classes that is twice as much.
+    PyTorch spreads eps over all K classes, the paper over the K - 1 wrong ones (He et al. 2019,
+    equation 4). So an eps of the paper is K/(K-1) eps in PyTorch: twice as much for two classes.
     """
     eps = config.label_smoothing
     return eps if config.smoothing_convention == "torch" else eps * num_classes / (num_classes - 1)
@@ -21,20 +20,22 @@ def smoothing_of(config: TrialConfig, *, num_classes: int) -> float:
 def mix(
     config: TrialConfig, images_BCHW: Tensor, labels_B: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The batch after mixup or CutMix, with labels (B, K); as it was where neither is asked for.
+    """The batch after mixup or CutMix with labels (B, K); unchanged if neither is set.
 
-    Each image is mixed with its neighbour in the (random) order, one lambda a batch from
-    Beta(alpha, alpha), as torchvision does it. Draws from torch's global generator.
+    Each image is mixed with the next one in the (random) order, with one lambda per batch from
+    Beta(alpha, alpha), as torchvision does it. Uses PyTorch's global generator.
     """
-    ways: list[v2.Transform] = []
-    if config.mixup_alpha:
-        ways.append(v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes))
-    if config.cutmix_alpha:
-        ways.append(v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes))
-    if not ways:
+    if not config.mixup_alpha and not config.cutmix_alpha:
         return images_BCHW, labels_B
-    way = ways[int(torch.randint(len(ways), ()))] if len(ways) > 1 else ways[0]
-    mixed: tuple[Tensor, Tensor] = way(images_BCHW, labels_B)
+    from torchvision.transforms import v2  # a second that other trials need not wait
+
+    transforms: list[v2.Transform] = []
+    if config.mixup_alpha:
+        transforms.append(v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes))
+    if config.cutmix_alpha:
+        transforms.append(v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes))
+    index = int(torch.randint(len(transforms), ())) if len(transforms) > 1 else 0
+    mixed: tuple[Tensor, Tensor] = transforms[index](images_BCHW, labels_B)
     return mixed
 
 
@@ -46,9 +47,9 @@ def training_loss(
     config: TrialConfig,
     teacher_logits_BK: Tensor | None = None,
 ) -> Tensor:
-    """Mean loss of a microbatch against classes (B,) or shares of classes (B, K).
+    """Mean loss of a microbatch for targets that are classes (B,) or class probabilities (B, K).
 
-    With a teacher T^2 KL(teacher/T || student/T) is added (Hinton et al. 2015, arXiv:1503.02531;
+    With a teacher, T^2 KL(teacher/T || student/T) is added (Hinton et al. 2015, arXiv:1503.02531;
     He et al. 2019, equation 6, whose cross-entropy differs by a constant).
     """
     loss = cross_entropy(logits_BK, targets, label_smoothing=smoothing)
@@ -57,12 +58,12 @@ def training_loss(
     t = config.distill_temperature
     student = log_softmax(logits_BK / t, 1)
     teacher = log_softmax(teacher_logits_BK / t, 1)
-    opinion = kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return loss + config.distill_weight * t * t * opinion
+    divergence = kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return loss + config.distill_weight * t * t * divergence
 
 
-def right_answers(logits_BK: Tensor, targets: Tensor) -> Tensor:
-    """How many predictions agree, mixed labels counting by their share."""
+def num_correct(logits_BK: Tensor, targets: Tensor) -> Tensor:
+    """Number of correct predictions; a mixed label counts by its share."""
     predicted_B = logits_BK.argmax(1)
     if targets.ndim == 1:
         return (predicted_B == targets).sum()

@@ -1,6 +1,6 @@
 """Scores of a split from logits: area under the ROC curve, accuracies, calibration, counts.
 
-All of it is computed where the logits are; only the finished numbers leave a GPU.
+Everything is computed on the device of the logits; only the final numbers are copied from a GPU.
 """
 
 import math
@@ -9,17 +9,17 @@ from statistics import NormalDist
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """`auroc` is NaN where a class is missing, all are where a logit is not finite.
+    """The scores of one split.
 
-    `calibration_error` is the expected one over 15 bins of confidence, in [0, 1]. The four counts
-    are of class 1 among two, and -1 where there are more classes or nothing was scored.
+    `auroc` is NaN if a class is missing; all scores are NaN if a logit is not finite.
+    `calibration_error` is the expected calibration error over 15 bins, in [0, 1]. The four counts
+    take class 1 of two as positive; they are -1 with more classes, or if nothing was scored.
     """
 
     auroc: float = math.nan
@@ -36,14 +36,14 @@ class Scores:
 def score(logits_NK: Tensor, labels_N: Tensor) -> Scores:
     """Scores from logits; loss is the mean cross-entropy.
 
-    The area is Mann-Whitney's, ties counting half; above two classes the macro mean of
-    one-against-rest.
+    The area is the Mann-Whitney statistic, in which ties count half; with more than two classes it
+    is the macro average of one-vs-rest.
     """
     if not logits_NK.isfinite().all():
         return Scores()
     log_p_NK = logits_NK.double().log_softmax(1)
     predicted_N = logits_NK.argmax(1)
-    right_N = predicted_N == labels_N
+    correct_N = predicted_N == labels_N
     classes = logits_NK.shape[1]
     counts = {}
     if classes == 2:
@@ -51,33 +51,50 @@ def score(logits_NK: Tensor, labels_N: Tensor) -> Scores:
         names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
         counts = dict(zip(names, pairs, strict=True))
     of_class_K = torch.bincount(labels_N, minlength=classes)
-    right_K = torch.bincount(labels_N[right_N], minlength=classes)
+    correct_K = torch.bincount(labels_N[correct_N], minlength=classes)
     present_K = of_class_K > 0
-    calibration_error = multiclass_calibration_error(
-        log_p_NK.exp(), labels_N, num_classes=classes, n_bins=CALIBRATION_BINS
-    )
     return Scores(
         auroc=_auroc(log_p_NK, labels_N),
-        accuracy=right_N.double().mean().item(),
-        balanced_accuracy=(right_K[present_K] / of_class_K[present_K].double()).mean().item(),
+        accuracy=correct_N.double().mean().item(),
+        balanced_accuracy=(correct_K[present_K] / of_class_K[present_K].double()).mean().item(),
         loss=-log_p_NK.gather(1, labels_N[:, None]).mean().item(),
-        calibration_error=calibration_error.item(),
+        calibration_error=calibration_error(log_p_NK.exp(), labels_N),
         **counts,
     )
 
 
+def calibration_error(p_NK: Tensor, labels_N: Tensor) -> float:
+    """Expected calibration error of probabilities, in [0, 1] (Guo et al. 2017).
+
+    The mean over images of |accuracy - mean confidence| of their bin of confidence; the bins have
+    equal widths. To the bit torchmetrics' number, whose import takes longer than a short trial.
+    """
+    confidence_N, predicted_N = p_NK.max(1)
+    confidence_N = confidence_N.float()
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, device=p_NK.device)
+    bin_N = torch.bucketize(confidence_N, edges, right=True) - 1
+
+    def sum_by_bin(values_N: Tensor) -> Tensor:
+        return torch.zeros_like(edges).scatter_add_(0, bin_N, values_N)
+
+    count = sum_by_bin(torch.ones_like(confidence_N))
+    confidence = torch.nan_to_num(sum_by_bin(confidence_N) / count)
+    accuracy = torch.nan_to_num(sum_by_bin((predicted_N == labels_N).float()) / count)
+    return ((accuracy - confidence).abs() * (count / count.sum())).sum().item()
+
+
 def _ranked(log_p_NK: Tensor) -> list[Tensor]:
-    """What each class is ranked by against the rest: (N,) for each; one for two classes."""
+    """The scores (N,) that rank the images for each class against the rest; one for two classes."""
     if log_p_NK.shape[1] == 2:
-        # The margin, not the probability: that rounds to 1 and makes ties of confident images.
+        # Not the probability: it rounds to 1 and would make ties of confident images.
         return [log_p_NK[:, 1] - log_p_NK[:, 0]]
     return list(log_p_NK.exp().T)
 
 
 def _ranks(values_N: Tensor) -> Tensor:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, place_N, counts = values_N.unique(return_inverse=True, return_counts=True)
-    ranks_N: Tensor = (counts.cumsum(0) - (counts.double() - 1) / 2)[place_N]
+    """Ranks from 1; equal values get the mean of their ranks."""
+    _, inverse_N, counts = values_N.unique(return_inverse=True, return_counts=True)
+    ranks_N: Tensor = (counts.cumsum(0) - (counts.double() - 1) / 2)[inverse_N]
     return ranks_N
 
 
@@ -100,13 +117,13 @@ def _auroc(log_p_NK: Tensor, labels_N: Tensor) -> float:
 def auroc_interval(
     logits_NK: Tensor, labels_N: Tensor, *, level: float = 0.95
 ) -> tuple[float, float]:
-    """An interval of the area that another draw of test images would give, NaN where none can.
+    """A confidence interval of the area over random test sets; NaN if it cannot be computed.
 
-    DeLong et al. 1988 (doi:10.2307/2531595) through its placements: an image's placement is the
-    share of the other class it is ranked rightly against, and the area's variance is
-    var(placements of positives) / m + var(of negatives) / n. Above two classes the placements
-    of the macro mean are summed over the classes an image takes part in. Images of one slide
-    are not independent: the true interval is wider.
+    DeLong et al. 1988 (doi:10.2307/2531595), computed from placements: the placement of an image is
+    the share of the other class that it is ranked correctly against, and the variance of the area
+    is var(placements of positives) / m + var(placements of negatives) / n. With more than two
+    classes, each image's placements are summed over the classes. Images of the same slide are not
+    independent, so the true interval is wider.
     """
     if not logits_NK.isfinite().all():
         return math.nan, math.nan
@@ -125,7 +142,7 @@ def auroc_interval(
 
 
 def _influence(values_N: Tensor, positive_N: Tensor) -> Tensor:
-    """How far each image moves the area: its squares sum to DeLong's variance."""
+    """How far each image moves the area; the squares sum to DeLong's variance."""
     m = int(positive_N.sum())
     n = len(positive_N) - m
     ranks_N = _ranks(values_N)

@@ -1,8 +1,8 @@
-"""The gradient noise scale: how many examples until a gradient is more signal than noise.
+"""The gradient noise scale: the batch size at which a gradient is as much signal as noise.
 
 B_simple = tr(Sigma) / |G|^2 from squared gradient norms at two batch sizes (McCandlish et al. 2018,
-arXiv:1812.06162, appendix A.1). Both estimates are unbiased, their ratio is not: numerator and
-denominator are summed over evaluations apart and divided at the end.
+arXiv:1812.06162, appendix A.1). Both estimates are unbiased, but their ratio is not. So numerator
+and denominator are summed separately over evaluations, and divided at the end.
 """
 
 import math
@@ -24,14 +24,14 @@ class NoiseSums:
     squared_gradient: float = 0.0
 
     def __add__(self, other: "NoiseSums") -> "NoiseSums":
-        """Both sums."""
+        """Add both sums."""
         return NoiseSums(
             self.trace_sigma + other.trace_sigma, self.squared_gradient + other.squared_gradient
         )
 
     @property
     def scale(self) -> float:
-        """B_simple in examples; NaN where the gradient cannot be told from zero."""
+        """B_simple in examples; NaN if the gradient cannot be distinguished from zero."""
         if not self.squared_gradient > 0 or not self.trace_sigma > 0:
             return math.nan
         return self.trace_sigma / self.squared_gradient
@@ -47,9 +47,9 @@ def estimate(
 
 
 def probe_images(train_images: int) -> int:
-    """How many images an estimate takes: a small share of an epoch, whole parts."""
-    wanted = min(max(int(train_images * SHARE_OF_TRAIN), LEAST_IMAGES), MOST_IMAGES)
-    return min(wanted, train_images) // PARTS * PARTS
+    """Number of images of an estimate: a small share of an epoch, a multiple of `PARTS`."""
+    num_images = min(max(int(train_images * SHARE_OF_TRAIN), LEAST_IMAGES), MOST_IMAGES)
+    return min(num_images, train_images) // PARTS * PARTS
 
 
 def measure(
@@ -59,14 +59,14 @@ def measure(
     labels_B: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
 ) -> NoiseSums:
-    """One estimate over trained parameters, from the parts of a batch of images.
+    """One estimate over the trained parameters, from the parts of a batch of images.
 
-    In evaluation mode: BatchNorm and dropout would tie the examples of a part together. Changes
-    neither weights nor gradients; NaN-free even where the loss is not finite.
+    In evaluation mode, because BatchNorm and dropout would make the examples of a part dependent.
+    Changes neither weights nor gradients. Returns zeros if the loss is not finite.
     """
     model.eval()
     parts = list(zip(images_BCHW.chunk(PARTS), labels_B.chunk(PARTS), strict=True))
-    mean = [torch.zeros_like(each) for each in parameters]
+    mean = [torch.zeros_like(parameter) for parameter in parameters]
     small_squared = torch.zeros((), device=images_BCHW.device)
     for images, labels in parts:
         gradients = torch.autograd.grad(

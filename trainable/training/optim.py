@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from timm.optim.lamb import Lamb
-from timm.optim.lars import Lars
 from torch import Tensor, nn, optim
 
 from trainable.config import TrialConfig
@@ -21,16 +19,16 @@ def parameter_groups(
     """The trained parameters in groups that share `weight_decay` and `lr_factor`.
 
     With `no_bias_decay` only weights of convolutions and linear layers decay; biases and the
-    gamma and beta of normalization, all of one dimension, do not (He et al. 2019, section 3.1).
+    gamma and beta of normalization, which have one dimension, do not (He et al. 2019, section 3.1).
     """
-    in_head = {id(each) for each in head.parameters()} if head is not None else set()
-    groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same ones for every weight_decay
-    for each in model.parameters():
-        if not each.requires_grad:
+    in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same groups for every weight_decay
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
             continue
-        decays = each.ndim > 1 or not no_bias_decay
-        factor = head_lr_factor if id(each) in in_head else 1.0
-        groups.setdefault((decays, factor), []).append(each)
+        decays = parameter.ndim > 1 or not no_bias_decay
+        factor = head_lr_factor if id(parameter) in in_head else 1.0
+        groups.setdefault((decays, factor), []).append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay * decays, "lr_factor": factor}
         for (decays, factor), params in groups.items()
@@ -40,7 +38,7 @@ def parameter_groups(
 def build_optimizer(
     config: TrialConfig, model: nn.Module, *, lr: float, head: nn.Module | None = None
 ) -> optim.Optimizer:
-    """The optimizer over the model's trained parameters; `lr` is that of the first update."""
+    """The optimizer of the model's trained parameters; `lr` is that of the first update."""
     groups = parameter_groups(
         model,
         weight_decay=config.weight_decay,
@@ -60,12 +58,15 @@ def build_optimizer(
         return optim.RMSprop(groups, lr=lr, momentum=momentum, eps=eps)
     if config.optimizer == "adagrad":
         return optim.Adagrad(groups, lr=lr, eps=eps)
+    from timm.optim.lamb import Lamb  # seconds that other optimizers need not wait
+    from timm.optim.lars import Lars
+
     if config.optimizer == "lars":
         return Lars(groups, lr=lr, momentum=momentum, nesterov=config.nesterov)
     return Lamb(groups, lr=lr, betas=betas, eps=eps)
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
-    """Give every group the update's lr, the head's group its multiple of it."""
+    """Set every group's lr to the update's, times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]

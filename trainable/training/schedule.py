@@ -1,4 +1,4 @@
-"""Learning rate and batch of every update: batch-size rule, warmup, decay. No torch."""
+"""Learning rate and batch size of every update: batch-size rule, warmup, decay. No torch."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from trainable.config import TrialConfig, warmup_epochs_of
 
 
 def peak_lr(config: TrialConfig) -> float:
-    """What the optimizer gets at the end of warmup.
+    """The learning rate that the optimizer gets at the end of warmup.
 
     `base_lr` x k for the linear rule (Goyal et al. 2017, arXiv:1706.02677), x sqrt(k) for the
     square-root rule (Krizhevsky 2014, arXiv:1404.5997) and Malladi's (2022, arXiv:2205.10287),
@@ -19,7 +19,7 @@ def peak_lr(config: TrialConfig) -> float:
 
 
 def adam_constants(config: TrialConfig) -> tuple[tuple[float, float], float]:
-    """Betas and eps of Adam; under Malladi's rule 1 - beta grows with k, eps falls with sqrt(k)."""
+    """Adam's betas and eps; Malladi's rule scales 1 - beta by k and eps by 1/sqrt(k)."""
     if config.lr_scaling != "malladi":
         return (config.beta1, config.beta2), config.eps
     k = config.batch_size / config.reference_batch_size
@@ -31,7 +31,7 @@ def adam_constants(config: TrialConfig) -> tuple[tuple[float, float], float]:
 class Timetable:
     """A trial's budget and warmup in one unit: training images seen, or seconds.
 
-    An epoch is the `train_images // batch` full batches that fit in it.
+    An epoch consists of `train_images // batch_size` full batches.
     """
 
     unit: str
@@ -41,7 +41,7 @@ class Timetable:
 
 
 def timetable(config: TrialConfig, *, train_images: int) -> Timetable:
-    """The budget of a config for so many training images."""
+    """The timetable of a config for `train_images` training images."""
     batch = config.batch_size
     epoch_images = train_images // batch * batch
     if config.seconds is not None:
@@ -65,25 +65,25 @@ def timetable(config: TrialConfig, *, train_images: int) -> Timetable:
 
 
 def lr_at(config: TrialConfig, table: Timetable, position: float) -> float:
-    """The learning rate of the update that begins at `position`, in the timetable's unit.
+    """The learning rate of the update that starts at `position`, in the timetable's unit.
 
-    Warmup over the first m updates is (update + 1) / m of the peak, or share of warmup's seconds;
-    the decay starts after it, and its length T leaves warmup out (He et al. 2019,
-    arXiv:1812.01187, sections 3.1 and 5.1).
+    During a warmup of m updates the rate is (update + 1) / m of the peak. With a budget in seconds
+    it grows with the elapsed share of the warmup. The decay starts after the warmup, and its length
+    T does not include the warmup (He et al. 2019, arXiv:1812.01187, sections 3.1 and 5.1).
     """
     peak = peak_lr(config)
     if position < table.warmup:
-        ahead = config.batch_size if table.unit == "images" else 0.001 * table.warmup
-        return peak * min((position + ahead) / table.warmup, 1.0)
+        one_update = config.batch_size if table.unit == "images" else 0.001 * table.warmup
+        return peak * min((position + one_update) / table.warmup, 1.0)
     t = min((position - table.warmup) / max(table.total - table.warmup, 1e-12), 1.0)
     if config.decay == "cosine":
         return peak * 0.5 * (1.0 + math.cos(math.pi * t))
     if config.decay == "polynomial":
         return peak * math.pow(1.0 - t, config.power)
     if config.decay == "step":
-        # The drops are at shares of the whole budget: 30, 60, 90 of 120 epochs in He et al.
-        passed = _steps_passed(config, position / table.total)
-        return peak * math.pow(config.step_factor, passed)
+        # At equal shares of the whole budget: 30, 60, 90 of 120 epochs in He et al.
+        num_drops = _steps_passed(config, position / table.total)
+        return peak * math.pow(config.step_factor, num_drops)
     return peak
 
 
@@ -92,16 +92,16 @@ def _steps_passed(config: TrialConfig, share: float) -> int:
 
 
 def growth(config: TrialConfig, epoch: int, *, train_images: int) -> tuple[int, float]:
-    """Batch and factor of the lr in an epoch (from 1) under `decay=batch_growth`.
+    """Batch size and factor of the lr in an epoch (from 1) with `decay=batch_growth`.
 
-    Where the step schedule would multiply the lr by q < 1, the batch is divided by q; once it
-    would pass a tenth of the training images it stays, and the lr falls instead (Smith et al.
-    2018, arXiv:1711.00489).
+    When the step schedule would multiply the lr by q < 1, the batch size is divided by q instead.
+    The batch size never exceeds a tenth of the training images; after that the lr falls (Smith et
+    al. 2018, arXiv:1711.00489).
     """
     if config.decay != "batch_growth" or config.epochs is None:
         return config.batch_size, 1.0
     passed = _steps_passed(config, (epoch - 1) / config.epochs)
-    wanted = math.pow(config.step_factor, -passed)
+    factor = math.pow(config.step_factor, -passed)
     largest = max(config.batch_size, train_images // 10)
-    size = min(round(config.batch_size * wanted), largest)
-    return size, (size / config.batch_size) / wanted
+    size = min(round(config.batch_size * factor), largest)
+    return size, (size / config.batch_size) / factor

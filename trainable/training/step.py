@@ -1,6 +1,5 @@
-"""One step of training: from a whole batch to new weights, in as many parts as memory wants."""
+"""One step of training: a whole batch, in microbatches that fit in memory, to new weights."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +8,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainable.config import TrialConfig
+from trainable.host.device import halve_until_it_fits
 from trainable.networks.models import head_of
 from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
-from trainable.training.losses import mix, right_answers, smoothing_of, training_loss
+from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
 from trainable.training.optim import build_optimizer, set_lr
 from trainable.training.schedule import peak_lr
 
@@ -21,7 +21,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step:
-    """What an update changes beside the weights: optimizer, scaler, average, microbatch."""
+    """What an update changes besides the weights: optimizer, scaler, average, microbatch size."""
 
     def __init__(
         self, config: TrialConfig, model: nn.Module, *, num_classes: int, device: torch.device
@@ -29,7 +29,7 @@ class Step:
         """Set up optimizer, average and teacher.
 
         Raises:
-            ValueError: the teacher cannot be built or knows other classes.
+            ValueError: the teacher cannot be built, or was trained on other classes.
         """
         self.config, self.model, self.device = config, model, device
         self.num_classes = num_classes
@@ -47,22 +47,22 @@ class Step:
             self.teacher = teacher.to(memory_format=torch.channels_last)
         self.microbatch_size = config.microbatch_size or config.batch_size
         self.oom_retries = 0
-        self.prefix: Prefix | None = None  # where there is one the network is given its features
+        self.prefix: Prefix | None = None  # if set, the network is given its features
         self.graph: Callable[[Tensor], Tensor] | None = None
-        self.graphed_images = -1  # the batch that the graph is for; -1 until it was measured
+        self.graphed_images = -1  # batch size of the graph; -1 before it was measured
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated: the average where one is kept."""
+        """The network that is evaluated: the average of the weights if one is kept."""
         return self.model if self.average is None else self.average.module
 
     @property
     def paths(self) -> list[str]:
-        """What makes an update faster, for the record."""
+        """The fast paths of an update in use, for the results."""
         return ["cuda_graph"] if self.graph is not None else []
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """The whole state, for a checkpoint."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -72,7 +72,7 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with this config's own settings."""
+        """Restore what `state_dict` returned, but keep this config's own settings."""
         settings = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         kept = ("params", "step")  # LAMB counts its updates in its groups
@@ -84,30 +84,29 @@ class Step:
         self.microbatch_size, self.oom_retries = state["microbatch_size"], state["oom_retries"]
 
     def update(self, images_BCHW: Tensor, labels_B: Tensor, lr: float) -> Tensor:
-        """One step of the optimizer on a whole batch: (loss, right answers, gradient norm).
+        """One step of the optimizer on a whole batch: (loss, correct predictions, gradient norm).
 
-        Of a network with a prefix the batch is features, (B, C, H, W). The loss is summed over
-        images. Where memory runs out the microbatch is halved and the step begins again: the
-        batch stays what it was.
+        The loss is summed over images. With a prefix, the batch holds features (B, C, H, W). If
+        memory runs out, the microbatch is halved and the step starts again: the batch stays whole.
         """
         set_lr(self.optimizer, lr)
         images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
         if self.graphed_images < 0:
             self._measure_graph(images, targets)
-        while True:
-            generator = torch.get_rng_state()
-            try:
-                loss, right = self._accumulate(images, targets)
-                break
-            except torch.OutOfMemoryError:
-                smaller = math.ceil(min(self.microbatch_size, len(targets)) / 2)
-                if smaller == min(self.microbatch_size, len(targets)):
-                    raise  # one image does not fit
-                self.microbatch_size, self.oom_retries = smaller, self.oom_retries + 1
+        generator = torch.get_rng_state()
+
+        def start_again(smaller: int) -> None:
+            self.microbatch_size, self.oom_retries = smaller, self.oom_retries + 1
             self.optimizer.zero_grad(set_to_none=True)
             torch.set_rng_state(generator)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+        loss, correct = halve_until_it_fits(
+            lambda size: self._accumulate(images, targets, size),
+            min(self.microbatch_size, len(targets)),
+            before_retry=start_again,
+        )
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.trained if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients)
@@ -117,56 +116,58 @@ class Step:
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return torch.stack([loss, right, grad_norm.to(loss.dtype)])
+        return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
 
-    def _accumulate(self, images_BCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the batch's mean loss, one microbatch after the other."""
+    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Add up the gradients of the batch's mean loss, one microbatch of `size` after another.
+
+        Returns the sums of loss and correct predictions.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = right_sum = torch.zeros((), device=self.device)
-        size = self.microbatch_size
+        loss_sum = correct_sum = torch.zeros((), device=self.device)
         graph = self.graph if len(targets) == self.graphed_images <= size else None
-        for images, some in zip(images_BCHW.split(size), targets.split(size), strict=True):
-            loss, logits_BK = self.loss(images, some, graph)
-            share = len(some) / len(targets)
+        for images, part in zip(images_BCHW.split(size), targets.split(size), strict=True):
+            loss, logits_BK = self.loss(images, part, graph)
+            share = len(part) / len(targets)
             self.scaler.scale(loss * share).backward()
-            loss_sum = loss_sum + loss.detach() * len(some)
-            right_sum = right_sum + right_answers(logits_BK, some)
-        return loss_sum, right_sum
+            loss_sum = loss_sum + loss.detach() * len(part)
+            correct_sum = correct_sum + num_correct(logits_BK, part)
+        return loss_sum, correct_sum
 
     def loss(
         self, images: Tensor, targets: Tensor, graph: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss of some images, and their logits; through the network's graph where given.
+        """Mean loss of images and their logits; computed by the network's CUDA graph if given.
 
-        A graph is for a batch in one part: its gradients lie where its next replay writes.
+        A graph can only compute a whole batch: its next replay overwrites its gradients.
         """
         forward = self.model if graph is None else graph
         with self.autocast():
             with bypassed(self.prefix):
                 logits_BK = forward(images)
             with torch.no_grad():
-                opinion = self.teacher(images).float() if self.teacher is not None else None
+                teacher_logits = self.teacher(images).float() if self.teacher is not None else None
         logits_BK = logits_BK.float()
         loss = training_loss(
             logits_BK,
             targets,
             smoothing=self.smoothing,
             config=self.config,
-            teacher_logits_BK=opinion,
+            teacher_logits_BK=teacher_logits,
         )
         return loss, logits_BK.detach()
 
     def _measure_graph(self, images: Tensor, targets: Tensor) -> None:
-        """Take a CUDA graph for batches of this size where it is worth it."""
+        """Capture a CUDA graph for batches of this size if it is faster."""
         self.graphed_images = 0
-        whole = len(images) <= self.microbatch_size  # gradients in a graph do not accumulate
-        if whole and may_be_graphed(self.model, self.device, images=len(images)):
+        is_whole = len(images) <= self.microbatch_size  # a graph cannot accumulate gradients
+        if is_whole and may_be_graphed(self.model, self.device, images=len(images)):
             dtype = AUTOCAST.get(self.config.precision)
             with bypassed(self.prefix):
                 self.graph = graph_if_faster(self.model, images, targets, dtype=dtype)
             self.graphed_images = len(images) if self.graph is not None else 0
 
     def autocast(self) -> torch.autocast:
-        """The arithmetic of the network, as a context."""
+        """The autocast context of the config's precision."""
         dtype = AUTOCAST.get(self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
