@@ -102,7 +102,6 @@ class _Tuner:
             storage=None,
             trained=TrialConfig(**json.loads(config["task"])["config"]),
             run_metadata=metadata,
-            storage=None,
         )
         self.num_begun += 1
         self.running.append(trial)
