@@ -57,7 +57,7 @@ class Command:
             start_new_session=True,
         )
 
-    def end(self, timeout: float = 120) -> tuple[int, str]:
+    def end(self, timeout: float = 240) -> tuple[int, str]:
         said, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, said
 
@@ -65,7 +65,7 @@ class Command:
         """What a reader sees at this moment, of the files that are sound."""
         return tables.epochs(Results("faulty", folder_at(str(self.out / "faulty"))))
 
-    def wait_for(self, condition: Callable[[pd.DataFrame], bool], timeout: float = 90) -> None:
+    def wait_for(self, condition: Callable[[pd.DataFrame], bool], timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while not condition(self.rows()):
             assert time.monotonic() < deadline, "the study does not get there"

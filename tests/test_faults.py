@@ -41,7 +41,7 @@ from faulty_study import (
 
 from search.results import tables
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900)]
 HUNG = "a worker hangs (SIGSTOP; limit 5 s here)"
 
 

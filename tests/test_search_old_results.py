@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from commands import ROOT, SMALL, SPACES, Run
 
 from search.report.findings import of_study
 from search.results import epochs, open_folder, trials
-from search.run import main
-
-HERE = Path(__file__).parent
 
 
 def rows_of(folder: Path) -> pd.DataFrame:
@@ -24,7 +22,7 @@ def rows_of(folder: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    shutil.copytree(HERE / "old_results", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tests" / "old_results", tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -36,11 +34,11 @@ def test_an_older_study_is_reported(out: Path) -> None:
 
 
 @pytest.mark.ray
-def test_an_older_grid_goes_on(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_grid_goes_on(out: Path, run_joined: Run) -> None:
     before = rows_of(out / "small")
-    assert main([str(HERE / "spaces" / "small.py"), "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "4 trials on dataset=synthetic, 2 done before, 2 to run" in printed
+    done = run_joined(SMALL, out)
+    assert done.returncode == 0, done.stderr
+    assert "4 trials on dataset=synthetic, 2 done before, 2 to run" in done.stdout
     after = rows_of(out / "small")
     assert len(after) == 4
     pd.testing.assert_frame_equal(after.loc[before.index], before)
@@ -49,13 +47,15 @@ def test_an_older_grid_goes_on(out: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.ray
-def test_an_older_search_is_extended(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    space = str(HERE / "spaces" / "searched.py")
+def test_an_older_search_is_extended(out: Path, run_here: Run, run_joined: Run) -> None:
+    space = SPACES / "searched.py"
     before = rows_of(out / "searched")
-    assert main([space, "--out", str(out)]) == 0
-    assert "8 trials on dataset=synthetic, 8 done before, 0 to run" in capsys.readouterr().out
-    assert main([space, "--out", str(out), "--set", "explore.num_configs=10"]) == 0
-    assert "10 trials on dataset=synthetic, 8 done before, 2 to run" in capsys.readouterr().out
+    same = run_here(space, out)
+    assert same.returncode == 0, same.stderr
+    assert "8 trials on dataset=synthetic, 8 done before, 0 to run" in same.stdout
+    more = run_joined(space, out, "--set", "explore.num_configs=10")
+    assert more.returncode == 0, more.stderr
+    assert "10 trials on dataset=synthetic, 8 done before, 2 to run" in more.stdout
     after = rows_of(out / "searched")
     assert len(after) == 10
     pd.testing.assert_frame_equal(after.loc[before.index], before)

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from commands import SPACES, Run
 from helpers import Score, batches_of, end, no_tables
 from ray import tune
 
@@ -26,8 +25,6 @@ from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
-
-ROOT = Path(__file__).parent.parent
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
 VARY = {"batch_size": tune.choice([16, 32, 64]), "base_lr": tune.loguniform(1e-3, 1.0)}
@@ -227,11 +224,8 @@ def test_a_state_that_is_gone_is_named(
 
 
 @pytest.mark.ray
-def test_a_population_from_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "search.run", str(ROOT / "tests/spaces/population.py")]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+def test_a_population_from_the_command(tmp_path: Path, run_here: Run, run_joined: Run) -> None:
+    done = run_joined(SPACES / "population.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "how the best came about" in done.stdout
     trials = pd.read_parquet(tmp_path / "population" / "trials")
@@ -239,9 +233,7 @@ def test_a_population_from_the_command(tmp_path: Path) -> None:
     later = trials[trials["status"] == "completed"]
     assert set(later["begins_from"]) < set(trials["trial_key"])
     assert not list(tmp_path.rglob("*.pt"))  # nothing goes on from them any more
-    again = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    again = run_here(SPACES / "population.py", tmp_path)
     assert again.returncode == 0, again.stderr
     assert len(pd.read_parquet(tmp_path / "population" / "trials")) == 8
     assert "Ray" not in again.stdout  # nothing was trained
