@@ -87,15 +87,8 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     about, cautions = _about(folder)
     metric = metric or str(about.get("metric") or "val_auroc")
     mode = mode_of(metric)
-    tables = {}
-    for name, schema in TABLES.items():
-        read, damaged = files.read_parts(folder / name, schema)
-        tables[name] = read.to_pandas()
-        cautions += [
-            f"{name}/{part} cannot be read and is left out ({why}): run the study again."
-            for part, why in damaged.items()
-        ]
-    trials, epochs = tables["trials"], tables["epochs"]
+    trials, epochs, damages = _tables(folder)
+    cautions += damages
     if not about and trials.empty and epochs.empty and len(cautions) < 2:
         raise ResultsError(
             f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
@@ -107,7 +100,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         named = with_steps(trials, about)
         steps = _ablations(named, list(exploration.steps), list(about.get("vary", {})), metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
-    found = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
+    surface_analyses = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
     varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
     varied = varied or varied_fields(trials)
     ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
@@ -123,13 +116,26 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         about=about,
         trials=trials,
         epochs=epochs,
-        analyses=found or [analyse(trials.iloc[:0], metric=metric, mode=mode)],
+        analyses=surface_analyses or [analyse(trials.iloc[:0], metric=metric, mode=mode)],
         steps=steps,
         fields=varied if search else [],
         leaders=_leaders(trials, ranked_by, metric, mode),
         importance=weights,
         cautions=cautions,
     )
+
+
+def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """The trials, the epochs, and a caution for each file that cannot be read."""
+    tables, cautions = {}, []
+    for name, schema in TABLES.items():
+        read, damaged = files.read_parts(folder / name, schema)
+        tables[name] = read.to_pandas()
+        cautions += [
+            f"{name}/{part} cannot be read and is left out ({why}): run the study again."
+            for part, why in damaged.items()
+        ]
+    return tables["trials"], tables["epochs"], cautions
 
 
 def of_table(file: Path, *, batch_size: str, lr: str, metric: str, mode: str) -> Findings:
