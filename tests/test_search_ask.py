@@ -126,6 +126,21 @@ def test_leaders_come_after_every_explorer(name: str, tmp_path: Path) -> None:
     assert [t.key for batch in without for t in batch] == keys(own)
 
 
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_leaders_wait_while_a_trial_is_under_way(name: str, tmp_path: Path) -> None:
+    declared = study(name, seeds=2, leaders=LEADERS)
+    whole = no_tables(tmp_path)
+    own = batches_of(declared, score, tables=whole)[:-1]
+    last = own[-1][-1].key
+    ended = {key: whole.ended[key] for key in keys(own) if key != last}
+    known = replace(no_tables(tmp_path), ended=ended)
+    for _ in range(2):
+        ask(declared, known, 9)
+        assert {trial.key for trial in known.asked} == set(keys(own))
+    known.ended[last] = whole.ended[last]
+    assert sorted(trial.config.seed for trial in ask(declared, known, 9)) == [2, 2, 3, 3]
+
+
 def test_leaders_do_not_make_a_grid_widen_further() -> None:
     """Their seeds are worse at the best lr: with them another one, on the edge, would be best."""
     declared = study("wider and finer", explore=Grid(widen=2), leaders=Leaders(top=2, seeds=3))

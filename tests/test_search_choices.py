@@ -380,6 +380,8 @@ def test_a_trial_that_ended_without_a_row_is_not_told_of(tmp_path: Path) -> None
     later = Search(declared(), tmp_path)
     later.suggest("again")
     assert later.sent == ours.sent
+    later.end("again", status="completed", val_auroc=0.75)
+    assert [(t.state, t.value) for t in later.told()] == [(TrialState.COMPLETE, 0.75)]
 
 
 def test_one_failed_seed_leaves_nothing_to_learn_and_a_diverged_one_counts(tmp_path: Path) -> None:
