@@ -1,10 +1,10 @@
-"""How often the data is in memory when two trials use it: once is 1.0.
+"""How many copies of the data are in memory when two trials use it: one copy is 1.0.
 
     python -m benchmarks.data_memory FOLDER CACHE    (one of the two, for benchmarks.trial)
 
-Two processes open one cached data set and read every byte of it as a trial on a CPU does. Counted
-are the pages of its files that they map, each page divided by those that share it (PSS), and by how
-much each process's own memory grew; divided by the size of the files.
+Two processes open one cached data set and read every byte, as a trial on a CPU does. The ratio
+counts the mapped pages of its files, each divided by the processes that share it (PSS), and the
+growth of each process's own memory; divided by the size of the files.
 """
 
 import json
@@ -31,27 +31,27 @@ def data_memory_ratio(data: Dataset, folder: Path) -> float:
     write_patches(data, folder, train_images=IMAGES, val_images=256)
     cache = folder / "cache"
     command = [sys.executable, "-m", "benchmarks.data_memory", str(folder), str(cache)]
-    # The first decodes it, which is no part of what is measured.
+    # The first process decodes the data, which is not measured.
     subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
     files = list(cache.rglob("*.npy"))
-    both: list[subprocess.Popen[str]] = [
+    processes: list[subprocess.Popen[str]] = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(PROCESSES)
     ]
     try:
-        grown = [json.loads(answer(each))["grown_bytes"] for each in both]
-        mapped = sum(mapped_bytes(each.pid, cache) for each in both)
+        grown = [json.loads(answer(process))["grown_bytes"] for process in processes]
+        mapped = sum(mapped_bytes(process.pid, cache) for process in processes)
     finally:
-        for each in both:
-            each.communicate("")
+        for process in processes:
+            process.communicate("")
     return float(mapped + sum(grown)) / sum(file.stat().st_size for file in files)
 
 
 def answer(process: "subprocess.Popen[str]") -> str:
-    """The next line that a process says.
+    """The next line that a process prints.
 
     Raises:
-        RuntimeError: it ended instead; what went wrong is on standard error.
+        RuntimeError: it ended instead; standard error has the reason.
     """
     assert process.stdout is not None  # noqa: S101
     line = process.stdout.readline()
@@ -72,7 +72,7 @@ def mapped_bytes(pid: int, folder: Path) -> int:
 
 
 def own_bytes() -> int:
-    """This process's memory that is of no file."""
+    """This process's anonymous memory, which no file backs."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
 
@@ -84,22 +84,22 @@ def read_all(split: DeviceSplit) -> int:
 
 
 def split_on_cpu(split: Split) -> DeviceSplit:
-    """As a trial has it."""
+    """The split as a trial uses it."""
     return to_device(split, num_images=None, image_size=None, device=torch.device("cpu"))
 
 
 def main() -> None:
-    """Use the data, say how far this process grew, and stay until standard input ends."""
-    folder, cache = (Path(each) for each in sys.argv[1:])
+    """Use the data, print how much this process grew, and wait until standard input ends."""
+    folder, cache = (Path(argument) for argument in sys.argv[1:])
     torch.set_num_threads(1)
     warm_up = torch.zeros(READ_IMAGES, 96, 96, 3, dtype=torch.uint8)
     read_all(DeviceSplit(images_NHWC=warm_up, labels_N=torch.zeros(READ_IMAGES)))
     before = own_bytes()
     data = open_data("pcam", folder, cache_dir=cache)
-    splits: list[Any] = [split_on_cpu(each) for each in (data.train, data.val)]
-    read = sum(read_all(each) for each in splits)
-    said = {"grown_bytes": own_bytes() - before, "read": read, "pid": os.getpid()}
-    print(json.dumps(said), flush=True)
+    splits: list[Any] = [split_on_cpu(split) for split in (data.train, data.val)]
+    read = sum(read_all(split) for split in splits)
+    growth = {"grown_bytes": own_bytes() - before, "read": read, "pid": os.getpid()}
+    print(json.dumps(growth), flush=True)
     sys.stdin.read()
 
 

@@ -7,8 +7,7 @@ epoch: through our scheduler, through Optuna's own pruner, and all to their end.
 of each configuration's own length. Cost is in epochs, in each of which a training sees all its
 examples; regret is the best final score of the 81 less that of the best that was let to its end.
 Then our samplers choose 81 of all recorded configurations, with our scheduler; their regret is
-against the best of all. Writes efficiency.parquet and beside it efficiency.png. Last line: one JSON
-object.
+against the best of all. `--out` keeps the rows (Parquet) and the chart. Last line: one JSON object.
 """
 
 import argparse
@@ -47,36 +46,36 @@ TPE, RANDOM = "TPE + our ASHA, of all", "random + our ASHA, of all"
 
 
 def repetition(recording: Recording, seed: int, folder: Path) -> tuple[list[Row], list[Row]]:
-    """The rows of one repetition: one a way, and one for each better training that it found."""
+    """The rows of one repetition: one per method, and one for each improvement on its way."""
     drawn = np.random.default_rng(seed).choice(len(recording.curves), CONFIGS, replace=False)
-    some = [recording.curves[i] for i in drawn]
-    whole = sum(curve.cost for curve in some)
-    best = max(curve.final for curve in some)
+    curves = [recording.curves[i] for i in drawn]
+    whole = sum(curve.cost for curve in curves)
+    best = max(curve.final for curve in curves)
     top = max(curve.final for curve in recording.curves)
     ran: list[tuple[str, Replay, float]] = [
-        (OURS, replay(in_order(some), our_asha()), best),
-        (PEER, replay(in_order(some), optunas_pruner()), best),
-        (WHOLE, replay(in_order(some), never), best),
+        (OURS, replay(in_order(curves), our_asha()), best),
+        (PEER, replay(in_order(curves), optunas_pruner()), best),
+        (WHOLE, replay(in_order(curves), never), best),
         (TPE, search(recording, "tpe", seed, folder), top),
         (RANDOM, search(recording, "random", seed, folder), top),
     ]
-    about: Row = {"recording": recording.name, "seed": seed}
+    origin: Row = {"recording": recording.name, "seed": seed}
     rows: list[Row] = []
     path: list[Row] = []
-    for way, ended, wanted in ran:
+    for way, ended, target in ran:
         of_drawn = way in (OURS, PEER, WHOLE)
-        row = about | {"way": way, "epochs": ended.spent, "regret_points": wanted - ended.best}
+        row = origin | {"way": way, "epochs": ended.spent, "regret_points": target - ended.best}
         row["times_cheaper"] = whole / ended.spent if of_drawn else math.nan
-        row["epochs_to_near"] = ended.epochs_to(wanted - NEAR_POINTS)
+        row["epochs_to_near"] = ended.epochs_to(target - NEAR_POINTS)
         rows.append(row)
         if of_drawn:
             path += [
-                about | {"way": way, "cost_share": spent / whole, "regret_points": wanted - score}
-                for spent, score in ended.found
+                origin | {"way": way, "cost_share": spent / whole, "regret_points": target - score}
+                for spent, score in ended.improvements
             ]
-    # What our ASHA cost, spent on trainings that all run to their end.
+    # The cost of our ASHA, spent on trainings that all run to their end.
     fewer = max(int(CONFIGS * ran[0][1].spent / whole), 1)
-    regret = best - max(curve.final for curve in some[:fewer])
+    regret = best - max(curve.final for curve in curves[:fewer])
     same = rows[0] | {"way": SAME_COST, "regret_points": regret, "epochs_to_near": math.nan}
     return [*rows[:3], same, *rows[3:]], path
 
@@ -132,7 +131,7 @@ def table_of(recording: Recording, rows: pd.DataFrame) -> Table:
 def figures_of(rows: pd.DataFrame, prefix: str) -> dict[str, float]:
     """The figures of the last line."""
     means = rows.groupby("way")[["times_cheaper", "regret_points"]].mean()
-    said = {
+    figures = {
         "asha_cost_ratio": means.loc[OURS, "times_cheaper"],
         "asha_regret": means.loc[OURS, "regret_points"],
         "tpe_asha_vs_random_asha": means.loc[RANDOM, "regret_points"]
@@ -141,7 +140,7 @@ def figures_of(rows: pd.DataFrame, prefix: str) -> dict[str, float]:
         "peer_regret": means.loc[PEER, "regret_points"],
         "same_cost_regret": means.loc[SAME_COST, "regret_points"],
     }
-    return {f"{prefix}{name}": round(float(value), 4) for name, value in said.items()}
+    return {f"{prefix}{name}": round(float(value), 4) for name, value in figures.items()}
 
 
 def on_the_way(path: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,12 +151,12 @@ def on_the_way(path: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     step = 0.02
     shares = np.arange(1, 51) * step
     points = []
-    for (recording, way), found in path.groupby(["recording", "way"]):
+    for (recording, way), improvements in path.groupby(["recording", "way"]):
         mine = rows[(rows["recording"] == recording) & (rows["way"] == way)]
         spent = 1 / mine["times_cheaper"]
-        first = found.groupby("seed")["cost_share"].min().max()
+        first = improvements.groupby("seed")["cost_share"].min().max()
         for share in shares[(shares >= first) & (shares < spent.max() + step)]:
-            reached = found[found["cost_share"] <= share]
+            reached = improvements[improvements["cost_share"] <= share]
             regrets = reached.groupby("seed")["regret_points"].min().to_numpy()
             mean, low, high = mean_interval(regrets)
             points.append(
@@ -207,34 +206,35 @@ def chart_of(points: pd.DataFrame, whats: dict[str, str]) -> alt.VConcatChart:
 
 
 def main() -> None:
-    """Replay all ways on both recordings; print the tables, keep the rows, draw the chart."""
+    """Replay all methods on both recordings and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.efficiency")
     default = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "curves"
     parser.add_argument("--data", type=Path, default=default)
     parser.add_argument("--seeds", type=int, default=30, help="repetitions")
-    parser.add_argument("--out", type=Path, default=Path("efficiency.parquet"))
-    given = parser.parse_args()
-    recordings = [read_alexnet(given.data), read_lcbench(given.data)]
+    parser.add_argument("--out", type=Path, help="Parquet file for the rows; the chart is a PNG")
+    arguments = parser.parse_args()
+    recordings = [read_alexnet(arguments.data), read_lcbench(arguments.data)]
     rows: list[Row] = []
     path: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for recording in recordings:
-            for seed in range(given.seeds):
-                ended, found = repetition(recording, seed, Path(folder))
-                rows, path = rows + ended, path + found
+            for seed in range(arguments.seeds):
+                ended, improvements = repetition(recording, seed, Path(folder))
+                rows, path = rows + ended, path + improvements
     frame = pd.DataFrame(rows)
-    frame.to_parquet(given.out)
-    points = on_the_way(pd.DataFrame(path), frame)
-    chart = chart_of(points, {each.name: each.what for each in recordings})
-    chart.save(str(given.out.with_suffix(".png")), scale_factor=2)
+    if arguments.out:
+        frame.to_parquet(arguments.out)
+        points = on_the_way(pd.DataFrame(path), frame)
+        chart = chart_of(points, {recording.name: recording.what for recording in recordings})
+        chart.save(str(arguments.out.with_suffix(".png")), scale_factor=2)
     console = Console()
     console.width = max(console.width, 110)  # in a pipe too, a way is one line
-    said: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for recording in recordings:
         mine = frame[frame["recording"] == recording.name]
         console.print(table_of(recording, mine))
-        said |= figures_of(mine, "" if recording.name == "alexnet" else f"{recording.name}_")
-    print(json.dumps(said))
+        figures |= figures_of(mine, "" if recording.name == "alexnet" else f"{recording.name}_")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def evaluate(model: nn.Module, batches: Batches) -> float:
     """Area under the ROC curve."""
     model.eval()
     scored = [(model(images).softmax(1)[:, 1], labels) for images, labels in batches]
-    scores, labels = (torch.cat(each) for each in zip(*scored, strict=True))
+    scores, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
     return float(roc_auc_score(labels.numpy(), scores.numpy()))
 
 

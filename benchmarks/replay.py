@@ -1,7 +1,7 @@
-"""Recorded trainings run again by a simulated clock: no training.
+"""Recorded trainings replayed with a simulated clock: nothing is trained.
 
-What stops a trial is told what Ray Tune would tell it, the moment it would: the score after an
-epoch, and never a curve.
+A scheduler gets the scores that Ray Tune would give it at the same moments: one after each epoch,
+never a whole curve.
 """
 
 import heapq
@@ -33,29 +33,30 @@ Ended = Callable[[str, Curve, int, bool], None]  # name, curve, epochs with a sc
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay cost and found.
+    """The cost and the best scores of a replay.
 
-    `found` has (epochs spent so far by all workers, score) at each training that was let to its
-    end and was better than those before it.
+    `spent` counts the epochs of all workers. `improvements` has (epochs spent so far, score) of
+    each training that ran to its end and was better than all before it.
     """
 
     spent: int
-    found: tuple[tuple[int, float], ...]
+    improvements: tuple[tuple[int, float], ...]
 
     @property
     def best(self) -> float:
-        """The best final score; 0 where none came to its end."""
-        return self.found[-1][1] if self.found else 0.0
+        """The best final score; 0 if no training ran to its end."""
+        return self.improvements[-1][1] if self.improvements else 0.0
 
     def epochs_to(self, score: float) -> float:
-        """Epochs spent when a final score of at least `score` was there; infinite if never."""
-        return next((float(spent) for spent, best in self.found if best >= score), math.inf)
+        """Epochs spent until a final score of at least `score`; infinite if there is none."""
+        reached = (float(spent) for spent, best in self.improvements if best >= score)
+        return next(reached, math.inf)
 
 
 def replay(next_curve: Next, stop: Stop, ended: Ended = lambda *_: None) -> Replay:
-    """Run what `next_curve` gives, epoch by epoch, on workers side by side."""
+    """Replay the curves from `next_curve`, epoch by epoch, on parallel workers."""
     spent, clock, order = 0, 0, 0
-    found: list[tuple[int, float]] = []
+    improvements: list[tuple[int, float]] = []
     events: list[tuple[int, int, str, Curve, int]] = []
 
     def start() -> None:
@@ -72,8 +73,8 @@ def replay(next_curve: Next, stop: Stop, ended: Ended = lambda *_: None) -> Repl
         diverged = done > len(curve.scores)
         over = diverged or done == curve.epochs
         score = 0.0 if diverged else curve.scores[done - 1]
-        if over and not diverged and (not found or score > found[-1][1]):
-            found.append((spent, score))
+        if over and not diverged and (not improvements or score > improvements[-1][1]):
+            improvements.append((spent, score))
         stopped = not over and stop(name, done / curve.epochs, score)
         if over or stopped:
             ended(name, curve, min(done, len(curve.scores)), stopped)
@@ -81,7 +82,7 @@ def replay(next_curve: Next, stop: Stop, ended: Ended = lambda *_: None) -> Repl
         else:
             order += 1
             heapq.heappush(events, (clock + 1, order, name, curve, done + 1))
-    return Replay(spent, tuple(found))
+    return Replay(spent, tuple(improvements))
 
 
 def never(name: str, share: float, score: float) -> bool:
@@ -90,14 +91,13 @@ def never(name: str, share: float, score: float) -> bool:
 
 
 def our_asha() -> Stop:
-    """Our scheduler, told each score as Ray Tune would tell it."""
+    """Our scheduler, which gets each score as Ray Tune would give it."""
     scheduler = EarlyStopping(Asha(reduction_factor=FACTOR), grace=int(GRACE * SCALE), total=SCALE)
     controller = SimpleNamespace(get_live_trials=list)
     trials: dict[str, Any] = {}
 
     def stop(name: str, share: float, score: float) -> bool:
         if name not in trials:
-            # The scheduler asks for a batch size, by which it can be told to group.
             config = {"batch_size": 1, "whole": False, "total_images": SCALE}
             trials[name] = SimpleNamespace(trial_id=name, config=config)
             scheduler.on_trial_add(controller, trials[name])
@@ -128,52 +128,38 @@ def optunas_pruner() -> Stop:
 
 
 def in_order(curves: Sequence[Curve]) -> Next:
-    """The curves one after the other."""
+    """The curves in their order."""
     left = [(f"t{i}", curve) for i, curve in enumerate(curves)]
     return lambda: left.pop(0) if left else None
 
 
 def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Replay:
-    """Our sampler and our ASHA on all curves: a suggestion takes the nearest one not yet taken."""
+    """Our sampler and our ASHA on all curves: each suggestion takes the nearest unused curve."""
+    explore = Optuna(num_configs=CONFIGS, sampler=sampler, sampling_seed=seed)
     study = Study(
         name=f"{recording.name}_{sampler}{seed}",
         base=TrialConfig(dataset="synthetic", model="plain", pretrained="none"),
         vary=recording.domains,
-        explore=Optuna(num_configs=CONFIGS, sampler=sampler, sampling_seed=seed),
+        explore=explore,
         stop=Asha(reduction_factor=FACTOR),
         metric="val_accuracy",
     )
-    explore = Optuna(num_configs=CONFIGS, sampler=sampler, sampling_seed=seed)
     journal = Journal(study, explore, folder / study.name, data_fingerprint="replay")
-    storage = journal.optuna._storage
-
-    def on_scale(config: dict[str, Any]) -> list[float]:
-        """By its logarithm what is drawn by its logarithm."""
-        return [
-            math.log(config[name]) if is_log(domain) else config[name]
-            for name, domain in recording.domains.items()
-        ]
-
-    space_CF = np.array([on_scale(curve.config) for curve in recording.curves])
-    width_F = np.ptp(space_CF, 0)
-    free = np.ones(len(recording.curves), bool)
+    nearest = _nearest(recording)
     numbers: dict[str, int] = {}
 
     def next_curve() -> tuple[str, Curve] | None:
         if journal.num_chosen == CONFIGS:
             return None
         number, (planned,) = journal.choose()
-        wanted_F = np.array(on_scale(asdict(planned.config)))
-        distance_C = np.square((space_CF - wanted_F) / width_F).sum(1)
-        index = int(np.where(free, distance_C, np.inf).argmin())
-        free[index] = False
         numbers[f"t{number}"] = number
-        # The sampler learns of what was trained, not of what it had wished for.
+        curve = nearest(asdict(planned.config))
+        # The sampler learns from the config that was trained, not from the one it suggested.
         trial = journal.optuna.trials[number]
         for parameter, distribution in journal.space.items():
-            value = distribution.to_internal_repr(recording.curves[index].config[parameter])
-            storage.set_trial_param(trial._trial_id, parameter, value, distribution)
-        return f"t{number}", recording.curves[index]
+            value = distribution.to_internal_repr(curve.config[parameter])
+            journal.optuna._storage.set_trial_param(trial._trial_id, parameter, value, distribution)
+        return f"t{number}", curve
 
     def ended(name: str, curve: Curve, done: int, stopped: bool) -> None:
         diverged = not stopped and done < curve.epochs
@@ -183,3 +169,26 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         journal.tell(numbers[name], [row | {"examples_seen": done}])
 
     return replay(next_curve, our_asha(), ended)
+
+
+def _nearest(recording: Recording) -> Callable[[dict[str, Any]], Curve]:
+    """A function that returns the unused curve with the nearest config, and marks it as used."""
+
+    def on_scale(config: dict[str, Any]) -> list[float]:
+        """A config's numbers; logarithms of those with a logarithmic domain."""
+        return [
+            math.log(config[name]) if is_log(domain) else config[name]
+            for name, domain in recording.domains.items()
+        ]
+
+    space_CF = np.array([on_scale(curve.config) for curve in recording.curves])
+    width_F = np.ptp(space_CF, 0)
+    free = np.ones(len(recording.curves), bool)
+
+    def nearest(config: dict[str, Any]) -> Curve:
+        distance_C = np.square((space_CF - np.array(on_scale(config))) / width_F).sum(1)
+        index = int(np.where(free, distance_C, np.inf).argmin())
+        free[index] = False
+        return recording.curves[index]
+
+    return nearest

@@ -51,8 +51,8 @@ def trial_rows(number: int, num_epochs: int) -> tuple[dict[str, Any], list[dict[
 
     config = TrialConfig(batch_size=32, base_lr=float(rng.random()), seed=number)
     ended = {"status": "completed", "reason": "", "epochs_completed": num_epochs}
-    about = {"started_at": now, "ended_at": now, "host": "node", "data_fingerprint": "ab" * 32}
-    trial = fill(tables.TRIALS) | asdict(config) | ended | about | identity
+    origin = {"started_at": now, "ended_at": now, "host": "node", "data_fingerprint": "ab" * 32}
+    trial = fill(tables.TRIALS) | asdict(config) | ended | origin | identity
     rows = [fill(tables.EPOCHS) | {"epoch": e} | identity for e in range(1, num_epochs + 1)]
     return trial, rows
 
@@ -96,7 +96,7 @@ def readers(opened: Results) -> dict[str, Callable[[str], Any]]:
 
 def read_s(opened: Results, num_trials: int, num_epochs: int, repeats: int) -> dict[str, float]:
     """Seconds to read both tables, by reader: the median of some times."""
-    found = {}
+    medians = {}
     for name, read in readers(opened).items():
         times = []
         for _ in range(repeats):
@@ -105,8 +105,8 @@ def read_s(opened: Results, num_trials: int, num_epochs: int, repeats: int) -> d
             times.append(time.perf_counter() - started)
         shape = len(trials), len(epochs)
         assert shape == (num_trials, num_trials * num_epochs), (name, shape)  # noqa: S101
-        found[name] = statistics.median(times)
-    return found
+        medians[name] = statistics.median(times)
+    return medians
 
 
 def main() -> None:
@@ -115,18 +115,20 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--out", help="a folder on the disk to measure; a temporary one otherwise")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.out) as folder:
-        share = write_share(tables.open_results(folder, "one"), given.epochs)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.out) as folder:
+        share = write_share(tables.open_results(folder, "one"), arguments.epochs)
         opened = tables.open_results(folder, "large")
-        trial_s = write(opened, given.trials, given.epochs)
-        parts = read_s(opened, given.trials, given.epochs, 1)
+        trial_s = write(opened, arguments.trials, arguments.epochs)
+        parts = read_s(opened, arguments.trials, arguments.epochs, 1)
         started = time.perf_counter()
         tables.compact(opened)
         compact_s = time.perf_counter() - started
-        packed = read_s(opened, given.trials, given.epochs, REPEATS)
-    table = Table(title=f"{given.trials:,} trials x {given.epochs} epochs, both tables", box=None)
-    for name in ("", f"{2 * given.trials:,} files, s", "compacted, s"):
+        packed = read_s(opened, arguments.trials, arguments.epochs, REPEATS)
+    table = Table(
+        title=f"{arguments.trials:,} trials x {arguments.epochs} epochs, both tables", box=None
+    )
+    for name in ("", f"{2 * arguments.trials:,} files, s", "compacted, s"):
         table.add_column(name, justify="right")
     for name in parts:
         table.add_row(name, f"{parts[name]:.2f}", f"{packed[name]:.2f}")

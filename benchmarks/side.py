@@ -211,8 +211,8 @@ def plain_auroc(side: Side, work: Work, config: TrialConfig, data: Dataset) -> M
 
 def main() -> None:
     """Measure once for each line that is asked."""
-    given = json.loads(sys.argv[1])
-    measure = measure_of(Side(**given["side"]), Work(**given["work"]))
+    request = json.loads(sys.argv[1])
+    measure = measure_of(Side(**request["side"]), Work(**request["work"]))
     print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measure(int(line))), flush=True)

@@ -12,7 +12,7 @@ which the best counts; ours has one thread or one a core, of which the best coun
 "With evaluation" is training images over the seconds of training and evaluation, in which ours also
 measures the gradient noise; from the second evaluation on it has the features of frozen blocks
 already. Memory is the most that was seen, every half second, of a process with its workers, where a
-page that some of them share counts once. Writes trial.parquet and beside it trial.png. Last line:
+page that some of them share counts once. `--out` keeps the rows (Parquet) and the chart. Last line:
 one JSON object.
 """
 
@@ -132,7 +132,7 @@ def auroc_table(frame: pd.DataFrame) -> Table:
     for side, group in mine.groupby("side", sort=False):
         scores = group["val_auroc"]
         cells = (scores.mean(), scores.std(), scores.min(), scores.max())
-        table.add_row(str(side), *(f"{each:.4f}" for each in cells))
+        table.add_row(str(side), *(f"{score:.4f}" for score in cells))
     return table
 
 
@@ -145,9 +145,9 @@ def gpu_table(epochs: Sequence[GpuEpoch], name: str) -> Table:
     table = Table(title=title, box=None)
     for heading in ("batch size", "epoch, s", "at the peak of a matrix product, s", "MFU"):
         table.add_column(heading, justify="right")
-    for each in epochs:
-        cells = f"{each.pcam_epoch_s:.2f}", f"{each.floor_s:.2f}", f"{each.mfu:.1%}"
-        table.add_row(str(each.batch_size), *cells)
+    for epoch in epochs:
+        cells = f"{epoch.pcam_epoch_s:.2f}", f"{epoch.floor_s:.2f}", f"{epoch.mfu:.1%}"
+        table.add_row(str(epoch.batch_size), *cells)
     return table
 
 
@@ -200,7 +200,7 @@ def compare(
     run("epoch_small", "epoch", "some", small, (*PLAIN, timm, *OURS, PAIR))
     run("epoch_vgg16_b16", "epoch", "few", vgg16, (*PLAIN, *OURS))
     frame = pd.DataFrame(rows)
-    plain, ours = (best(frame, "epoch_small", "train_images_per_s", each) for each in (PLAIN, OURS))
+    plain, ours = (best(frame, "epoch_small", "train_images_per_s", s) for s in (PLAIN, OURS))
     run("auroc_small", "auroc", "many", small, (plain, ours))
     return pd.DataFrame(rows)
 
@@ -214,22 +214,22 @@ def random_vgg16(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Measure every work on all sides; print the tables, keep the rows, draw the chart."""
+    """Measure every work on all sides and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trial")
     default = Path(os.environ.get("SHARED_DATA", "../shared/data")) / "pcam_small"
     parser.add_argument("--data", type=Path, help=f"PatchCamelyon in any layout; {default}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5, help="of the comparison of scores")
-    parser.add_argument("--out", type=Path, default=Path("trial.parquet"))
-    given = parser.parse_args()
-    folder = given.data or (default if default.is_dir() else None)
+    parser.add_argument("--out", type=Path, help="Parquet file for the rows; the chart is a PNG")
+    arguments = parser.parse_args()
+    folder = arguments.data or (default if default.is_dir() else None)
     source = open_data("pcam", folder) if folder else open_data("synthetic")
-    said = f"patches of {folder}" if folder else "no real patches were found: synthetic ones"
+    origin = f"patches of {folder}" if folder else "no real patches found: synthetic patches"
     console = Console()
     console.width = max(console.width, 110)  # in a pipe too, a side is one line
     device = pick_device()
     with tempfile.TemporaryDirectory() as name:
-        frame = compare(source, Path(name), given.repeats, given.seeds, console)
+        frame = compare(source, Path(name), arguments.repeats, arguments.seeds, console)
         held = data_memory_ratio(source, Path(name) / "memory")
         epochs = gpu_epochs(random_vgg16(Path(name)), device) if device.type == "cuda" else []
     console.print(auroc_table(frame))
@@ -237,9 +237,10 @@ def main() -> None:
         console.print(gpu_table(epochs, device_name(device)))
     else:
         print("not measured on a GPU yet: no CUDA device here")
-    print(f"{said}; {CORES} cores of {device_name(torch.device('cpu'))}")
-    frame.to_parquet(given.out)
-    chart_of(frame).save(str(given.out.with_suffix(".png")), scale_factor=2)
+    print(f"{origin}; {CORES} cores of {device_name(torch.device('cpu'))}")
+    if arguments.out:
+        frame.to_parquet(arguments.out)
+        chart_of(frame).save(str(arguments.out.with_suffix(".png")), scale_factor=2)
     figures: dict[str, Any] = {
         f"{work}_ratio": round(ratio(frame, work, measure_of(work)), 2) for work in WORKS
     }

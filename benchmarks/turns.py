@@ -26,14 +26,14 @@ class Child:
 
     def __init__(self, side: Side, work: Work) -> None:
         """Start them; they get ready by themselves, all sides at the same time."""
-        said = json.dumps({"side": asdict(side), "work": asdict(work)})
-        # torch's own choice of threads, whatever the caller's shell says.
-        said_elsewhere = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-        env = {name: each for name, each in os.environ.items() if name not in said_elsewhere}
+        request = json.dumps({"side": asdict(side), "work": asdict(work)})
+        # PyTorch's default number of threads, whatever the caller's environment says.
+        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        env = {name: value for name, value in os.environ.items() if name not in variables}
         self.side, self.work, self.peak_gib = side, work, 0.0
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.side", said],
+                [sys.executable, "-m", "benchmarks.side", request],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -45,30 +45,30 @@ class Child:
 
     def wait(self) -> None:
         """Until they are ready to measure; what they say then is how many threads they have."""
-        for each in self.processes:
-            self.threads = json.loads(answer(each))["threads"]
+        for process in self.processes:
+            self.threads = json.loads(answer(process))["threads"]
 
     def __enter__(self) -> "Child":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in self.processes:
-            each.communicate("")
+        for process in self.processes:
+            process.communicate("")
 
     def measure(self, number: int) -> dict[str, float]:
         """Measure once, in all processes at the same time: the sum of what they did."""
-        for each in self.processes:
-            pipe(each.stdin).write(f"{number}\n")
-            pipe(each.stdin).flush()
+        for process in self.processes:
+            pipe(process.stdin).write(f"{number}\n")
+            pipe(process.stdin).flush()
         waiting = list(self.processes)
         total: dict[str, float] = {}
         while waiting:
             ready, _, _ = select.select([pipe(p.stdout) for p in waiting], [], [], POLL_S)
             self.peak_gib = max(self.peak_gib, held_gib([p.pid for p in self.processes]))
-            for each in [p for p in waiting if p.stdout in ready]:
-                for name, value in json.loads(answer(each)).items():
+            for process in [p for p in waiting if p.stdout in ready]:
+                for name, value in json.loads(answer(process)).items():
                     total[name] = total.get(name, 0.0) + value
-                waiting.remove(each)
+                waiting.remove(process)
         return total
 
 
@@ -86,9 +86,9 @@ def held_gib(pids: Sequence[int]) -> float:
     roots = [psutil.Process(pid) for pid in pids]
     family = [p for root in roots for p in (root, *root.children(recursive=True))]
     total_kib = 0
-    for place, each in enumerate(family):
+    for place, process in enumerate(family):
         try:
-            lines = Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it ended meanwhile
             continue
         kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
@@ -108,8 +108,8 @@ def measured(work: Work, sides: Sequence[Side], repeats: int, *, warm_up: bool) 
                 figures = child.measure(number)
                 if number < 0:
                     continue
-                about: Row = {"work": work.name, "side": child.side.name, "kind": child.side.kind}
-                about |= {"processes": child.side.processes, "threads": child.threads}
-                about |= {"workers": child.side.workers, "repetition": number}
-                rows.append(about | figures | {"peak_memory_gib": child.peak_gib})
+                row: Row = {"work": work.name, "side": child.side.name, "kind": child.side.kind}
+                row |= {"processes": child.side.processes, "threads": child.threads}
+                row |= {"workers": child.side.workers, "repetition": number}
+                rows.append(row | figures | {"peak_memory_gib": child.peak_gib})
     return rows

@@ -14,7 +14,7 @@ from cluster.connect import ConnectError, connect
 
 
 def test_a_ray_client_address_is_refused() -> None:
-    with pytest.raises(ConnectError, match="ray:// ends the study when its connection breaks"):
+    with pytest.raises(ConnectError, match="with ray:// a study ends when the connection breaks"):
         connect("ray://127.0.0.1:10001")
 
 
