@@ -121,7 +121,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_verify_and_compact_from_the_command_line(opened: Results, tmp_path: Path) -> None:
-    """What they say and how they end otherwise is in test_search_verify.py."""
+    """What they say and how they end otherwise is in test_results_verify.py."""
     packed = command("compact", str(tmp_path / "s"))
     assert (packed.returncode, packed.stdout) == (0, "3 trials, 9 epochs: 4 files fewer\n")
     truncate(next((tmp_path / "s" / "trials").iterdir()))
