@@ -155,6 +155,7 @@ def dry_run(order: Order, console: Console) -> None:
     if plan.todo or plan.num_later:
         with _connected(order.address) as connecting:
             cluster = connecting.result()
+            _stop_on_sigterm()
             ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, known, plan)
 
@@ -194,6 +195,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     with _connected(order.address) as connecting:
         check_trials(ready)
         cluster = connecting.result()
+        _stop_on_sigterm()
         ask(ready.study, known, room=1)
         return known, _train(order, ready, known, attempts, cluster, console)
 
@@ -269,19 +271,23 @@ def _connected(address: str) -> Iterator["Future[Cluster]"]:
     """
     from cluster.connect import connect, disconnect
 
-    is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1, "connect") as thread:
         connecting = thread.submit(connect, address)
         try:
-            if is_main:
-                signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            _stop_on_sigterm()
             yield connecting
         finally:
             if connecting.exception() is None:
                 disconnect()
-            if is_main:
+            if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM stops the study as Ctrl-C does; Ray, once started, has a handler that aborts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 def _answer(
