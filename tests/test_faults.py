@@ -164,6 +164,7 @@ def test_a_study_goes_on_after_all_that_ended_it(
     for ending in endings:
         # As each row was when a reader first saw it.
         seen = pd.concat([seen, command.rows()]).drop_duplicates(["trial_key", "epoch"])
+        print(f"{len(seen)} rows were seen before: {ending.name}")  # shown where the test fails
         row = {"fault": ending.name, "detected after": end_by(ending, command)}
         rows.append(row | {"recovered after": start_again(command)})
     status, said = command.end()
