@@ -1,4 +1,4 @@
-"""Two trials of some eight seconds, for faults to strike."""
+"""Two trials of some five seconds, for faults to strike."""
 
 from ray import tune
 
@@ -15,7 +15,7 @@ study = Study(
         image_size=48,
         train_images=1024,
         eval_images=128,
-        epochs=30,
+        epochs=20,
         precision="fp32",
         base_lr=0.3,
     ),
