@@ -268,7 +268,7 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
         (["{made}", "--lr", "x"], "--lr is only for --table FILE"),
         (["{empty}"], "is not a study's results"),
         (["--table", "x.csv", "{made}"], "--table cannot be combined with RESULTS"),
-        (["--table", "x.csv", "--lr", "lr"], "--table also wants --batch-size COL"),
+        (["--table", "x.csv", "--lr", "lr"], "--table also needs --batch-size COL"),
     ],
 )
 def test_wrong_input_is_one_line_and_2(
