@@ -37,7 +37,10 @@ CRITICAL = (
     "; the critical batch size, above which a larger batch saves few updates, is about {critical} "
     "[{low}, {high}]"
 )
-NOISE_SCALE = "The measured gradient noise scale is {span} images (median over the trials of each batch size)."
+NOISE_SCALE = (
+    "The measured gradient noise scale is {span} images (median over the trials of each batch "
+    "size)."
+)
 
 
 def test_additive_cells_show_no_interaction_above_the_noise() -> None:

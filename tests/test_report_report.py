@@ -336,18 +336,15 @@ def test_meanwhile_a_report_is_written_beside(
 def test_a_report_that_fails_changes_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from search import run
+    from search import session
+    from search.report import report
 
     def fails(results: Results) -> str:
         raise RuntimeError("no room [bold]")
 
-    monkeypatch.setattr(run, "write_report", fails)
-
-    class Ready:
-        results = make_study(seeds=1)
-
+    monkeypatch.setattr(report, "write_report", fails)
     console = Console(record=True, width=200)
-    run._write_report(Ready, console)  # type: ignore[arg-type]
+    session._write_report(make_study(seeds=1), console)
     assert "could not be written (RuntimeError: no room [bold])" in console.export_text()
 
 

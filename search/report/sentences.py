@@ -218,7 +218,10 @@ def _noise_scale(analysis: Analysis) -> str:
         return ""
     low, high = table["noise_scale"].min(), table["noise_scale"].max()
     span = show(low) if len(table) == 1 else f"{show(low)} to {show(high)}"
-    return f"The measured gradient noise scale is {span} images (median over the trials of each batch size)."
+    return (
+        f"The measured gradient noise scale is {span} images (median over the trials of each batch "
+        f"size)."
+    )
 
 
 def cautions(analysis: Analysis) -> list[str]:
