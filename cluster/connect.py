@@ -63,7 +63,7 @@ def connect(address: str) -> Cluster:
         )
     try:
         context = _start() if address == "local" else _join(address)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a bare one where it does not start in time
         raise ConnectError(
             f"no Ray cluster at --address {address}: {one_line(error)}; start one with `ray start "
             f"--head`, or use --address local"

@@ -6,7 +6,6 @@ python -m search.run spaces/pcam_grid.py --preview --data DIR --set seeds=3
 
 import argparse
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     # SIGTERM stops the command as Ctrl-C does: what is done is kept.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Ray, pandas and rich take seconds: not for --help, nor for a typing error.

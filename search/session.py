@@ -5,7 +5,6 @@ results = run_study(study, preview=True)
 """
 
 import errno
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -188,7 +187,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
         f"dataset={ready.study.base.dataset}, {num_done} done before, "
         f"{num_trials - num_done} to run"
     )
-    if num_done == num_trials:
+    if num_done == num_trials and not ask(ready.study, known, room=1):
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     # Ray takes seconds to start, and so does torch to be imported: both at once.
@@ -287,7 +286,7 @@ def _connected(address: str) -> Iterator["Future[Cluster]"]:
 def _stop_on_sigterm() -> None:
     """SIGTERM stops the study as Ctrl-C does; Ray, once started, has a handler that aborts."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _answer(

@@ -31,7 +31,7 @@ from trainable.host.storage import Folder
 
 MakeStudy = Callable[..., Results]
 # Each sentence once, so that another wording is one edit.
-NO_STUDY_JSON = "study.json is not there: how these results were made is not known."
+NO_STUDY_JSON = "there is no study.json, so how these results were made is unknown."
 BAD_STUDY_JSON = "study.json cannot be read ({why}): how these were made is not known."
 NOTHING_THERE = (
     "{folder} is not a study's results: it has no study.json and no trials/; give a folder such as "
@@ -51,7 +51,7 @@ MOST_ALONE = "; {step} changed it most, by {change} (one seed)"
 NO_STEPS = "Fewer than two steps have scores{at}: nothing to compare."
 BEST_TRIAL = (
     "The best configuration is {had}: {metric} {score}. No trial stands for one cell of the "
-    "surface, so how batch size and learning rate act together cannot be said."
+    "surface, so the study cannot show how batch size and learning rate interact."
 )
 COUNTS = "{counts}; metric {metric} ({mode} is best){of}."
 OF = "; charts and conclusions are of the best surface, {of}"

@@ -38,7 +38,8 @@ CRITICAL = (
     "[{low}, {high}]"
 )
 NOISE_SCALE = (
-    "The measured gradient noise scale is {span} images (median of each batch size's trials)."
+    "The measured gradient noise scale is {span} images (median over the trials of each batch "
+    "size)."
 )
 
 

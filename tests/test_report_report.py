@@ -268,7 +268,7 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
         (["{made}", "--lr", "x"], "--lr is only for --table FILE"),
         (["{empty}"], "is not a study's results"),
         (["--table", "x.csv", "{made}"], "--table cannot be combined with RESULTS"),
-        (["--table", "x.csv", "--lr", "lr"], "--table also wants --batch-size COL"),
+        (["--table", "x.csv", "--lr", "lr"], "--table also needs --batch-size COL"),
     ],
 )
 def test_wrong_input_is_one_line_and_2(
@@ -336,18 +336,15 @@ def test_meanwhile_a_report_is_written_beside(
 def test_a_report_that_fails_changes_nothing(
     make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from search import run
+    from search import session
+    from search.report import report
 
     def fails(results: Results) -> str:
         raise RuntimeError("no room [bold]")
 
-    monkeypatch.setattr(run, "write_report", fails)
-
-    class Ready:
-        results = make_study(seeds=1)
-
+    monkeypatch.setattr(report, "write_report", fails)
     console = Console(record=True, width=200)
-    run._write_report(Ready, console)  # type: ignore[arg-type]
+    session._write_report(make_study(seeds=1), console)
     assert "could not be written (RuntimeError: no room [bold])" in console.export_text()
 
 

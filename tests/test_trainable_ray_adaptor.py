@@ -1,6 +1,7 @@
 """One trial as a worker of Ray's runs it, with what it reports to Ray kept here."""
 
 import errno
+import json
 import math
 import os
 import socket
@@ -49,8 +50,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reports]:
 
 def sent(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """What a worker is told of a trial."""
-    trial = {
-        "key": "k",
+    task = {
         "config": asdict(CONFIG),
         "metric": "val_auroc",
         "data_folder": None,
@@ -59,9 +59,8 @@ def sent(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "start_folder": None,
         "keep_weights": False,
         "num_cpus": 1,
-        "resources": {"CPU": 1.0},
     }
-    return {"trial": trial | changes}
+    return {"key": "k", "resources": {"CPU": 1.0}, "task": json.dumps(task | changes)}
 
 
 def test_a_trial_reports_its_evaluations_and_then_its_end(reports: Reports, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def _about(folder: Results) -> tuple[dict[str, Any], list[str]]:
         about: dict[str, Any] = json.loads(storage.read(folder.folder, "study.json"))
         return about, []
     except FileNotFoundError:
-        return {}, ["study.json is not there: how these results were made is not known."]
+        return {}, ["there is no study.json, so how these results were made is unknown."]
     except ValueError as error:
         return {}, [f"study.json cannot be read ({error}): how these were made is not known."]
 
@@ -256,8 +256,8 @@ def _best_trial(findings: Findings) -> str:
     had = ", ".join(f"{name} {cell_text(best[name])}" for name in fields)
     return (
         f"The best configuration is {had}: {findings.metric} {show(best['mean'])}. No trial stands "
-        f"for one cell of the surface, so how batch size and learning rate act together cannot be "
-        f"said."
+        f"for one cell of the surface, so the study cannot show how batch size and learning rate "
+        f"interact."
     )
 
 

@@ -219,7 +219,8 @@ def _noise_scale(analysis: Analysis) -> str:
     low, high = table["noise_scale"].min(), table["noise_scale"].max()
     span = show(low) if len(table) == 1 else f"{show(low)} to {show(high)}"
     return (
-        f"The measured gradient noise scale is {span} images (median of each batch size's trials)."
+        f"The measured gradient noise scale is {span} images (median over the trials of each batch "
+        f"size)."
     )
 
 
