@@ -7,10 +7,11 @@ python -m search.run spaces/pcam_grid.py --preview --data DIR --set seeds=3
 import argparse
 import logging
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from trainable.host.signals import stop_on_sigterm
 
 OK, SOME_FAILED, INTERRUPTED = 0, 1, 75  # and 2, wrong input
 RETRIES = ("failed", "diverged", "all")
@@ -43,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    # SIGTERM stops the command as Ctrl-C does: what is done is kept.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    stop_on_sigterm()
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Ray, pandas and rich take seconds: not for --help, nor for a typing error.

@@ -5,8 +5,6 @@ results = run_study(study, preview=True)
 """
 
 import errno
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,6 +23,7 @@ from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.data.sources import DataError
 from trainable.host import storage
+from trainable.host.signals import handlers_restored, stop_on_sigterm
 from trainable.host.storage import NoSpaceError
 
 if TYPE_CHECKING:  # both import Ray
@@ -154,7 +153,7 @@ def dry_run(order: Order, console: Console) -> None:
     if plan.todo or plan.num_later:
         with _connected(order.address) as connecting:
             cluster = connecting.result()
-            _stop_on_sigterm()
+            stop_on_sigterm()  # Ray, once started, has a handler of its own
             ready = _check_cluster(ready, cluster, console)
             print_cost(console, ready, cluster, known, plan)
 
@@ -194,7 +193,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     with _connected(order.address) as connecting:
         check_trials(ready)
         cluster = connecting.result()
-        _stop_on_sigterm()
+        stop_on_sigterm()  # Ray, once started, has a handler of its own
         ask(ready.study, known, room=1)
         return known, _train(order, ready, known, attempts, cluster, console)
 
@@ -270,23 +269,14 @@ def _connected(address: str) -> Iterator["Future[Cluster]"]:
     """
     from cluster.connect import connect, disconnect
 
-    before = signal.getsignal(signal.SIGTERM)
-    with ThreadPoolExecutor(1, "connect") as thread:
+    with handlers_restored(), ThreadPoolExecutor(1, "connect") as thread:
         connecting = thread.submit(connect, address)
         try:
-            _stop_on_sigterm()
+            stop_on_sigterm()
             yield connecting
         finally:
             if connecting.exception() is None:
                 disconnect()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)
-
-
-def _stop_on_sigterm() -> None:
-    """SIGTERM stops the study as Ctrl-C does; Ray, once started, has a handler that aborts."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _answer(

@@ -190,7 +190,7 @@ def test_a_gpu_that_torch_does_not_see_cannot_be_measured(
     assert "measuring the memory of 2 kinds of trial" in done.stdout
     said = " ".join(done.stderr.split())
     assert "gpus_per_trial=auto cannot be measured" in said
-    assert "torch sees none" in said
+    assert "PyTorch finds none" in said
     assert "--set gpus_per_trial=1" in said
     assert "Traceback" not in done.stderr
 

@@ -26,6 +26,7 @@ from search.session import run_study
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
+from trainable.host.signals import stop_on_sigterm
 from trainable.host.storage import NoSpaceError
 
 BASE = TrialConfig(
@@ -42,6 +43,7 @@ SEARCHED: dict[str, Any] = {
 SPACE = """
 from ray import tune
 from search.study.study import Study
+from trainable.host.signals import stop_on_sigterm
 from trainable.config import TrialConfig
 
 study = Study(
@@ -246,12 +248,25 @@ def test_sigterm_is_ctrl_c_while_it_trains_and_what_it_was_afterwards(
             signal.raise_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, own)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     train(endings={FAILING: ending}, meanwhile=stopped_meanwhile)
     try:
         run_study(study(), out=tmp_path)
     except KeyboardInterrupt:
         assert ending == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is own
+
+
+def test_ctrl_c_is_what_it_was_after_a_study(
+    train: Callable[..., Trainings], tmp_path: Path
+) -> None:
+    def as_ray_tune() -> None:
+        signal.signal(signal.SIGINT, lambda *_: None)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    train(meanwhile=as_ray_tune)
+    run_study(study(), out=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # --- searches -------------------------------------------------------------------------------------
@@ -419,3 +434,17 @@ def test_study_json_names_all_trials_that_were_asked_for(
     assert len(planned) == len(set(planned)) == 15
     assert set(planned) == set(rows_of(results)["trial_key"])
     assert all(re.fullmatch(r"[0-9a-f]{16}", key) for key in planned)
+
+
+def test_sigterm_stops_also_where_ctrl_c_is_ignored() -> None:
+    """In a script, `nohup python -m search.run ... &` leaves SIGINT ignored."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        for ctrl_c in (signal.SIG_IGN, signal.default_int_handler):
+            signal.signal(signal.SIGINT, ctrl_c)
+            stop_on_sigterm()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
