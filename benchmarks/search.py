@@ -161,22 +161,29 @@ def memory_mib() -> float:
 
 
 def first_result_s(command: list[str], mark: str) -> float:
-    """Seconds until a command, started anew, prints a line that has `mark`."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Seconds until a command, started anew, prints `mark`.
+
+    Raises:
+        RuntimeError: it ended before.
+    """
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         started = time.perf_counter()
         with subprocess.Popen(
             command,
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,  # a file: what Ray leaves behind would keep a pipe open
+            stderr=subprocess.STDOUT,
         ) as process:
-            assert process.stdout is not None  # noqa: S101
-            lines = (time.perf_counter() - started for line in process.stdout if mark in line)
-            seconds = next(lines)
-            process.stdout.read()
-    return seconds
+            while True:
+                has_ended = process.poll() is not None
+                printed = os.pread(output.fileno(), 1_000_000, 0).decode()  # leaves the offset
+                if mark in printed:
+                    return time.perf_counter() - started
+                if has_ended:
+                    raise RuntimeError(f"{command} printed no {mark!r}: {printed[-2000:]}")
+                time.sleep(0.02)
 
 
 def first_results() -> tuple[float, float]:
