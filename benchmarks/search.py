@@ -54,6 +54,7 @@ study = Study(
 """
 FIRST_BARE = """
 import os, time
+import ray
 from ray import tune
 
 class First(tune.Callback):
@@ -68,6 +69,7 @@ def train(config):
         a = (a @ a).clamp(max=1)
     tune.report({"loss": config["lr"]})
 
+ray.init("local")  # without an address Ray would join whatever cluster this machine has had
 tune.Tuner(
     train,
     param_space={"lr": tune.grid_search([0.1, 0.2])},

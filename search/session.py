@@ -207,13 +207,13 @@ def _train(
     console: Console,
 ) -> bool:
     """Train on the cluster; returns whether all trials ended."""
+    from search.execution.meanwhile import report_written
     from search.execution.progress import Progress
     from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
     from search.execution.watchdog import head_watched
     from search.explore.ask import total
-    from search.report.report import written_meanwhile
 
     _commit_study(order, ready, known)
     todo = [trial for trial in known.asked if trial.key not in known.ended]
@@ -223,7 +223,7 @@ def _train(
         # Also those that are asked for later get files of their own.
         tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
         _check_room(ready)
-        stack.enter_context(written_meanwhile(ready.results))
+        stack.enter_context(report_written(ready.results))
         num_trials = total(ready.study, known)
         progress = Progress(
             console=console,

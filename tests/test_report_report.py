@@ -15,11 +15,10 @@ from commands import ROOT, until
 from rich.console import Console
 
 from search.analysis.analysis import analyse
-from search.report import report
 from search.report.__main__ import main, parser
 from search.report.charts import heat_map
 from search.report.findings import of_study
-from search.report.report import write_report, written_meanwhile
+from search.report.report import write_report
 from search.results.tables import TRIALS, Results, epochs, trials
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -318,19 +317,6 @@ def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
         assert watching.wait(60) == 0
     assert "refresh" not in html.read_text()[:2000]
     assert sum(json.loads((folder / "report.json").read_text())["status_counts"].values()) == 7
-
-
-def test_meanwhile_a_report_is_written_beside(
-    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(report, "MEANWHILE_S", 0.2)
-    results = make_study(seeds=1)
-    with written_meanwhile(results):
-        assert until(Path(results.folder.uri, "report.html").exists)
-    began = time.monotonic()
-    with written_meanwhile(results):
-        time.sleep(0.5)  # a process is under way now
-    assert time.monotonic() - began < 5
 
 
 def test_a_report_that_fails_changes_nothing(

@@ -372,7 +372,8 @@ def test_a_trial_of_our_network_imports_only_what_it_uses() -> None:
         "from trainable.finetune import finetune; "
         "list(finetune(TrialConfig(dataset='synthetic', model='plain', pretrained='none', "
         "train_images=64, eval_images=32, image_size=16, batch_size=32, epochs=1))); "
-        "print(*{'timm', 'torchvision', 'sklearn', 'pandas', 'h5py', 'PIL'} & set(sys.modules))"
+        "print(*{'timm', 'torchvision', 'sklearn', 'pandas', 'h5py', 'PIL', 'torch._dynamo'} "
+        "& set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

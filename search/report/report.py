@@ -1,13 +1,6 @@
-"""Findings -> report.html, report.json and charts/: once, or every minute while a study runs."""
+"""Findings -> report.html, report.json and charts/."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from search.report.findings import Findings, numbers, of_study
 from search.report.gallery import (
@@ -25,7 +18,6 @@ from trainable.host import storage
 from trainable.host.storage import Folder
 
 OTHER_SURFACES = 11  # drawn besides the best one; report.json has all of them
-MEANWHILE_S = 60.0  # between two reports of a running study
 
 
 def write_report(
@@ -66,45 +58,3 @@ def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> 
     page = render(findings, pictures, others, refresh_s=refresh_s)
     storage.write(into, "report.html", page.encode())
     return f"{into.uri}/report.html"
-
-
-@contextmanager
-def written_meanwhile(results: Results) -> Iterator[None]:
-    """Write the report once a minute while a study runs, in separate processes.
-
-    A thread of the driver would block it. The processes have a low priority, and their errors are
-    ignored: the report at the end shows them.
-    """
-    over = threading.Event()
-
-    def write_each_minute() -> None:
-        while not over.wait(MEANWHILE_S):
-            command = [sys.executable, "-m", "search.report", results.folder.uri]
-            with subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the study, not for the report
-                cwd=Path(__file__).parents[2],
-            ) as writing:
-                _lower_priority(writing.pid)
-                while writing.poll() is None:
-                    if over.wait(0.2):
-                        writing.terminate()
-
-    thread = threading.Thread(target=write_each_minute, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _lower_priority(process: int) -> None:
-    if hasattr(os, "setpriority"):
-        try:
-            os.setpriority(os.PRIO_PROCESS, process, 19)
-        except OSError:  # it ended already
-            return

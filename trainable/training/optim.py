@@ -1,11 +1,20 @@
 """Optimizers and their parameter groups: torch.optim's, LARS and LAMB from timm."""
 
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 
 from trainable.config import TrialConfig
 from trainable.training.schedule import adam_constants
+
+# torch imports its compiler when one of these is called first, two seconds in every worker, only to
+# mark that it is not to be compiled. Nothing here is compiled: they may be called as they are.
+for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    plain_method = getattr(getattr(optim.Optimizer, method), "__wrapped__", None)
+    if plain_method is not None:
+        setattr(plain_method, "__dynamo_disable", plain_method)
 
 
 def parameter_groups(
@@ -64,6 +73,12 @@ def build_optimizer(
     if config.optimizer == "lars":
         return Lars(groups, lr=lr, momentum=momentum, nesterov=config.nesterov)
     return Lamb(groups, lr=lr, betas=betas, eps=eps)
+
+
+def take_step(optimizer: optim.Optimizer) -> None:
+    """`optimizer.step()` without its wrappers, which import torch's compiler too."""
+    with torch.no_grad():
+        inspect.unwrap(type(optimizer).step)(optimizer)
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:

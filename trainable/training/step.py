@@ -14,7 +14,7 @@ from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
 from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
-from trainable.training.optim import build_optimizer, set_lr
+from trainable.training.optim import build_optimizer, set_lr, take_step
 from trainable.training.schedule import peak_lr
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,8 +112,11 @@ class Step:
         grad_norm = nn.utils.get_total_norm(gradients)
         if self.config.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(self.trained, self.config.clip_grad_norm, grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            take_step(self.optimizer)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return torch.stack([loss, correct, grad_norm.to(loss.dtype)])

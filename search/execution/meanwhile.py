@@ -1,0 +1,55 @@
+"""The report of a running study, written anew every minute."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from search.results.tables import Results
+
+INTERVAL_S = 60.0
+
+
+@contextmanager
+def report_written(results: Results) -> Iterator[None]:
+    """Write the report once a minute within the block, each time in a separate process.
+
+    A thread of the driver would block it, and its imports would delay the first trials. The
+    processes have a low priority, and their errors are ignored: the report at the end shows them.
+    """
+    over = threading.Event()
+
+    def write_each_minute() -> None:
+        while not over.wait(INTERVAL_S):
+            command = [sys.executable, "-m", "search.report", results.folder.uri]
+            with subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the study, not for the report
+                cwd=Path(__file__).parents[2],
+            ) as writing:
+                _lower_priority(writing.pid)
+                while writing.poll() is None:
+                    if over.wait(0.2):
+                        writing.terminate()
+
+    thread = threading.Thread(target=write_each_minute, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _lower_priority(process: int) -> None:
+    if hasattr(os, "setpriority"):
+        try:
+            os.setpriority(os.PRIO_PROCESS, process, 19)
+        except OSError:  # it ended already
+            return
