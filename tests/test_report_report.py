@@ -356,7 +356,7 @@ def test_a_large_study_is_quick_and_small(make_study: MakeStudy) -> None:
     assert len(epochs(results)) == 100_000
     began = time.monotonic()
     write_report(results)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60  # quiet: 10
     assert Path(results.folder.uri, "report.html").stat().st_size < 8e6
 
 

@@ -18,9 +18,7 @@ def ask(study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
         while new := _next(chooser, study, tables, room):
             tables.asked.extend(new)
             called_for += new
-            waiting = {trial.key for trial in new if trial.key not in tables.ended}
-            room -= len(waiting)
-            if waiting:
+            if any(trial.key not in tables.ended for trial in new):
                 return called_for
     return called_for
 
