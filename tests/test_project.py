@@ -119,3 +119,9 @@ def test_the_changelog_names_this_version() -> None:
 def test_users_type_checkers_find_our_annotations(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
     assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"][package]
+
+
+@pytest.mark.ray
+def test_all_tests_that_start_ray_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    if hasattr(request.config, "workerinput"):  # under pytest-xdist
+        assert request.node.nodeid.endswith("@ray")
