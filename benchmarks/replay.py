@@ -22,6 +22,7 @@ from search.explore.journal import Journal
 from search.study.domains import is_log
 from search.study.study import Study
 from trainable.config import TrialConfig
+from trainable.host.storage import folder_at
 
 CONFIGS, WORKERS, SCALE = 81, 9, 1000
 GRACE, FACTOR = 1 / 9, 3
@@ -144,7 +145,8 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         stop=Asha(reduction_factor=FACTOR),
         metric="val_accuracy",
     )
-    journal = Journal(study, explore, folder / study.name, data_fingerprint="replay")
+    results = folder_at(str(folder / study.name))
+    journal = Journal(study, explore, results, data_fingerprint="replay")
     nearest = _nearest(recording)
     numbers: dict[str, int] = {}
 

@@ -191,7 +191,7 @@ def test_a_killed_search_goes_on_with_what_it_learned(tmp_path: Path) -> None:
     assert second.suggest("c") == "FINISHED"
 
 
-def test_a_failed_trial_is_retried_and_the_sampler_learns_nothing_more_of_it(
+def test_a_failed_trial_is_retried_and_the_sampler_learns_how_it_went_then(
     tmp_path: Path,
 ) -> None:
     first = ByHand(study(), tmp_path)
@@ -208,7 +208,7 @@ def test_a_failed_trial_is_retried_and_the_sampler_learns_nothing_more_of_it(
     assert retried.suggest("b") is None
     retried.end("a", status="completed", val_auroc=0.9)
     assert retried.suggest("b") == "FINISHED"
-    assert retried.states()[1] == TrialState.FAIL
+    assert retried.values()[1] == 0.9
     assert len(retried.known.asked) == len(retried.told) == 4
 
 

@@ -21,7 +21,7 @@ from search.execution.schedulers import scheduler_of
 from search.explore import Leaders, Optuna
 from search.explore.ask import ask, total
 from search.explore.journal import Journal, distribution_of, sampler_of
-from search.explore.optuna import JOURNAL, OBJECTIVES, SAMPLERS
+from search.explore.optuna import OBJECTIVES, SAMPLERS
 from search.results.tables import STATUSES, TRIALS, ending_of, open_results
 from search.session import RETRIES, known_trials
 from search.study.domains import draw, perturbed, probes
@@ -71,8 +71,7 @@ class Search:
         """What the search knows once it was told of all that ended; it chooses nothing."""
         explore = self.study.explore
         if "journal" not in self.tables.memory:
-            path = Path(self.tables.folder.uri) / JOURNAL
-            began = Journal(self.study, explore, path, data_fingerprint="d")  # type: ignore[arg-type]
+            began = Journal(self.study, explore, self.tables.folder, data_fingerprint="d")  # type: ignore[arg-type]
             self.tables.memory["journal"] = began
         explore.next(self.study, self.tables, 0)
         journal: Journal = self.tables.memory["journal"]

@@ -9,16 +9,19 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray import tune
 from trainings import ByHand
 
 from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Median, Optuna
-from search.explore.ask import ask
+from search.explore.ask import ask, total
 from search.explore.journal import Journal, distribution_of, past_scores, sampler_of
 from search.explore.optuna import JOURNAL
-from search.study.explorer import Tables
+from search.study.explorer import PlannedTrial, Tables
+from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
 from trainable.host.storage import folder_at
@@ -37,7 +40,7 @@ def study(num_configs: int = 4, **changes: Any) -> Study:
 
 def opened(declared: Study, folder: Path) -> Journal:
     explore: Any = declared.explore
-    return Journal(declared, explore, folder / JOURNAL, data_fingerprint="d")
+    return Journal(declared, explore, folder_at(str(folder)), data_fingerprint="d")
 
 
 def known(folder: Path, ended: dict[str, Any] | None = None) -> Tables:
@@ -203,6 +206,155 @@ def test_ranges_keep_their_steps_and_logarithms() -> None:
     }
     for domain, expected in as_optunas.items():
         assert distribution_of(domain) == expected
+
+
+# --- a later command ------------------------------------------------------------------------------
+
+
+def all_ended(trials: list[PlannedTrial], score: float = 0.5) -> dict[str, Any]:
+    return {trial.key: {"status": "completed", "val_auroc": score} for trial in trials}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": replace(BASE, epochs=3, optimizer="adamw")},
+        {"vary": VARY | {"base_lr": tune.loguniform(1e-4, 1.0)}},
+        {"vary": VARY | {"base_lr": tune.uniform(1e-3, 1.0)}},
+    ],
+    ids=["base", "range", "scale"],
+)
+def test_a_search_of_something_else_does_not_go_on_with_this_one(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
+    other = known(tmp_path, all_ended(before))
+    trials = ask(study(3, **changes), other, room=9)
+    assert len(trials) == 3
+    assert not {trial.key for trial in trials} & {trial.key for trial in before}
+    # Nor does the first search lose its place.
+    assert ask(study(3), known(tmp_path, all_ended(before)), room=9) == before
+
+
+def test_what_another_metric_chose_is_not_gone_on_with(tmp_path: Path) -> None:
+    opened(study(3), tmp_path).next(known(tmp_path), 9)
+    assert opened(study(3, metric="val_loss"), tmp_path).num_chosen == 0
+    assert opened(study(3), tmp_path).num_chosen == 3
+
+
+def test_a_search_on_other_data_is_another_one(tmp_path: Path) -> None:
+    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
+    other = replace(known(tmp_path, all_ended(before)), data_fingerprint="other data")
+    assert len([t for t in ask(study(3), other, room=9) if t.key not in other.ended]) == 3
+
+
+def drawn_once(trial: Any) -> dict[str, object]:
+    return {"base_lr": trial.suggest_float("base_lr", 1e-3, 1.0)}
+
+
+def drawn_lower(trial: Any) -> dict[str, object]:
+    return {"base_lr": trial.suggest_float("base_lr", 1e-6, 1e-4)}
+
+
+def test_another_space_function_is_another_search(tmp_path: Path) -> None:
+    first = opened(study(3, vary={}, space=drawn_once), tmp_path).next(known(tmp_path), 9)
+    again = opened(study(3, vary={}, space=drawn_once), tmp_path)
+    assert again.next(known(tmp_path), 9) == first
+    other = opened(study(3, vary={}, space=drawn_lower), tmp_path).next(known(tmp_path), 9)
+    assert all(trial.config.base_lr <= 1e-4 for trial in other)
+
+
+def test_more_seeds_and_configurations_go_on_with_the_search(tmp_path: Path) -> None:
+    before = opened(study(2), tmp_path).next(known(tmp_path), 9)
+    more = known(tmp_path, all_ended(before))
+    declared = study(4, seeds=2)
+    trials = ask(declared, more, room=1)  # only what was chosen before: its second seeds
+    assert [t.config.seed for t in trials] == [0, 1, 0, 1]
+    assert [t.key for t in trials[::2]] == [t.key for t in before]
+    assert total(declared, more) == 8
+    more.ended.update(all_ended(trials))
+    trials = ask(declared, more, room=9)
+    assert len({t.key for t in trials}) == 4
+    more.ended.update(all_ended(trials))
+    assert ask(declared, more, room=9) == []
+    assert total(declared, more) == len({t.key for t in more.asked}) == 8
+    # Fewer again: the answer is of the first ones.
+    fewer = known(tmp_path, more.ended)
+    assert ask(study(2), fewer, room=9) == before
+    assert total(study(2), fewer) == 2
+
+
+def test_another_sampler_goes_on_with_the_search(tmp_path: Path) -> None:
+    before = opened(study(12), tmp_path).next(known(tmp_path), 12)
+    asked = Optuna(num_configs=14, sampler="tpe")
+    ours = opened(study(explore=asked), tmp_path)
+    assert ours.next(known(tmp_path, all_ended(before)), 9)[:12] == before
+    assert type(ours.optuna.sampler).__name__ == "TPESampler"
+    assert [t.state.name for t in ours.optuna.get_trials()] == ["COMPLETE"] * 12 + ["RUNNING"] * 2
+
+
+def test_a_search_needs_neither_its_journal_nor_a_whole_one(tmp_path: Path) -> None:
+    """The file is for the dashboard: a torn one, or none, changes nothing."""
+    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
+    journal = tmp_path / JOURNAL
+    content = journal.read_bytes()
+    for broken in (content[:-5], content[:-5] + b'{"op_code": 4, "worker', b"", None):
+        journal.unlink()
+        if broken is not None:
+            journal.write_bytes(broken)
+        (tmp_path / f"{JOURNAL}.lock").write_text("left by a killed command")
+        again = opened(study(4), tmp_path)
+        assert again.next(known(tmp_path, all_ended(before)), 9)[:3] == before
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        told = optuna.load_study(study_name="s", storage=storage).get_trials()
+        assert [trial.state.name for trial in told] == ["COMPLETE"] * 3 + ["RUNNING"]
+        (Path(again.folder.uri) / "000003.json").unlink()  # so that each turn begins with three
+
+
+def test_a_hundred_choices_become_one_file(tmp_path: Path) -> None:
+    first = opened(study(105), tmp_path).next(known(tmp_path), 105)
+    again = opened(study(107), tmp_path)
+    trials = again.next(known(tmp_path, all_ended(first)), 9)
+    assert trials[:105] == first
+    names = sorted(path.name for path in Path(again.folder.uri).iterdir())
+    assert names == ["000105.json", "000106.json", "packed.json"]
+    assert opened(study(107), tmp_path).next(known(tmp_path), 0) == trials
+
+
+def test_a_choice_that_was_lost_is_chosen_anew(tmp_path: Path) -> None:
+    ours = opened(study(3), tmp_path)
+    first = ours.next(known(tmp_path), 9)
+    (Path(ours.folder.uri) / "000001.json").unlink()
+    trials = opened(study(3), tmp_path).next(known(tmp_path), 9)
+    assert trials[:1] == first[:1]
+    assert len({trial.key for trial in trials}) == 3
+
+
+# --- what cannot work -----------------------------------------------------------------------------
+
+
+def test_a_configuration_that_cannot_work_is_told_and_another_one_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vary = {"batch_size": tune.choice([16, 32]), "microbatch_size": tune.choice([8, 32])}
+    ours = opened(study(12, vary=vary), tmp_path)
+    trials = ours.next(known(tmp_path), 12)
+    assert len(trials) == 12
+    assert all(t.config.batch_size % t.config.microbatch_size == 0 for t in trials)
+    refused = [trial for trial in ours.optuna.get_trials() if "refused" in trial.user_attrs]
+    assert refused
+    assert {(trial.state, trial.value) for trial in refused} == {(TrialState.COMPLETE, 0.0)}
+    assert "which cannot work: microbatch_size must divide batch_size (16), got 32" in caplog.text
+    # A later command has the same twelve, and the refused ones do not count.
+    assert opened(study(12, vary=vary), tmp_path).next(known(tmp_path), 0) == trials
+
+
+def test_where_none_can_work_the_search_ends_with_the_reason(tmp_path: Path) -> None:
+    def space(trial: Any) -> dict[str, object]:
+        return {"momentum": trial.suggest_float("momentum", 1.0, 2.0)}
+
+    with pytest.raises(SpaceFileError, match="100 configurations in a row cannot work; the last: "):
+        ask(study(vary={}, space=space), known(tmp_path), room=1)
 
 
 # --- warm start -----------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
-"""An Optuna study in a journal file: what to try next, and how what was tried ended.
+"""A search by an Optuna sampler: what to try next, and how what was tried ended.
 
 Ray's own OptunaSearch leaves a trial whose score is NaN running for ever, and tells one that a
 scheduler stopped as if it had ended. Here a score is always finite, and how a trial ended is told.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
 )
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -23,15 +26,20 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
-from search.explore.optuna import Optuna
+from search.explore import choices
+from search.explore.optuna import JOURNAL, Optuna
 from search.study.domains import ends_of, is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
+from trainable.config import WORST, trial_key
 from trainable.host import credentials
+from trainable.host.storage import Folder
 from trainable.record import finite_score
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+logger = logging.getLogger(__name__)
+
+MOST_REFUSED = 100  # in a row
 
 
 def distribution_of(domain: Any) -> BaseDistribution:
@@ -70,54 +78,104 @@ def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
 
 
 class Journal:
-    """An Optuna study kept in a journal file: asks for configurations, is told how they ended."""
+    """A search: what it chose, and the Optuna study made of it and of the tables.
 
-    def __init__(self, study: Study, explore: Optuna, path: Path, *, data_fingerprint: str) -> None:
-        """Open the journal, or begin it with the points and the warm start.
+    Its choices are files beside the tables, and how they ended is in the tables: the Optuna study
+    is made anew from both by each command. On a disk it is then kept in a journal file too, for
+    Optuna's dashboard.
+    """
+
+    def __init__(
+        self, study: Study, explore: Optuna, results: Folder, *, data_fingerprint: str
+    ) -> None:
+        """Read what earlier commands chose.
 
         Raises:
             ValueError: a point or the warm start does not fit the space.
         """
-        self.study, self.explore = study, explore
+        self.study, self.explore, self.results = study, explore, results
         self.data_fingerprint = data_fingerprint
         self.space = distributions_of(study.vary)
-        self.optuna = optuna.create_study(
-            study_name=study.name,
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            directions=[StudyDirection.MAXIMIZE]
-            + [StudyDirection.MINIMIZE for _ in explore.objectives],
-            load_if_exists=True,
+        self.folder = choices.folder_of(
+            results,
+            study,
+            space=explore.space or {n: distribution_to_json(d) for n, d in self.space.items()},
+            objectives=list(explore.objectives),
+            data_fingerprint=data_fingerprint,
         )
-        if not self.optuna.get_trials(deepcopy=False):
-            self._begin()
-        self.chosen = [
-            trial
-            for trial in self.optuna.get_trials(deepcopy=False)
-            if "configs" in trial.user_attrs
-        ]
-        self.num_chosen = len(self.chosen)
-        self.open: dict[int, list[PlannedTrial]] = {}
+        self.choices = choices.read(self.folder)[: explore.num_configs]
+        self.optuna = self._new_study(None)
         self.optuna.sampler = sampler_of(explore, asked=self.num_chosen)
+        self.is_kept = False
+        for params, values in self._past_scores():
+            self._add(params, self.space, values=values, warm_start=explore.warm_start)
+        self.open: dict[int, list[PlannedTrial]] = {}
+        for choice in self.choices:
+            number = len(self.optuna.get_trials(deepcopy=False))
+            space = {n: json_to_distribution(text) for n, text in choice.distributions.items()}
+            self._add(choice.params, space)
+            self.open[number] = self._planned(choice.changes)
+        self.before = [trial for trials in self.open.values() for trial in trials]
+        for point in explore.points:
+            self.optuna.enqueue_trial(dict(point), skip_if_exists=bool(self.choices))
 
-    def _begin(self) -> None:
-        for point in self.explore.points:
-            self.optuna.enqueue_trial(dict(point))
-        if self.explore.warm_start:
-            objectives = self.explore.objectives
-            for params, values in past_scores(
-                Path(self.explore.warm_start), self.study, objectives=objectives
-            ):
-                known = optuna.trial.create_trial(
-                    params=params,
-                    distributions=self.space,
-                    values=values,
-                    user_attrs={"warm_start": self.explore.warm_start},
-                )
-                self.optuna.add_trial(known)
+    @property
+    def num_chosen(self) -> int:
+        """How many configurations were chosen, by this command and by earlier ones."""
+        return len(self.choices)
+
+    def _new_study(self, journal: JournalStorage | None) -> optuna.Study:
+        return optuna.create_study(
+            study_name=self.study.name,
+            storage=journal,
+            directions=[StudyDirection.MAXIMIZE]
+            + [StudyDirection.MINIMIZE for _ in self.explore.objectives],
+        )
+
+    def _past_scores(self) -> list[tuple[dict[str, Any], list[float]]]:
+        if not self.explore.warm_start:
+            return []
+        folder = Path(self.explore.warm_start)
+        return past_scores(folder, self.study, objectives=self.explore.objectives)
+
+    def _add(
+        self,
+        params: Mapping[str, Any],
+        space: Mapping[str, BaseDistribution],
+        *,
+        values: Sequence[float] | None = None,
+        **attributes: Any,
+    ) -> None:
+        """Add a trial to the Optuna study: one that ended with these values, or is under way."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING if values is None else TrialState.COMPLETE,
+            params=dict(params),
+            distributions=dict(space),
+            values=values,
+            user_attrs=attributes,
+        )
+        self.optuna.add_trial(trial)
+
+    def _keep(self) -> None:
+        """From now on keep the Optuna study in a journal file, where there is a disk for it."""
+        self.is_kept = True
+        choices.pack(self.folder, self.choices)
+        if not self.results.is_local:
+            return
+        path = Path(self.results.uri) / JOURNAL
+        for old in (path, path.with_name(f"{path.name}.lock")):  # a killed command leaves its lock
+            old.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        in_memory = self.optuna
+        self.optuna = self._new_study(JournalStorage(JournalFileBackend(str(path))))
+        self.optuna.sampler = in_memory.sampler
+        self.optuna.add_trials(in_memory.get_trials(deepcopy=False))
 
     def next(self, tables: Tables, room: int) -> list[PlannedTrial]:
         """What an earlier command chose; then new configurations, until there is no more room."""
-        new = self._chosen_before()
+        if room > 0 and not self.is_kept:
+            self._keep()
+        new, self.before = self.before, []
         self._tell_those_that_ended(tables)
         room -= len({trial.key for trial in new} - set(tables.ended))
         known = {trial.key for trial in (*tables.asked, *new)} if room > 0 else set()
@@ -129,32 +187,50 @@ class Journal:
             self._tell_those_that_ended(tables)
         return new
 
-    def _chosen_before(self) -> list[PlannedTrial]:
-        """The trials of earlier commands, once; those that were never told of are open."""
-        before, self.chosen = self.chosen, []
-        trials = {trial.number: self._planned(trial.user_attrs["configs"]) for trial in before}
-        for trial in before:
-            if trial.state == TrialState.RUNNING:
-                self.open[trial.number] = trials[trial.number]
-        return [planned for number in trials for planned in trials[number]]
-
-    def _planned(self, configs: Sequence[Mapping[str, Any]]) -> list[PlannedTrial]:
-        made = [TrialConfig(**config) for config in configs]
-        return [PlannedTrial(trial_key(c, self.data_fingerprint), c) for c in made]
+    def _planned(self, changes: Mapping[str, Any]) -> list[PlannedTrial]:
+        config = replace(self.study.base, **changes)
+        seeded = [replace(config, seed=seed) for seed in range(self.study.seeds)]
+        return [PlannedTrial(trial_key(c, self.data_fingerprint), c) for c in seeded]
 
     def choose(self) -> tuple[int, list[PlannedTrial]]:
-        """The next configuration with its seeds, and its number in the Optuna study."""
-        trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
-        changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
-        for name in [*trial.params, *changes]:
-            if credentials.is_secret_name(name):
-                raise ValueError(f"{name} {credentials.REFUSED}")
-        config = replace(self.study.base, **changes)
-        configs = [asdict(replace(config, seed=seed)) for seed in range(self.study.seeds)]
-        trial.set_user_attr("configs", configs)
-        self.open[trial.number] = self._planned(configs)
-        self.num_chosen += 1
-        return trial.number, self.open[trial.number]
+        """The next configuration with its seeds, and its number in the Optuna study.
+
+        One that cannot work is told as the worst, and another one is asked for.
+
+        Raises:
+            ValueError: `MOST_REFUSED` in a row cannot work, or one names a secret.
+        """
+        for _ in range(MOST_REFUSED):
+            trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
+            changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
+            for name in [*trial.params, *changes]:
+                if credentials.is_secret_name(name):
+                    raise ValueError(f"{name} {credentials.REFUSED}")
+            try:
+                planned = self._planned(changes)
+            except ValueError as error:
+                reason = f"the search chose {changes}, which cannot work: {error}"
+                self._refuse(trial, reason)
+                continue
+            self._write(trial, changes)
+            self.open[trial.number] = planned
+            return trial.number, planned
+        raise ValueError(f"{MOST_REFUSED} configurations in a row cannot work; the last: {reason}")
+
+    def _refuse(self, trial: optuna.Trial, reason: str) -> None:
+        logger.warning("%s; another one is asked for", reason)
+        trial.set_user_attr("refused", reason)
+        if self.explore.objectives:  # there is no worst time or memory
+            self.optuna.tell(trial, state=TrialState.FAIL)
+        else:
+            self.optuna.tell(trial, WORST[self.study.metric])
+
+    def _write(self, trial: optuna.Trial, changes: Mapping[str, Any]) -> None:
+        """Note the choice in a file: before it trains, so that a killed command forgets none."""
+        space = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
+        choice = choices.Choice(changes=changes, params=trial.params, distributions=space)
+        choices.add(self.folder, self.num_chosen, choice)
+        self.choices.append(choice)
 
     def _tell_those_that_ended(self, tables: Tables) -> None:
         for number, trials in list(self.open.items()):
@@ -167,7 +243,7 @@ class Journal:
 
         The mean score where all ended; PRUNED where one was stopped; a diverged seed counts with
         the worst score there is, so that the sampler learns that the region is bad; FAIL where
-        there is nothing to learn. What was told stays told: a dry run may have been here meanwhile.
+        there is nothing to learn. What was told stays told.
         """
         if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
             return

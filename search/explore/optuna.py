@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.explore.plan import drawn_from
-from search.results.tables import ResultsError
 from search.study.domains import is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
 from trainable.config import TrialConfig
-
-if TYPE_CHECKING:  # it imports Optuna, which a space file need not wait for
-    from search.explore.journal import Journal
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "nsga2")
 OBJECTIVES = {"train_wall_s": "min", "peak_memory_gib": "min", "examples_seen": "min"}
@@ -108,22 +103,11 @@ class Optuna:
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
         """What an earlier command asked for; then as many as there is room for."""
-        if "journal" not in tables.memory:
-            tables.memory["journal"] = self._journal(study, tables, may_begin=room > 0)
-        journal: Journal | None = tables.memory["journal"]
-        if journal is None:
-            del tables.memory["journal"]
-            return []
-        return journal.next(tables, room)
-
-    def _journal(self, study: Study, tables: Tables, *, may_begin: bool) -> "Journal | None":
         from search.explore.journal import Journal
 
-        if not tables.folder.is_local:
-            raise ResultsError(
-                "an Optuna study keeps a journal file: give --out a folder on a disk"
+        if "journal" not in tables.memory:
+            tables.memory["journal"] = Journal(
+                study, self, tables.folder, data_fingerprint=tables.data_fingerprint
             )
-        path = Path(tables.folder.uri) / JOURNAL
-        if not path.exists() and not may_begin:
-            return None
-        return Journal(study, self, path, data_fingerprint=tables.data_fingerprint)
+        journal: Journal = tables.memory["journal"]
+        return journal.next(tables, room)
