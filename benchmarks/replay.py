@@ -18,7 +18,7 @@ import optuna
 from benchmarks.curves import Curve, Recording
 from search.execution.schedulers import EarlyStopping
 from search.explore import Asha, Optuna
-from search.explore.journal import Journal
+from search.explore.journal import Journal, params_of
 from search.study.domains import is_log
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -158,8 +158,9 @@ def search(recording: Recording, sampler: str, seed: int, folder: Path) -> Repla
         curve = nearest(asdict(planned.config))
         # The sampler learns from the config that was trained, not from the one it suggested.
         trial = journal.optuna.trials[number]
+        trained = params_of(study.vary, {name: curve.config[name] for name in study.vary})
         for parameter, distribution in journal.space.items():
-            value = distribution.to_internal_repr(curve.config[parameter])
+            value = distribution.to_internal_repr(trained[parameter])
             journal.optuna._storage.set_trial_param(trial._trial_id, parameter, value, distribution)
         return f"t{number}", curve
 

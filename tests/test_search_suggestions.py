@@ -18,7 +18,15 @@ from trainings import ByHand
 from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Median, Optuna
 from search.explore.ask import ask, total
-from search.explore.journal import Journal, distribution_of, past_scores, sampler_of
+from search.explore.journal import (
+    Journal,
+    distribution_of,
+    distributions_of,
+    params_of,
+    past_scores,
+    sampler_of,
+    values_of,
+)
 from search.explore.optuna import JOURNAL
 from search.study.explorer import PlannedTrial, Tables
 from search.study.space_file import SpaceFileError
@@ -192,6 +200,37 @@ def test_tpes_first_third_is_random() -> None:
     for num_configs, startup in ((4, 10), (31, 10), (34, 11), (90, 30)):
         made: Any = sampler_of(Optuna(num_configs=num_configs), asked=0)
         assert made._n_startup_trials == startup
+
+
+def test_tpe_models_what_varies_together_whatever_optunas_defaults() -> None:
+    made: Any = sampler_of(Optuna(num_configs=4), asked=0)
+    assert (made._multivariate, made._group, made._constant_liar) == (True, False, True)
+    made = sampler_of(Optuna(num_configs=4, space=drawn_once), asked=0)
+    assert (made._multivariate, made._group) == (True, True)
+
+
+def test_a_choice_among_numbers_is_ordered_to_a_sampler(tmp_path: Path) -> None:
+    vary = {
+        "batch_size": tune.choice([64, 16, 32]),
+        "augment": tune.choice(["none", "hflip"]),
+        "nesterov": tune.choice([True, False]),
+    }
+    assert distributions_of(vary) == {
+        "batch_size_index": optuna.distributions.IntDistribution(0, 2),
+        "augment": optuna.distributions.CategoricalDistribution(["none", "hflip"]),
+        "nesterov": optuna.distributions.CategoricalDistribution([True, False]),
+    }
+    values = {"batch_size": 64, "augment": "hflip", "nesterov": True}
+    params = {"batch_size_index": 2, "augment": "hflip", "nesterov": True}
+    assert params_of(vary, values) == params
+    assert values_of(vary, params) == values
+    drawn = opened(study(30), tmp_path).next(known(tmp_path), 30)
+    assert {trial.config.batch_size for trial in drawn} == {16, 32}
+
+
+def test_a_point_outside_of_a_choice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"points: batch_size must be one of 16, 32, got 48"):
+        study(points=[{"batch_size": 48, "base_lr": 0.1}])
 
 
 def test_ranges_keep_their_steps_and_logarithms() -> None:

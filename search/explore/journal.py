@@ -5,6 +5,7 @@ scheduler stopped as if it had ended. Here a score is always finite, and how a t
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
 from search.explore import choices
-from search.explore.optuna import JOURNAL, Optuna
+from search.explore.optuna import JOURNAL, MOST_REFUSED, Optuna
 from search.study.domains import ends_of, is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
@@ -38,8 +39,6 @@ from trainable.record import finite_score
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logger = logging.getLogger(__name__)
-
-MOST_REFUSED = 100  # in a row
 
 
 def distribution_of(domain: Any) -> BaseDistribution:
@@ -54,8 +53,48 @@ def distribution_of(domain: Any) -> BaseDistribution:
 
 
 def distributions_of(vary: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of each field that varies."""
-    return {name: distribution_of(domain) for name, domain in vary.items()}
+    """Optuna's distributions of what varies, by parameter.
+
+    A choice among numbers, such as batch sizes, is the index of one: samplers then know that 32
+    lies between 16 and 64. Among categories no one is nearer than another.
+    """
+    return {
+        _parameter(name, domain): IntDistribution(0, len(domain.categories) - 1)
+        if _is_among_numbers(domain)
+        else distribution_of(domain)
+        for name, domain in vary.items()
+    }
+
+
+def params_of(vary: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields' values as the parameters of `distributions_of`."""
+    return {
+        _parameter(name, vary.get(name)): sorted(vary[name].categories).index(value)
+        if _is_among_numbers(vary.get(name))
+        else value
+        for name, value in values.items()
+    }
+
+
+def values_of(vary: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `distributions_of` as fields' values."""
+    return {
+        name: sorted(domain.categories)[params[_parameter(name, domain)]]
+        if _is_among_numbers(domain)
+        else params[name]
+        for name, domain in vary.items()
+    }
+
+
+def _parameter(name: str, domain: Any) -> str:
+    return f"{name}_index" if _is_among_numbers(domain) else name
+
+
+def _is_among_numbers(domain: Any) -> bool:
+    return isinstance(domain, Categorical) and all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in domain.categories
+    )
 
 
 def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
@@ -68,13 +107,22 @@ def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
     seed = explore.sampling_seed + asked
     startup = max(10, explore.num_configs // 3)
     samplers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup),
+        # Their defaults differ between Optuna 4 and 5. Batch size and lr belong together.
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=startup,
+            multivariate=True,
+            group=explore.space is not None,  # a parameter may be missing there
+            constant_liar=True,
+        ),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=seed),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
     }
-    return samplers[explore.sampler]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group
+        return samplers[explore.sampler]()
 
 
 class Journal:
@@ -108,6 +156,7 @@ class Journal:
         self.optuna.sampler = sampler_of(explore, asked=self.num_chosen)
         self.is_kept = False
         for params, values in self._past_scores():
+            params = params_of(study.vary, params)
             self._add(params, self.space, values=values, warm_start=explore.warm_start)
         self.open: dict[int, list[PlannedTrial]] = {}
         for choice in self.choices:
@@ -117,7 +166,9 @@ class Journal:
             self.open[number] = self._planned(choice.changes)
         self.before = [trial for trials in self.open.values() for trial in trials]
         for point in explore.points:
-            self.optuna.enqueue_trial(dict(point), skip_if_exists=bool(self.choices))
+            self.optuna.enqueue_trial(
+                params_of(study.vary, point), skip_if_exists=bool(self.choices)
+            )
 
     @property
     def num_chosen(self) -> int:
@@ -202,7 +253,10 @@ class Journal:
         """
         for _ in range(MOST_REFUSED):
             trial = self.optuna.ask(self.space)  # empty where `explore.space` asks by itself
-            changes = dict(self.explore.space(trial) if self.explore.space else trial.params)
+            if self.explore.space:
+                changes = dict(self.explore.space(trial))
+            else:
+                changes = values_of(self.study.vary, trial.params)
             for name in [*trial.params, *changes]:
                 if credentials.is_secret_name(name):
                     raise ValueError(f"{name} {credentials.REFUSED}")

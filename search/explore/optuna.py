@@ -13,6 +13,7 @@ from trainable.config import TrialConfig
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "nsga2")
 OBJECTIVES = {"train_wall_s": "min", "peak_memory_gib": "min", "examples_seen": "min"}
 JOURNAL = "optuna.journal"
+MOST_REFUSED = 100  # configurations in a row that cannot work
 EXAMPLES_SEED = 0
 
 
@@ -24,7 +25,7 @@ class Optuna:
     sampler knows from the start. `space` is Optuna's define-by-run function, for spaces in which
     one choice decides which others there are: it takes an Optuna trial and returns fields; `vary`
     is then empty. With `objectives` beside the study's metric (`train_wall_s`, `peak_memory_gib`,
-    `examples_seen`) the sampler seeks the trade-off; take `sampler="nsga2"`.
+    `examples_seen`) the sampler seeks the trade-off, which `tpe` and `nsga2` can.
     """
 
     num_configs: int
@@ -68,6 +69,13 @@ class Optuna:
         for point in self.points:
             changes: dict[str, Any] = dict(point)
             replace(study.base, **changes)
+            for name, value in point.items():
+                values = getattr(study.vary.get(name), "categories", [value])
+                if value not in values:
+                    raise ValueError(
+                        f"points: {name} must be one of {', '.join(map(str, values))}, "
+                        f"got {value!r}"
+                    )
 
     def configs(self, study: Study) -> list[TrialConfig]:
         """None: each depends on how the others ended."""
@@ -77,23 +85,30 @@ class Optuna:
         """The points that were not tried yet, each as often as its part of `num`; then draws."""
         import optuna
 
-        from search.explore.journal import distributions_of
+        from search.explore.journal import distributions_of, params_of, values_of
 
         num_asked = len({replace(trial.config, seed=0) for trial in tables.asked})
         draws = optuna.create_study(sampler=optuna.samplers.RandomSampler(EXAMPLES_SEED))
         num_of_each = num // max(1, self.num_configs - num_asked) or 1
         for point in self.points[num_asked:]:
             for _ in range(num_of_each):
-                draws.enqueue_trial(dict(point))
+                draws.enqueue_trial(params_of(study.vary, point))
         space = None if self.space else distributions_of(study.vary)
-        configs = []
-        for _ in range(num):
+        configs: list[TrialConfig] = []
+        reason = ""
+        for _ in range(num + MOST_REFUSED):
+            if len(configs) == num:
+                break
             trial = draws.ask(space)
-            changes: dict[str, Any] = dict(self.space(trial) if self.space else trial.params)
+            changes: dict[str, Any] = (
+                dict(self.space(trial)) if self.space else values_of(study.vary, trial.params)
+            )
             try:
                 configs.append(replace(study.base, **changes))
-            except ValueError as error:
-                raise ValueError(f"the search may choose {changes}: {error}") from error
+            except ValueError as error:  # a running search asks for another one too
+                reason = f"the search may choose {changes}: {error}"
+        if len(configs) < num:
+            raise ValueError(reason)
         return configs
 
     def total(self, study: Study, tables: Tables) -> int:
