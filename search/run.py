@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainable.host.storage import NoSpaceError
 
     console = Console()
-    resume = f"go on with\n  {resume_command()}"
+    resume = f"go on with\n  {resume_command(sys.argv[1:] if arguments is None else arguments)}"
     try:
         order = Order(
             study=load_study(options.space),
@@ -87,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return SOME_FAILED if outcome.num_failed else OK
 
 
-def resume_command() -> str:
+def resume_command(arguments: Sequence[str]) -> str:
     """The command that goes on, to copy."""
-    return shlex.join(["python", "-m", "search.run", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "search.run", *arguments])
 
 
 if __name__ == "__main__":

@@ -110,16 +110,7 @@ def run(order: Order, console: Console) -> Outcome:
     Raises:
         NoSpaceError: the disk is full; what was trained is kept.
     """
-    from search.execution.preflight import prepare  # once the command's arguments are known good
-
-    ready = prepare(
-        order.study,
-        out=order.out,
-        data=order.data,
-        preview=order.preview,
-        settings=order.settings,
-        console=console,
-    )
+    ready = _prepared(order, console)
     with lock.held(ready.results.folder):
         for name in tables.make_sound(ready.results):
             console.print(
@@ -131,20 +122,27 @@ def run(order: Order, console: Console) -> Outcome:
     return _answer(order, ready, known, console, finished=finished)
 
 
-def dry_run(order: Order, console: Console) -> None:
-    """Print the trials and, from updates timed where they will run, what they will cost."""
-    from search.execution.dry_run import plan_of, print_cost, print_plan
-    from search.execution.preflight import check_trials, prepare
-    from search.explore.ask import ask, total
+def _prepared(order: Order, console: Console) -> "Ready":
+    from search.execution.preflight import prepare  # once the command's arguments are known good
 
-    ready = prepare(
+    return prepare(
         order.study,
         out=order.out,
         data=order.data,
         preview=order.preview,
         settings=order.settings,
         console=console,
+        space_file=order.space_file,
     )
+
+
+def dry_run(order: Order, console: Console) -> None:
+    """Print the trials and, from updates timed where they will run, what they will cost."""
+    from search.execution.dry_run import plan_of, print_cost, print_plan
+    from search.execution.preflight import check_trials
+    from search.explore.ask import ask, total
+
+    ready = _prepared(order, console)
     check_trials(ready)
     known = known_trials(ready, tables.trials(ready.results), retry=order.retry)
     ask(ready.study, known, room=0)

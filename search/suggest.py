@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 preview=options.preview,
                 settings=options.settings,
                 console=console,
+                space_file=options.space,
             )
         check_trials(ready)
         configs = probed_configs(ready.study)

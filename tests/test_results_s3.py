@@ -14,13 +14,14 @@ from made_tables import CONFIG, row
 from moto.server import ThreadedMotoServer
 from ray import tune
 
+from search.explore import Optuna
 from search.explore.ask import ask
 from search.results import files, lock, tables
 from search.results.__main__ import main
 from search.results.lock import LockedError, held
 from search.results.tables import EPOCHS, Results, ResultsError
 from search.session import known_trials
-from search.study.explorer import PlannedTrial
+from search.study.explorer import PlannedTrial, Tables
 from search.study.space_file import load_study
 from search.study.study import Study
 from trainable import checkpoint
@@ -91,6 +92,28 @@ def test_only_what_is_missing_is_planned(opened: Results) -> None:
     commit(opened, planned[0].key)
     again = tables.open_results(opened.folder.uri.removesuffix("/s"), "s")
     assert missing(again) == planned[1:]
+
+
+def test_a_search_goes_on_in_a_store_too(opened: Results) -> None:
+    def declared(num_configs: int) -> Study:
+        return Study(
+            name="s",
+            base=CONFIG,
+            vary={"base_lr": tune.loguniform(0.1, 1.0), "batch_size": tune.choice([16, 32])},
+            explore=Optuna(num_configs=num_configs, sampler="random"),
+        )
+
+    def known() -> Tables:
+        return Tables(data_fingerprint="d", folder=opened.folder)
+
+    assert ask(declared(3), known(), room=0) == []
+    first = ask(declared(3), known(), room=3)
+    assert len({trial.key for trial in first}) == 3
+    assert ask(declared(3), known(), room=0) == first  # what a killed command had chosen
+    more = known()
+    more.ended.update({t.key: {"status": "completed", "val_auroc": 0.5} for t in first})
+    assert len(ask(declared(5), more, room=9)) == 5
+    assert more.memory["journal"].num_chosen == 5
 
 
 def test_compact_packs_and_a_packed_trial_can_run_again(opened: Results) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import spaces
 from search.results.tables import Results, open_results
 from search.study.domains import probes
 from search.study.preview import as_preview
@@ -16,6 +17,7 @@ from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
+from trainable.data.sources import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,12 @@ def prepare(
     preview: bool,
     settings: Sequence[str],
     console: Console,
+    space_file: Path | None = None,
 ) -> Ready:
     """Check all that takes no network to be built; nothing is trained and no Ray is started.
+
+    Where our own spaces find no data, they run as a preview: they show what the program does. Any
+    other study is a question about its own data.
 
     Raises:
         SpaceFileError, DataError, ResultsError: the study, the data or `out` is wrong.
@@ -48,9 +54,15 @@ def prepare(
     dataset = datasets[-1] if datasets else study.base.dataset
     folder = data or Path(os.environ.get("DATA_DIR", "data"))
     is_there = dataset in EMBEDDED or locate(dataset, folder) is not None
-    if not is_there and data:
-        open_data(dataset, folder)  # raises the error that says what was wanted
-    if preview or not is_there:
+    if not is_there and not preview and (data or dataset != "pcam" or not _is_ours(space_file)):
+        try:
+            open_data(dataset, folder)
+        except DataError as error:
+            raise DataError(
+                f"{error}; --data DIR names the folder, --preview takes embedded patches"
+            ) from error
+    preview = preview or not is_there
+    if preview:
         try:
             study = as_preview(study, dataset=dataset if is_there else "synthetic")
         except ValueError as error:
@@ -67,7 +79,9 @@ def prepare(
         )
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     opened = open_data(study.base.dataset, data_folder)
-    study = _with_files(study, opened, console)
+    if not preview:
+        _check_size(study.base, opened)
+    study = _with_files(study, opened, console, preview=preview)
     return Ready(
         study=study,
         data=opened,
@@ -76,6 +90,22 @@ def prepare(
         train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
         results=open_results(out, study.name),
     )
+
+
+def _is_ours(space_file: Path | None) -> bool:
+    return space_file is not None and space_file.resolve().parent == Path(spaces.__file__).parent
+
+
+def _check_size(config: TrialConfig, data: Dataset) -> None:
+    """Raises SpaceFileError where there are fewer images than the study asks for."""
+    splits = {"train_images": data.train, "eval_images": data.val}
+    for name, split in splits.items():
+        wanted, num_images = getattr(config, name), len(split.labels_N)
+        if wanted is not None and wanted > num_images:
+            raise SpaceFileError(
+                f"{name}={wanted}, but {data.name} has {num_images} such images: take "
+                f"--set {name}={num_images}, or --set {name}=none for all"
+            )
 
 
 def check_trials(ready: Ready) -> None:
@@ -88,11 +118,14 @@ def check_trials(ready: Ready) -> None:
         _check_trial(config, ready.data)
 
 
-def _with_files(study: Study, data: Dataset, console: Console) -> Study:
+def _with_files(study: Study, data: Dataset, console: Console, *, preview: bool) -> Study:
     """The study with weights and teacher as they can be had here, files with their digests.
 
+    A preview does without ImageNet weights where there are none.
+
     Raises:
-        SpaceFileError: a file is missing, is not weights, or is of another network.
+        SpaceFileError: a file is missing, is not weights, or is of another network; or ImageNet
+            weights are missing.
     """
     base = study.base
     if base.pretrained == "none" and not base.distill_from and "pretrained" not in study.vary:
@@ -116,6 +149,12 @@ def _with_files(study: Study, data: Dataset, console: Console) -> Study:
         for model in {config.model for config in study.configs}:
             had = available_weights(model, study.base.pretrained)
             if had == "none" and study.base.pretrained != "none":
+                if not preview:
+                    raise SpaceFileError(
+                        f"the ImageNet weights of {model} are not in torch's cache, and fetching "
+                        f"them failed: --set pretrained=PATH gives a file, --set pretrained=none "
+                        f"trains from scratch"
+                    )
                 console.print(
                     f"no ImageNet weights for {model} in torch's cache, and fetching them failed: "
                     f"training from scratch (pretrained=none); --set pretrained=PATH gives a file",

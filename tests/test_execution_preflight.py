@@ -1,0 +1,122 @@
+"""What is checked before anything is trained, and what a study does without its data or weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT, SMALL, Run
+from ray import tune
+from rich.console import Console
+
+import trainable.networks.models
+from search.execution.preflight import Ready, prepare
+from search.study.space_file import SpaceFileError, load_study
+from search.study.study import Study
+from trainable.config import TrialConfig
+from trainable.data.sources import DataError
+
+FLAGSHIP = ROOT / "spaces" / "pcam_grid.py"
+OWN = """
+from ray import tune
+from search.study import Study
+from trainable.config import TrialConfig
+
+study = Study(name="mine", base=TrialConfig({}), vary={{"base_lr": tune.grid_search([0.1, 0.2])}})
+"""
+
+
+def digits(**changes: Any) -> Study:
+    base = TrialConfig(dataset="digits", model="plain", pretrained="none", precision="fp32")
+    return Study(
+        name="s", base=replace(base, **changes), vary={"base_lr": tune.grid_search([0.1, 0.2])}
+    )
+
+
+def prepared(study: Study, out: Path, **changes: Any) -> Ready:
+    given: dict[str, Any] = {"data": None, "preview": False, "settings": [], "console": Console()}
+    return prepare(study, out=str(out), **(given | changes))
+
+
+def test_our_own_space_without_data_is_a_preview(
+    tmp_path: Path, drawn_patches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    console = Console(record=True, width=300)
+    ready = prepared(load_study(FLAGSHIP), tmp_path, space_file=FLAGSHIP, console=console)
+    assert (ready.study.base.dataset, ready.study.base.model) == ("synthetic", "plain")
+    assert "this is a preview on the embedded synthetic patches" in console.export_text()
+
+
+@pytest.mark.parametrize("base", ["", 'dataset="moles"'])
+def test_anothers_space_without_data_is_refused(
+    base: str, tmp_path: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer about the wrong images under the study's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN.format(base))
+    done = run_here(tmp_path / "mine.py", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no recognised data set in data" in done.stderr
+    assert "--preview" in done.stderr
+    assert not (tmp_path / "mine").exists()
+
+
+def test_our_own_space_on_other_data_that_is_not_there_is_refused(
+    tmp_path: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here(FLAGSHIP, tmp_path, "--set", "dataset=moles")
+    assert (done.returncode, "no recognised data set" in done.stderr) == (2, True)
+
+
+def test_a_study_from_python_without_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no recognised data set"):
+        prepared(digits(dataset="pcam"), tmp_path)
+    assert prepared(digits(dataset="pcam"), tmp_path, preview=True).data.name == "synthetic"
+
+
+@pytest.mark.parametrize(("field", "num_images"), [("train_images", 1077), ("eval_images", 360)])
+def test_fewer_images_than_a_study_asks_for_are_refused_but_in_a_preview(
+    field: str, num_images: int, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        SpaceFileError, match=rf"{field}=5000, but digits has {num_images} such images: take --set"
+    ):
+        prepared(digits(**{field: 5000}), tmp_path)
+    prepared(digits(**{field: num_images}), tmp_path)
+    prepared(digits(), tmp_path, preview=True)
+
+
+def test_missing_weights_are_refused_but_in_a_preview(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained from scratch, the study would answer another question."""
+    monkeypatch.setattr(trainable.networks.models, "available_weights", lambda *_: "none")
+    study = digits(model="resnet18", pretrained="imagenet")
+    with pytest.raises(
+        SpaceFileError, match=r"weights of resnet18 are not in torch's cache.*--set"
+    ):
+        prepared(study, tmp_path)
+    study = replace(study, preview={"model": "resnet18", "pretrained": "imagenet"})
+    console = Console(record=True, width=300)
+    ready = prepared(study, tmp_path, preview=True, console=console)
+    assert ready.study.base.pretrained == "none"
+    assert "training from scratch (pretrained=none)" in console.export_text()
+
+
+def test_a_command_from_python_is_told_with_its_own_arguments(
+    tmp_path: Path, run_here: Run, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.session.run", interrupted)
+    monkeypatch.setattr("sys.argv", ["a notebook", "--of", "its own"])
+    done = run_here(SMALL, tmp_path)
+    assert done.returncode == 75
+    assert f"python -m search.run {SMALL} --out {tmp_path}" in done.stdout
