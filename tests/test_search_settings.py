@@ -1,5 +1,6 @@
 """`--set`: fields of the study, of its parts and of its trial, as people type them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,3 +160,26 @@ def test_none_is_the_name_for_every_field_that_takes_no_none() -> None:
     assert {"augment", "pretrained", "norm"} <= set(TEXTS)
     assert not {"distill_from", "image_size", "train_blocks"} & set(TEXTS)
     assert not set(OWN_FIELDS) & set(TRIAL_FIELDS)  # else a path would have two meanings
+
+
+@pytest.mark.parametrize(
+    ("declared", "settings", "scores"),
+    [
+        ({}, [], ("val_auroc", "val_auroc")),
+        ({"metric": "val_loss"}, [], ("val_loss", "val_loss")),
+        ({"select_by": "val_loss"}, [], ("val_loss", "val_loss")),
+        ({"metric": "val_loss", "select_by": "val_accuracy"}, [], ("val_loss", "val_accuracy")),
+        ({}, ["metric=val_loss"], ("val_loss", "val_loss")),
+        ({"metric": "val_loss"}, ["metric=val_auroc"], ("val_auroc", "val_auroc")),
+        ({}, ["select_by=val_loss"], ("val_loss", "val_loss")),
+        ({}, ["metric=val_loss", "select_by=val_accuracy"], ("val_loss", "val_accuracy")),
+    ],
+)
+def test_the_score_that_ranks_selects_the_epochs_unless_both_are_given(
+    declared: dict[str, str], settings: list[str], scores: tuple[str, str]
+) -> None:
+    base = replace(BASE, **{k: v for k, v in declared.items() if k == "select_by"})
+    ranked = {k: v for k, v in declared.items() if k == "metric"}
+    made = Study(name="s", base=base, vary={"base_lr": tune.grid_search([0.1, 0.2])}, **ranked)
+    changed = apply_settings(made, settings)
+    assert (changed.metric, changed.base.select_by) == scores

@@ -57,6 +57,10 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
                 fixed[path] = _value_for(path, text)
         for part, changes in parts.items():
             changed[part] = replace(getattr(study, part), **changes)
+        if "metric" in changed:  # a score that ranks selects the epochs too, and the reverse
+            fixed.setdefault("select_by", changed["metric"])
+        elif "select_by" in fixed:
+            changed["metric"] = fixed["select_by"]
         # All at once: two settings may be right only together.
         return replace(study, **changed, base=replace(study.base, **fixed), vary=vary)
     except (ValueError, TypeError) as error:

@@ -13,6 +13,7 @@ from trainable.host import credentials
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRIAL_FIELDS = tuple(trial_field.name for trial_field in fields(TrialConfig))
+SELECT_BY = next(f.default for f in fields(TrialConfig) if f.name == "select_by")
 LEAST_SHARE = 0.01  # of a GPU
 
 
@@ -27,7 +28,9 @@ class Study:
     """A complete trial, what varies about it, how that is explored, and with what.
 
     `vary` maps fields of the trial to Ray Tune's domains. `seeds` repeats each configuration, and
-    the mean is what is ranked; `leaders` gives the best of them more. `gpus_per_trial` is 1 or the
+    the mean is what is ranked; `leaders` gives the best of them more. `metric` is the score that
+    ranks, and `base.select_by` the one that selects a trial's epoch: of the two, what is not given
+    is as the other. `gpus_per_trial` is 1 or the
     share of a GPU that a trial takes; or shares by the smallest batch size that each applies from,
     `{16: 0.25, 1024: 1.0}`, the first one also below it; or `auto`, as many to a GPU as measured
     memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights`
@@ -46,7 +49,7 @@ class Study:
     stop: Stopper | None = None
     seeds: int = 1
     leaders: Chooser | None = None
-    metric: str = "val_auroc"
+    metric: str = ""
     gpus_per_trial: float | Mapping[int, float] | Literal["auto"] = 1.0
     cpus_per_trial: int = 1
     keep_weights: bool = False
@@ -55,6 +58,10 @@ class Study:
     def __post_init__(self) -> None:
         """Check the study's own fields, then every trial that it asks for."""
         self._check_own_fields()
+        if not self.metric:
+            object.__setattr__(self, "metric", self.base.select_by)
+        elif self.base.select_by == SELECT_BY:
+            object.__setattr__(self, "base", replace(self.base, select_by=self.metric))
         for name in [*self.vary, *self.preview]:
             check_field(name)
         object.__setattr__(self, "vary", self.explore.domains(self.vary))
@@ -76,7 +83,7 @@ class Study:
             )
         if not isinstance(self.base, TrialConfig):
             raise ValueError(f"base must be a TrialConfig, got {self.base!r}")
-        if self.metric not in SCORES:
+        if self.metric and self.metric not in SCORES:
             raise ValueError(unknown("metric", self.metric, SCORES))
         check_number("seeds", self.seeds, whole=True, low=1)
         check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
