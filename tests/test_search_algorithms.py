@@ -368,6 +368,17 @@ def test_median_stops_what_lags_behind() -> None:
     assert play(scheduler, scores, seen=20, batches={}) == {"d"}
 
 
+def test_what_another_attempt_reports_again_counts_once() -> None:
+    scheduler = EarlyStopping(Median(min_trials=3), grace=10, total=100)
+    trial = Played("a")
+    scheduler.on_trial_add(None, trial)
+    for seen in (20, 40, 20, 40, 60):  # its worker was lost after 40 images
+        result = {"score": 0.8, "examples_seen": seen}
+        assert scheduler.on_trial_result(Waiting(), trial, result) == "CONTINUE"
+    (reported,) = scheduler.inner[0]._results.values()
+    assert [result["examples_seen"] for result in reported] == [20, 40, 60]
+
+
 class Waiting:
     """A controller with a trial that waits for its turn."""
 

@@ -66,6 +66,7 @@ class EarlyStopping(InOrder):
         self.stop, self.grace, self.total = stop, grace, total
         self.inner: dict[int, Any] = {}
         self.reasons: dict[str, str] = {}
+        self.heard: dict[str, int] = {}  # images seen at each trial's last evaluation
 
     def _of(self, trial: Any) -> Any:
         group = trial.config["batch_size"] if self.stop.by_batch_size else 0
@@ -116,8 +117,11 @@ class EarlyStopping(InOrder):
         """Whether the trial goes on."""
         # It has ended, or this was its last evaluation: stopping it would only lose its test.
         is_last = "trial_row" in result or result["examples_seen"] >= trial.config["total_images"]
-        if is_last or trial.config["whole"]:
+        # The next attempt of a lost worker reports again what the trial reported before.
+        is_repeated = result["examples_seen"] <= self.heard.get(trial.trial_id, -1)
+        if is_last or is_repeated or trial.config["whole"]:
             return self.CONTINUE
+        self.heard[trial.trial_id] = result["examples_seen"]
         decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
         if decision == self.STOP:
             name = type(self.stop).__name__.lower()
