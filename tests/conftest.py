@@ -39,13 +39,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that start Ray, and runs them first: they take the longest.
+    """Tests that start Ray run first, since they take the longest: faults in the other process.
 
-    Ray takes both cores, so that two clusters at once would only wait for each other. Those that
-    start a cluster of their own come before those that share one, which then stays until the end.
+    A fault mostly waits until it is noticed. Other tests with Ray take both cores: two of them at
+    once would only wait for each other. Those that start a cluster of their own come before those
+    that share one, which then stays until the end.
     """
     for item in items:
-        if item.get_closest_marker("ray") or item.get_closest_marker("faults"):
+        if item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.xdist_group("faults"))
+        elif item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(3600))

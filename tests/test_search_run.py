@@ -342,7 +342,7 @@ def test_a_process_ends_with_2_and_one_line_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_the_flagships_preview_answers(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "search.run", str(ROOT / "spaces" / "pcam_grid.py")],
