@@ -221,7 +221,9 @@ def _train(
         # Also those that are asked for later get files of their own.
         tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
         _check_room(ready)
-        stack.enter_context(report_written(ready.results))
+        stack.enter_context(
+            report_written(ready.results, before=lambda: _commit_study(order, ready, known))
+        )
         num_trials = total(ready.study, known)
         progress = Progress(
             console=console,

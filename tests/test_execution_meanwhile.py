@@ -15,9 +15,11 @@ def test_meanwhile_a_report_is_written_beside(
 ) -> None:
     monkeypatch.setattr(meanwhile, "INTERVAL_S", 0.2)
     results = make_study(seeds=1)
-    with report_written(results):
+    written: list[bool] = []
+    with report_written(results, before=lambda: written.append(True)):
         assert until(Path(results.folder.uri, "report.html").exists)
+    assert written
     began = time.monotonic()
-    with report_written(results):
+    with report_written(results, before=lambda: None):
         time.sleep(0.5)  # a process is under way now
     assert time.monotonic() - began < 5

@@ -24,8 +24,9 @@ from search.report.findings import (
     of_study,
     of_table,
 )
+from search.report.report import write_report
 from search.report.sentences import cautions, conclusions
-from search.results.tables import Results, ResultsError
+from search.results.tables import Results, ResultsError, commit_study, trials
 from trainable.config import SCORES
 from trainable.host.storage import Folder
 
@@ -303,3 +304,24 @@ def test_what_is_not_finite_is_null_in_the_numbers() -> None:
     assert said["exponent"]["value"] is None
     assert np.isfinite(said["noise_std"])
     json.dumps(said, allow_nan=False)
+
+
+def test_trials_that_the_last_command_did_not_ask_for_have_a_section_of_their_own(
+    make_study: MakeStudy,
+) -> None:
+    """One seed of another momentum scored higher, and was called best of the study."""
+    changes = [{"momentum": 0.9}, {"momentum": 0.5}]
+    results = make_study(seeds=2, changes=changes)
+    keys = trials(results).query("momentum == 0.5")["trial_key"]
+    about = json.loads(Path(results.folder.uri, "study.json").read_text())
+    commit_study(results, about | {"planned": list(keys)})
+    found = of_study(results)
+    assert set(found.trials["momentum"]) == {0.5}
+    assert set(found.epochs["trial_key"]) == set(keys)
+    assert len(found.analyses) == 1
+    assert set(found.unplanned["momentum"]) == {0.9}
+    assert any(caution.startswith("50 other trials in this folder") for caution in found.cautions)
+    written = Path(write_report(results)).read_text()
+    assert "Other trials in this folder" in written
+    commit_study(results, {k: v for k, v in about.items() if k != "planned"})  # an older study
+    assert len(of_study(results).analyses) == 2

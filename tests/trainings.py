@@ -141,7 +141,7 @@ class _Tuner:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing watches the head of a cluster that is not there, and no report is drawn."""
     monkeypatch.setattr("search.execution.watchdog.head_watched", lambda *_: nullcontext())
-    monkeypatch.setattr("search.execution.meanwhile.report_written", lambda _: nullcontext())
+    monkeypatch.setattr("search.execution.meanwhile.report_written", lambda *_, **__: nullcontext())
     monkeypatch.setattr("search.report.report.write_report", lambda _: "report.html")
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,10 @@ INTERVAL_S = 60.0
 
 
 @contextmanager
-def report_written(results: Results) -> Iterator[None]:
+def report_written(results: Results, before: Callable[[], None]) -> Iterator[None]:
     """Write the report once a minute within the block, each time in a separate process.
+
+    `before` is called before each: it writes what the report reads of the study.
 
     A thread of the driver would block it, and its imports would delay the first trials. The
     processes have a low priority, and their errors are ignored: the report at the end shows them.
@@ -24,6 +26,7 @@ def report_written(results: Results) -> Iterator[None]:
 
     def write_each_minute() -> None:
         while not over.wait(INTERVAL_S):
+            before()
             command = [sys.executable, "-m", "search.report", results.folder.uri]
             with subprocess.Popen(
                 command,

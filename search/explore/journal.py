@@ -5,6 +5,7 @@ scheduler stopped as if it had ended. Here a score is always finite, and how a t
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -155,6 +156,7 @@ class Journal:
         self.optuna = self._new_study(None)
         self.optuna.sampler = sampler_of(explore, asked=self.num_chosen)
         self.is_kept = False
+        self.num_refused = 0
         for params, values in self._past_scores():
             params = params_of(study.vary, params)
             self._add(params, self.space, values=values, warm_start=explore.warm_start)
@@ -272,7 +274,9 @@ class Journal:
         raise ValueError(f"{MOST_REFUSED} configurations in a row cannot work; the last: {reason}")
 
     def _refuse(self, trial: optuna.Trial, reason: str) -> None:
-        logger.warning("%s; another one is asked for", reason)
+        self.num_refused += 1
+        if math.log10(self.num_refused).is_integer():  # a space may have thousands of them
+            logger.warning("%s; another one is asked for (%d so far)", reason, self.num_refused)
         trial.set_user_attr("refused", reason)
         if self.explore.objectives:  # there is no worst time or memory
             self.optuna.tell(trial, state=TrialState.FAIL)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
 LEADERS = 20
-TRIAL_FIELDS = tuple(field.name for field in fields(TrialConfig))
+TRIAL_FIELDS = tuple(declared.name for declared in fields(TrialConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Findings:
 
     `analyses` has the surface with the best score first, and at least one, which may be of nothing.
     `steps` maps each setting of an ablation to its table. `about` is study.json, or what is known
-    of a table. `cautions` come beside those of the analyses.
+    of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
+    trials in the folder that the study, as it was last run, does not ask for.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Findings:
     leaders: pd.DataFrame
     importance: pd.DataFrame
     cautions: Sequence[str]
+    unplanned: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def synthetic(self) -> bool:
@@ -94,6 +96,14 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
             f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
             f"give a folder such as results/pcam_grid"
         )
+    whole, trials = trials, _of_plan(trials, about)
+    epochs = _of_plan(epochs, about)
+    unplanned = whole.drop(trials.index)
+    if len(unplanned):
+        cautions.append(
+            f"{len(unplanned)} other trials in this folder are not of this study as it was last "
+            f"run: they have a section of their own and count nowhere else."
+        )
     exploration = exploration_of(about)
     steps: dict[str, pd.DataFrame] = {}
     if exploration.kind == "Ablation":
@@ -122,7 +132,13 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         leaders=_leaders(trials, ranked_by, metric, mode),
         importance=weights,
         cautions=cautions,
+        unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
     )
+
+
+def _of_plan(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of trials that the study, as it was last run, asked for."""
+    return rows[rows["trial_key"].isin(set(about["planned"]))] if "planned" in about else rows
 
 
 def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

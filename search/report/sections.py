@@ -249,16 +249,28 @@ def ablation_tables(findings: Findings) -> str:
 
 def leaders_table(findings: Findings) -> str:
     """The best configurations with intervals."""
-    rows = findings.leaders
+    return _ranked("Best configurations", findings.leaders, findings.metric)
+
+
+def unplanned_table(findings: Findings) -> str:
+    """The best settings of other trials in the folder."""
+    if findings.unplanned.empty:
+        return ""
+    why = "These trials are in this folder, and the study as it was last run does not ask for them."
+    title = "Best settings of the other trials"
+    return paragraph(why, kind="soft") + _ranked(title, findings.unplanned, findings.metric)
+
+
+def _ranked(title: str, rows: pd.DataFrame, metric: str) -> str:
     figures = ("mean", "std", "n", "low", "high")
-    headings = {"mean": f"mean {findings.metric}", "low": "95 % from", "high": "to", "n": "n"}
-    rows = rows.rename(columns={findings.metric: "again"})
+    headings = {"mean": f"mean {metric}", "low": "95 % from", "high": "to", "n": "n"}
+    rows = rows.rename(columns={metric: "again"})
     columns = {n: n for n in rows if n not in (*figures, "again")}
     test = [n for n in columns if n.startswith("test_")]
     by = {n: n for n in columns if n not in test}
     shown_columns = by | {n: headings.get(n, n) for n in figures} | {n: f"mean {n}" for n in test}
     ranked = rows.assign(rank=range(1, len(rows) + 1))
-    return table("Best configurations", ranked, {"rank": "", **shown_columns})
+    return table(title, ranked, {"rank": "", **shown_columns})
 
 
 def troubles(findings: Findings) -> str:
