@@ -29,7 +29,8 @@ from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
 from search.explore import choices
-from search.explore.optuna import JOURNAL, MOST_REFUSED, Optuna
+from search.explore.optuna import JOURNAL, Optuna
+from search.explore.plan import MOST_REFUSED
 from search.study.domains import ends_of, is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search.explore.plan import drawn_from
+from search.explore.plan import MOST_REFUSED, drawn_from
 from search.study.domains import is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
@@ -13,7 +13,6 @@ from trainable.config import TrialConfig
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "nsga2")
 OBJECTIVES = {"train_wall_s": "min", "peak_memory_gib": "min", "examples_seen": "min"}
 JOURNAL = "optuna.journal"
-MOST_REFUSED = 100  # configurations in a row that cannot work
 EXAMPLES_SEED = 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from search.explore.plan import drawn_from, trials_of
+from search.explore.plan import drawn_from, trials_of, working
 from search.study.domains import draw, perturbed
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
@@ -14,7 +14,7 @@ from trainable.config import TrialConfig
 if TYPE_CHECKING:
     import numpy as np
 
-TRIES = 100  # at drawing a configuration that no other member has
+TRIES = 100  # at drawing a configuration that works and that no other member has
 # What may change between generations: none of it changes the network's shape.
 CHANGED_ON_THE_WAY = (
     *("batch_size", "base_lr", "weight_decay", "momentum", "label_smoothing"),
@@ -74,9 +74,8 @@ class Pbt:
         import numpy as np
 
         rng = np.random.RandomState(self.sampling_seed)
-        members: list[dict[str, Any]] = [draw(study.vary, rng) for _ in range(self.size)]
-        share = 1 / self.generations
-        return [replace(study.base, **member, until_share=share) for member in members]
+        base = replace(study.base, until_share=1 / self.generations)
+        return working(study.vary, rng, num=self.size, base=base)
 
     def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
         """Members of a first generation: each generation trains as long."""
@@ -158,9 +157,17 @@ def _configs_of_next(
             for name, domain in vary.items()
         }
         for _ in range(TRIES):
-            changed = replace(donor.config, begins_from=donor.key, **values)
-            if changed not in configs:
+            changed = _changed(donor, values)
+            if changed is not None and changed not in configs:
                 configs.append(changed)
                 break
             values = draw(vary, rng)
     return configs
+
+
+def _changed(donor: PlannedTrial, values: Mapping[str, Any]) -> TrialConfig | None:
+    """The donor with other values; None where they cannot work together."""
+    try:
+        return replace(donor.config, begins_from=donor.key, **values)
+    except ValueError:
+        return None

@@ -3,12 +3,17 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from search.study.domains import as_searched, as_values
+from search.study.domains import as_searched, as_values, draw
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.config import TrialConfig, trial_key
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_REFUSED = 100  # configurations in a row that cannot work
 
 
 def values_of(vary: Mapping[str, object]) -> dict[str, Any]:
@@ -25,6 +30,31 @@ def combinations(vary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of a grid's values."""
     values = (vary[name]["grid_search"] for name in vary)
     return [dict(zip(vary, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def working(
+    vary: Mapping[str, Any], rng: "np.random.RandomState", *, num: int, base: TrialConfig
+) -> list[TrialConfig]:
+    """`num` configurations drawn from the domains, without those that cannot work.
+
+    Raises:
+        ValueError: `MOST_REFUSED` in a row cannot work; the message has the last one's reason.
+    """
+    configs: list[TrialConfig] = []
+    refused = 0
+    while len(configs) < num:
+        changes: dict[str, Any] = draw(vary, rng)
+        try:
+            configs.append(replace(base, **changes))
+            refused = 0
+        except ValueError as error:
+            refused += 1
+            if refused == MOST_REFUSED:
+                raise ValueError(
+                    f"{MOST_REFUSED} configurations in a row cannot work; the last, {changes}: "
+                    f"{error}"
+                ) from error
+    return configs
 
 
 def trials_of(

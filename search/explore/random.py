@@ -10,8 +10,8 @@ from search.explore.plan import (
     num_asked,
     trials_of,
     without_repeats,
+    working,
 )
-from search.study.domains import draw
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
 from trainable.config import TrialConfig
@@ -51,10 +51,12 @@ class Random:
         import numpy as np
 
         rng = np.random.RandomState(self.sampling_seed)
-        changes: list[dict[str, Any]] = [dict(point) for point in self.points]
-        while len(changes) < self.num_configs:
-            changes.append(draw(study.vary, rng))
-        return [replace(study.base, **change) for change in changes[: self.num_configs]]
+        points: list[dict[str, Any]] = [dict(point) for point in self.points[: self.num_configs]]
+        num_draws = self.num_configs - len(points)
+        return [
+            *(replace(study.base, **point) for point in points),
+            *working(study.vary, rng, num=num_draws, base=study.base),
+        ]
 
     def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
         """None: all are planned."""
