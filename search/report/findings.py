@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
-from search.analysis.foreign_table import read_own_table
+from search.analysis.foreign_table import TableError, mode_by_name, read_own_table
 from search.analysis.groups import (
     CROSSED,
     analyses,
@@ -138,13 +138,21 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     return tables["trials"], tables["epochs"], cautions
 
 
-def of_table(file: Path, *, batch_size: str, lr: str, metric: str, mode: str) -> Findings:
-    """From anyone's table of results.
+def of_table(
+    file: Path, *, batch_size: str, lr: str, metric: str, mode: str | None = None
+) -> Findings:
+    """From anyone's table of results. Without `mode` the metric's name tells which values are best.
 
     Raises:
-        TableError: it cannot be read as one.
+        TableError: it cannot be read as one, or the name does not tell.
     """
     table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric)
+    mode = mode or mode_by_name(metric)
+    if mode is None:
+        raise TableError(
+            f"--metric {metric} does not tell whether higher or lower is better: add --mode max or "
+            f"--mode min"
+        )
     trials = table.trials
     return Findings(
         name=file.name,
