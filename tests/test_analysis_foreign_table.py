@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from search.analysis.analysis import analyse
-from search.analysis.foreign_table import OwnTable, TableError, mode_by_name, read_own_table
+from search.analysis.foreign_table import OwnTable, TableError, read_own_table
+from search.analysis.metric_name import mode_by_name
 from search.report.__main__ import main
 
 COLUMNS = {"batch_size": "bs", "lr": "rate", "metric": "score"}

@@ -6,7 +6,6 @@ learning rate and score.
 """
 
 import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,29 +28,6 @@ TAKEN = (
     *("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key"),
     *("mean", "std", "n", "low", "high"),
 )
-# Words in a metric's name that tell which of its values are best.
-LOWER_IS_BETTER = (
-    *("loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "ppl"),
-    *("entropy", "crossentropy", "brier", "ece", "wer", "cer", "fid", "regret"),
-)
-HIGHER_IS_BETTER = (
-    *("acc", "accuracy", "auc", "auroc", "auprc", "roc", "f1", "score", "precision", "recall"),
-    *(
-        "sensitivity",
-        "specificity",
-        "dice",
-        "iou",
-        "miou",
-        "map",
-        "r2",
-        "kappa",
-        "mcc",
-        "psnr",
-        "ssim",
-    ),
-    *("bleu", "reward", "top1", "top3", "top5"),
-)
-WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
 LARGEST_WHOLE = 2**53  # up to here floats represent every integer
 FEW = 12  # a text column with more different values contains names, not choices
@@ -68,18 +44,6 @@ class OwnTable:
     trials: pd.DataFrame
     metric: str
     cautions: tuple[str, ...]
-
-
-def mode_by_name(metric: str) -> str | None:
-    """`min` for names such as val_loss, `max` for such as val_acc; None if the name does not tell.
-
-    `neg_log_loss` of scikit-learn tells nothing: its sign was changed.
-    """
-    words = {word.lower() for word in WORD.findall(metric)}
-    is_loss, is_score = bool(words & {*LOWER_IS_BETTER}), bool(words & {*HIGHER_IS_BETTER})
-    if is_loss == is_score or words & {"neg", "negative", "minus"}:
-        return None
-    return "min" if is_loss else "max"
 
 
 def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnTable:

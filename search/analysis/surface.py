@@ -12,6 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from search.analysis.metric_name import Bounds, bounds_of
+
 USABLE = ("completed",)
 LEVEL = 0.95  # of all intervals
 DRAWS = 2000  # of bootstraps
@@ -31,22 +33,45 @@ def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.Dat
     """One row per cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
 
     `mean` and `std` are over the seeds of completed trials with a score; NaN if there are none.
-    `low` and `high` bound Student's 95 % interval of the mean; NaN with fewer than two seeds. The
-    last four count the cell's trials: all of them, and those left out by their status.
+    `low` and `high` are those of `with_interval`; NaN with fewer than two seeds. The last four
+    count the cell's trials: all of them, and those left out by their status.
     """
     by = ["batch_size", lr]
     scores = usable(trials, metric=metric).groupby(by)[metric].agg(["mean", "std", "count"])
     cells = pd.MultiIndex.from_frame(trials[by].drop_duplicates()).sort_values()
     table = scores.reindex(cells).rename(columns={"count": "n"})
     table["n"] = table["n"].fillna(0).astype(int)
-    n = table["n"].where(table["n"] > 1)
-    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * table["std"] / np.sqrt(n)
-    table["low"], table["high"] = table["mean"] - half, table["mean"] + half
+    table = with_interval(table, bounds=bounds_of(metric, trials[metric]))
     table["trials"] = trials.groupby(by).size().reindex(cells)
     for status in ("diverged", "stopped", "failed"):
         counts = trials[trials["status"] == status].groupby(by).size()
         table[status] = counts.reindex(cells).fillna(0).astype(int)
     return table.reset_index().rename(columns={lr: "lr"})
+
+
+def with_interval(table: pd.DataFrame, *, bounds: Bounds | None) -> pd.DataFrame:
+    """The table of mean, std and n with low and high: the 95 % interval of the mean, within bounds.
+
+    Student's. Of a bounded score it is taken on the scale of the logit (of the logarithm where only
+    0 bounds it), with the standard error by the delta method. So it never leaves the bounds, and
+    near them it contains the true mean more often than Student's own.
+    """
+    mean, n = table["mean"].astype(float), table["n"].where(table["n"] > 1)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * table["std"] / np.sqrt(n)
+    if bounds is None:
+        return table.assign(low=mean - half, high=mean + half)
+    least, most = bounds
+    if np.isinf(most):
+        low, high = (mean * np.exp(end / mean) for end in (-half, half))
+    else:
+        width = most - least
+        share = (mean - least) / width
+        half = half / width / (share * (1 - share))
+        low, high = (
+            least + width * special.expit(special.logit(share) + end) for end in (-half, half)
+        )
+    all_extreme = mean.isin(bounds) & n.notna()  # every seed: no spread, and no finite logit
+    return table.assign(low=low.mask(all_extreme, mean), high=high.mask(all_extreme, mean))
 
 
 def noise_of(cells: pd.DataFrame, *, mode: str) -> tuple[float, int]:

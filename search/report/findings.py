@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
-from search.analysis.foreign_table import TableError, mode_by_name, read_own_table
+from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
     CROSSED,
     analyses,
@@ -22,6 +22,7 @@ from search.analysis.groups import (
 )
 from search.analysis.importance import importance
 from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.metric_name import mode_by_name
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
