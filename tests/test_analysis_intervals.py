@@ -88,7 +88,12 @@ def by_the_delta_method(values: list[float], transformed: str) -> tuple[float, f
 
 @pytest.mark.parametrize(
     ("metric", "transformed"),
-    [("val_auroc", "logit"), ("val_accuracy", "logit"), ("val_loss", "log"), ("val_utility", "same")],
+    [
+        ("val_auroc", "logit"),
+        ("val_accuracy", "logit"),
+        ("val_loss", "log"),
+        ("val_utility", "same"),
+    ],
 )
 def test_a_cells_interval_is_students_on_the_scale_of_its_bounds(
     metric: str, transformed: str

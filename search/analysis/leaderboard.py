@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from search.analysis.metric_name import bounds_of
-from search.analysis.surface import USABLE, with_interval
+from search.analysis.surface import USABLE, contenders, with_interval
 
 
 def leaderboard(
@@ -13,7 +13,8 @@ def leaderboard(
 ) -> pd.DataFrame:
     """The best configurations: the fields `by`, then mean, std, n, low, high, mean test score.
 
-    `low` and `high` bound the 95 % interval of the mean; NaN with fewer than two seeds.
+    `low` and `high` bound the 95 % interval of the mean; NaN with fewer than two seeds. What is no
+    contender for the best follows those that are.
     """
     used = trials[trials["status"].isin(USABLE)]
     test = metric.replace("val_", "test_")
@@ -26,7 +27,9 @@ def leaderboard(
         aggregates[test] = (test, "mean")
     table = used.groupby(list(by), dropna=False).agg(**aggregates)
     table = with_interval(table, bounds=bounds_of(metric, used[metric]))
-    return table.sort_values("mean", ascending=mode == "min").head(rows).reset_index()
+    table["ranked"] = table.index.isin(contenders(table).index)
+    order = table.sort_values(["ranked", "mean"], ascending=[False, mode == "min"])
+    return order.drop(columns="ranked").head(rows).reset_index()
 
 
 def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:

@@ -118,8 +118,26 @@ def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np
     return means
 
 
+def contenders(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that can be best: all with a score, or those with two seeds where two cells have.
+
+    A cell of one seed has no spread of its own. Beside replicated cells it would win by luck, or
+    tie for best with a worse mean than that of a replicated cell which does not.
+    """
+    scored = cells[cells["mean"].notna()]
+    replicated = scored[scored["n"] > 1]
+    return replicated if len(replicated) > 1 else scored
+
+
+def best_cell(cells: pd.DataFrame, *, mode: str) -> "pd.Series[float]":
+    """The contender with the best mean: what every sentence, mark and order calls best."""
+    means = contenders(cells)["mean"]
+    best: pd.Series[float] = cells.loc[means.idxmax() if mode == "max" else means.idxmin()]
+    return best
+
+
 def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """The cells that are statistically tied for best, by Hsu's multiple comparison with the best.
+    """The contenders that are statistically tied for best, by Hsu's comparison with the best.
 
     A cell stays unless its mean is worse than the best of the others by more than
     d s sqrt(1/n + 1/m), where s is the pooled standard deviation and d Dunnett's one-sided critical
@@ -127,7 +145,7 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     contains the true best with 95 % confidence. Empty without replicates: noise is then unknown.
     """
     noise, freedom = noise_of(cells, mode=mode)
-    scored = cells[cells["mean"].notna()]
+    scored = contenders(cells)
     if not freedom or len(scored) < 2:
         return scored.iloc[:0]
     sign = 1.0 if mode == "max" else -1.0
@@ -170,7 +188,7 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     noise, freedom = noise_of(cells, mode=mode)
     if not freedom:
         return float("nan")
-    scored = cells[cells["mean"].notna()]
+    scored = contenders(cells)
     error = noise / np.sqrt(scored["n"].to_numpy(dtype=float))
     better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
     near = scored.index.isin(best_set(cells, mode=mode).index)

@@ -197,7 +197,13 @@ def target_table(analysis: Analysis) -> str:
 
 def noise_table(analysis: Analysis) -> str:
     """The measured noise scale."""
-    columns = {"batch_size": "batch size", "noise_scale": "noise scale (images)", "n": "trials"}
+    columns = {
+        "batch_size": "batch size",
+        "noise_scale": "median noise scale (images)",
+        "least": "smallest",
+        "most": "largest",
+        "n": "trials",
+    }
     return table("Gradient noise scale", analysis.noise_scales, columns)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
 from search.analysis.scaling import EDGE_WITHIN_NOISE
+from search.analysis.surface import best_cell, contenders
 from search.study.shown import show
 
 RULE_WORDS = {
@@ -59,8 +61,8 @@ def _more(analysis: Analysis) -> str:
 
 
 def _best(analysis: Analysis) -> str:
-    cells = analysis.cells.dropna(subset="mean")
-    best = cells.loc[cells["mean"].idxmax() if analysis.mode == "max" else cells["mean"].idxmin()]
+    cells = contenders(analysis.cells)
+    best = best_cell(analysis.cells, mode=analysis.mode)
     score = f"{analysis.metric} {show(best['mean'])}"
     if len(cells) == 1:
         return f"Only {_cell(best, analysis)} has a score ({score}): there is nothing to compare."
@@ -213,14 +215,20 @@ def _targets(analysis: Analysis) -> str:
 
 
 def _noise_scale(analysis: Analysis) -> str:
-    table = analysis.noise_scales
-    if table.empty:
+    if analysis.noise_scales.empty:
         return ""
-    low, high = table["noise_scale"].min(), table["noise_scale"].max()
-    span = show(low) if len(table) == 1 else f"{show(low)} to {show(high)}"
+    scale = median_noise_scale(analysis.trials, metric=analysis.metric)
+    if not math.isfinite(scale.low):
+        trials = "one trial" if scale.n == 1 else f"{scale.n} trials"
+        span = show(scale.least)
+        span += f" to {show(scale.most)}" if scale.n > 1 else ""
+        return (
+            f"The gradient noise scale cannot be said: {trials} measured {span} images, and an "
+            f"interval needs at least {LEAST_MEASURED}."
+        )
     return (
-        f"The measured gradient noise scale is {span} images (median over the trials of each batch "
-        f"size)."
+        f"The measured gradient noise scale is {show(scale.median)} images [{show(scale.low)}, "
+        f"{show(scale.high)}] (median over {scale.n} trials with its 95 % interval)."
     )
 
 
@@ -262,9 +270,17 @@ def _binning(analysis: Analysis) -> list[str]:
 
 
 def _unreplicated(analysis: Analysis) -> list[str]:
-    if analysis.freedom or not analysis.cells["mean"].notna().any():
-        return []
     replicate = _replicate(analysis)
+    scored = analysis.cells["mean"].notna().sum()
+    left_out = scored - len(contenders(analysis.cells))
+    if left_out and not analysis.binned:  # of bins, _binning counts those of one trial
+        verb = "has" if left_out == 1 else "have"
+        return [
+            f"{left_out} of {scored} settings {verb} only one {replicate}: beside settings with "
+            f"more they are not ranked, and cannot be best."
+        ]
+    if analysis.freedom or not scored:
+        return []
     return [f"There is only one {replicate} per setting, so there are no intervals and no tests."]
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.ridge import ridge
-from search.analysis.surface import USABLE, surface
+from search.analysis.surface import USABLE, best_cell, surface
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
 from search.study.shown import show
@@ -143,8 +143,8 @@ def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Tab
         table.add_column(show(lr), justify="right")
     table.add_column("best base_lr", justify="right")
     ridge_lr = dict(zip(best["batch_size"], best["lr"], strict=True))
-    overall = cells["mean"].max() if mode == "max" else cells["mean"].min()
-    indexed = cells.set_index(["batch_size", "lr"])
+    overall = best_cell(cells, mode=mode).name if cells["mean"].notna().any() else None
+    indexed = cells.assign(row=cells.index).set_index(["batch_size", "lr"])
     for batch_size in sorted(cells["batch_size"].unique()):
         row = [Text(str(batch_size))]
         for lr in lrs:
@@ -159,7 +159,7 @@ def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Tab
                     high=cells["mean"].max(),
                     mode=mode,
                     is_ridge=ridge_lr.get(batch_size) == lr,
-                    is_best=cell["mean"] == overall,
+                    is_best=cell["row"] == overall,
                 )
             )
         row.append(Text(show(ridge_lr.get(batch_size)), "bold"))
