@@ -140,19 +140,19 @@ def test_seeds_of_equal_scores_test_nothing() -> None:
 
 def test_training_was_stable_below_where_half_diverged() -> None:
     cells: Cells = {
-        (16, 0.1): [0.5, 0.5],
-        (16, 0.2): [0.5, 0.5, "diverged"],  # less than half
-        (16, 0.4): [0.5, "diverged"],
-        (32, 0.1): [0.5],
+        (16, 0.1): [0.6, 0.6],
+        (16, 0.2): [0.6, 0.6, "diverged"],  # less than half
+        (16, 0.4): [0.6, "diverged"],
+        (32, 0.1): [0.6],
         (32, 0.2): ["diverged"],
-        (32, 0.4): [0.5],
+        (32, 0.4): [0.6],
         (64, 0.4): ["diverged"],  # stable nowhere
-        (128, 0.4): [0.5],  # everywhere
+        (128, 0.4): [0.6],  # everywhere
     }
     assert conclusions(of(cells))[-1] == STABLE.format(
         each="0.2 at batch size 16 and 0.1 at batch size 32"
     )
-    nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.5]}
+    nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.6]}
     assert len(conclusions(of(nowhere))) == 3
 
 
@@ -209,7 +209,7 @@ def told_of(scales: list[float]) -> str:
     measured = {"images_per_s": 1.0, "train_wall_s": 1.0, "peak_memory_gib": 1.0, "trial_key": "k"}
     trials = pd.DataFrame({"base_lr": 0.1, "noise_scale": scales, "batch_size": 16})
     trials.loc[1::2, "batch_size"] = 32
-    trials = trials.assign(status="completed", val_auroc=0.5, **measured)
+    trials = trials.assign(status="completed", val_auroc=0.6, **measured)
     return conclusions(analyse(trials, metric="val_auroc", mode="max"))[-1]
 
 

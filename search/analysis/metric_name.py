@@ -53,3 +53,8 @@ def bounds_of(metric: str, scores: ArrayLike) -> Bounds | None:
     if not words & {*SHARES} or words & {*LOWER_IS_BETTER, *NEGATED} or known.max() > 100:
         return None
     return 0.0, 1.0 if known.max() <= 1 else 100.0
+
+
+def is_auroc(metric: str) -> bool:
+    """Whether it is an area under the ROC curve, of which 0.5 is chance."""
+    return bool(_words(metric) & {"auroc", "auc"})

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from search.analysis.chance import collapsed
 from search.analysis.metric_name import Bounds, bounds_of
 
 USABLE = ("completed",)
@@ -30,11 +31,12 @@ def usable(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
 
 
 def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.DataFrame:
-    """One row per cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
+    """One row per cell: batch_size, lr, mean, std, n, low, high and counts of its trials.
 
     `mean` and `std` are over the seeds of completed trials with a score; NaN if there are none.
-    `low` and `high` are those of `with_interval`; NaN with fewer than two seeds. The last four
-    count the cell's trials: all of them, and those left out by their status.
+    `low` and `high` are those of `with_interval`; NaN with fewer than two seeds. `trials`
+    counts all of the cell's trials, `diverged`, `stopped` and `failed` those that are left out, and
+    `collapsed` those in the mean that predict the same for every image.
     """
     by = ["batch_size", lr]
     scores = usable(trials, metric=metric).groupby(by)[metric].agg(["mean", "std", "count"])
@@ -43,9 +45,10 @@ def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.Dat
     table["n"] = table["n"].fillna(0).astype(int)
     table = with_interval(table, bounds=bounds_of(metric, trials[metric]))
     table["trials"] = trials.groupby(by).size().reindex(cells)
-    for status in ("diverged", "stopped", "failed"):
-        counts = trials[trials["status"] == status].groupby(by).size()
-        table[status] = counts.reindex(cells).fillna(0).astype(int)
+    ends = {name: trials["status"] == name for name in ("diverged", "stopped", "failed")}
+    for name, rows in (ends | {"collapsed": collapsed(trials)}).items():
+        counts = trials[rows].groupby(by).size()
+        table[name] = counts.reindex(cells).fillna(0).astype(int)
     return table.reset_index().rename(columns={lr: "lr"})
 
 
@@ -203,14 +206,15 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
 def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:
     """The largest stable lr of each batch size: batch_size, stable_lr, diverges_at.
 
-    `diverges_at` is the smallest lr at which at least half of the trials diverged, and `stable_lr`
-    the largest lr below it. If none diverged, `diverges_at` is NaN and `stable_lr` is a lower
-    bound. If already the smallest lr diverged, `stable_lr` is NaN.
+    `diverges_at` is the smallest lr at which at least half of the trials diverged or collapsed, and
+    `stable_lr` the largest lr below it. If none did, `diverges_at` is NaN and `stable_lr` is a
+    lower bound. If already those of the smallest lr did, `stable_lr` is NaN.
     """
     rows = []
     for batch_size, group in cells.groupby("batch_size"):
         group = group.sort_values("lr")
-        unstable = group.loc[2 * group["diverged"] >= group["trials"], "lr"]
+        lost = group["diverged"] + group["collapsed"]
+        unstable = group.loc[2 * lost >= group["trials"], "lr"]
         limit = unstable.min() if len(unstable) else np.inf
         below = group.loc[group["lr"] < limit, "lr"]
         largest = below.max() if len(below) else np.nan

@@ -29,7 +29,7 @@ from search.report.numbers import as_json, plain
 from search.report.sentences import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError
-from search.study.shown import show
+from search.study.shown import number_of, show
 from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
@@ -207,7 +207,8 @@ def _mixed(trials: pd.DataFrame, kind: str) -> list[str]:
     left = int((trials["status"] == "interrupted").sum())
     if left:
         warnings.append(
-            f"{left} trials were interrupted and are left out: the study goes on with them."
+            f"{number_of(left, 'trial')} {'was' if left == 1 else 'were'} interrupted and "
+            f"{'is' if left == 1 else 'are'} left out: the same command continues the study."
         )
     if kind == "Pbt":
         warnings.append(
