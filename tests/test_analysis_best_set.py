@@ -4,9 +4,19 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from made_tables import Cells, table
 from scipy import stats
 
-from search.analysis.surface import best_set, dunnett_critical, noise_of, optimism, surface
+from search.analysis.groups import analyses
+from search.analysis.leaderboard import leaderboard
+from search.analysis.surface import (
+    best_cell,
+    best_set,
+    dunnett_critical,
+    noise_of,
+    optimism,
+    surface,
+)
 
 NOISE = 0.01
 
@@ -143,3 +153,40 @@ def test_without_seeds_there_is_no_set_and_no_optimism() -> None:
     cells = cells_of(np.random.default_rng(6), [0.9] * 4, [1] * 4)
     assert best_set(cells, mode="max").empty
     assert math.isnan(optimism(cells, mode="max"))
+
+
+UNEVEN: Cells = {
+    (16, 0.1): [0.840, 0.814],
+    (16, 0.2): [0.8284],
+    (32, 0.1): [0.751],
+    (32, 0.2): [0.750, 0.724],
+    (64, 0.1): [0.70, 0.66],
+}
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_one_seed_is_not_best_beside_settings_with_several(mode: str) -> None:
+    """Neither by its luck (0.8284 > 0.827), nor tied while a mean close to its own is not."""
+    sign = 1 if mode == "max" else -1
+    cells = surface(table(UNEVEN).assign(score=lambda t: sign * t["val_auroc"]), metric="score")
+    assert best_cell(cells, mode=mode)["mean"] == pytest.approx(sign * 0.827)
+    tied = best_set(cells, mode=mode)
+    assert tied["mean"].tolist() == pytest.approx([sign * 0.827])
+    leaders = leaderboard(
+        table(UNEVEN).assign(score=lambda t: sign * t["val_auroc"]),
+        by=["batch_size", "base_lr"], metric="score", mode=mode, rows=9,
+    )  # fmt: skip
+    assert leaders["n"].tolist() == [2, 2, 2, 1, 1]
+    assert (sign * leaders["mean"]).tolist() == pytest.approx([0.827, 0.737, 0.68, 0.8284, 0.751])
+
+
+def test_one_replicated_setting_alone_leaves_the_others_in() -> None:
+    cells = surface(table({(16, 0.1): [0.8, 0.81], (16, 0.2): [0.9]}), metric="val_auroc")
+    assert best_cell(cells, mode="max")["mean"] == 0.9
+
+
+def test_a_surface_of_one_seed_does_not_come_before_one_of_two() -> None:
+    twice = table({(16, 0.1): [0.8267, 0.8267], (16, 0.2): [0.7, 0.7]}, momentum=0.9)
+    once = table({(16, 0.1): [0.8284], (16, 0.2): [0.7]}, momentum=0.5)
+    found = analyses(pd.concat([once, twice]), None, {}, metric="val_auroc", mode="max")
+    assert [surface.of["momentum"] for surface in found] == [0.9, 0.5]

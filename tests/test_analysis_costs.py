@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from search.analysis.noise_scale import noise_scales
 from search.analysis.time_to_target import (
     at_equal,
     common_target,
     curves,
-    noise_scales,
     throughput,
     to_target,
 )
@@ -219,4 +219,6 @@ def test_speed_and_noise_are_medians_of_completed_trials() -> None:
         "n": [3, 1],
     }
     scales = noise_scales(trials, metric="val_auroc").to_dict("list")
-    assert scales == {"batch_size": [16], "noise_scale": [25.0], "n": [2]}
+    assert scales == {
+        "batch_size": [16], "noise_scale": [25.0], "least": [10.0], "most": [40.0], "n": [2]
+    }  # fmt: skip

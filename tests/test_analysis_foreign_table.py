@@ -10,6 +10,7 @@ import pytest
 
 from search.analysis.analysis import analyse
 from search.analysis.foreign_table import OwnTable, TableError, read_own_table
+from search.analysis.metric_name import mode_by_name
 from search.report.__main__ import main
 
 COLUMNS = {"batch_size": "bs", "lr": "rate", "metric": "score"}
@@ -233,9 +234,9 @@ def test_what_a_table_cannot_say_its_report_says(
 def test_names_of_columns_that_charts_could_stumble_on(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     grid().rename(columns={"score": "a.b[0]/'c'", "rate": "peak"}).to_csv(file, index=False)
-    assert report(tmp_path, file, metric="a.b[0]/'c'", lr="peak")[0] == 0
+    assert report(tmp_path, file, "--mode", "max", metric="a.b[0]/'c'", lr="peak")[0] == 0
     grid().rename(columns={"score": "status", "rate": "grid_lr"}).to_csv(file, index=False)
-    status, said = report(tmp_path, file, metric="status", lr="grid_lr")
+    status, said = report(tmp_path, file, "--mode", "max", metric="status", lr="grid_lr")
     assert status == 0
     assert said["exponent"]["value"] == pytest.approx(1.0, abs=0.15)
     assert not any("unknown statuses" in each for each in said["cautions"])
@@ -255,3 +256,49 @@ def test_kandels_published_table(tmp_path: Path, shared_data: Path) -> None:
     text = (tmp_path / "out" / "report.html").read_text()
     assert "unbracketed" in text
     assert "one seed per setting is too few" in text
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val_loss", "min"),
+        ("valLoss", "min"),
+        ("eval/error_rate", "min"),
+        ("RMSE", "min"),
+        ("test perplexity", "min"),
+        ("val_acc", "max"),
+        ("top5", "max"),
+        ("roc_auc", "max"),
+        ("f1-score", "max"),
+        ("neg_log_loss", None),  # of scikit-learn: higher is better
+        ("accuracy_loss", None),
+        ("value", None),
+        ("lossy", None),
+    ],
+)
+def test_a_metrics_name_tells_which_values_are_best(metric: str, mode: str | None) -> None:
+    assert mode_by_name(metric) == mode
+
+
+def test_of_a_loss_the_lowest_is_best_without_a_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.csv"
+    grid().assign(val_loss=lambda t: 1 - t["score"]).to_csv(file, index=False)
+    status, told = report(tmp_path, file, metric="val_loss")
+    assert (status, told["mode"]) == (0, "min")
+    assert "val_loss: lower is better" in capsys.readouterr().out
+    lowest = min(told["surface"], key=lambda cell: cell["mean"])
+    assert told["leaderboard"][0]["lr"] == lowest["lr"]
+
+
+def test_a_name_that_does_not_tell_needs_a_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.csv"
+    grid().assign(value=lambda t: t["score"]).to_csv(file, index=False)
+    assert report(tmp_path, file, metric="value") == (2, {})
+    error = capsys.readouterr().err
+    assert "--metric value does not tell whether higher or lower is better" in error
+    assert "add --mode max or --mode min" in error
+    assert report(tmp_path, file, "--mode", "max", metric="value")[0] == 0

@@ -13,7 +13,13 @@ from scipy import stats
 from search.analysis.leaderboard import leaderboard
 from search.analysis.ridge import ridge_interval
 from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
-from search.analysis.surface import best_set, redrawn, standard_errors, surface
+from search.analysis.surface import (
+    best_set,
+    redrawn,
+    standard_errors,
+    surface,
+    with_interval,
+)
 from search.analysis.time_to_target import front
 from search.report.training_charts import target_chart
 
@@ -58,24 +64,81 @@ def log_vertices(rng: np.random.Generator, std: float, fall: float, freedom: int
     return found
 
 
-def test_a_cells_interval_is_students() -> None:
+def intervals(scores: Mapping[tuple[int, float], list[float]], metric: str) -> list[pd.DataFrame]:
+    """The intervals of a surface's cells and of a leaderboard's rows, by the same index."""
+    trials = table(scores).rename(columns={"val_auroc": metric})
+    trials = trials.assign(**{metric.replace("val_", "test_"): 0.5})
+    cells = surface(trials, metric=metric).set_index(["batch_size", "lr"])
+    by = ["batch_size", "base_lr"]
+    leaders = leaderboard(trials, by=by, metric=metric, mode="max", rows=99).set_index(by)
+    return [cells, leaders]
+
+
+def by_the_delta_method(values: list[float], transformed: str) -> tuple[float, float]:
+    """The interval on the scale of a function of the mean, with its numerical derivative."""
+    forward = {"logit": stats.logistic.ppf, "log": np.log, "same": lambda x: x}[transformed]
+    back = {"logit": stats.logistic.cdf, "log": np.exp, "same": lambda x: x}[transformed]
+    mean, step = float(np.mean(values)), 1e-6
+    slope = (forward(mean + step) - forward(mean - step)) / (2 * step)
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, forward(mean), float(stats.sem(values)) * slope
+    )
+    return float(back(low)), float(back(high))
+
+
+@pytest.mark.parametrize(
+    ("metric", "transformed"),
+    [
+        ("val_auroc", "logit"),
+        ("val_accuracy", "logit"),
+        ("val_loss", "log"),
+        ("val_utility", "same"),
+    ],
+)
+def test_a_cells_interval_is_students_on_the_scale_of_its_bounds(
+    metric: str, transformed: str
+) -> None:
     rng = np.random.default_rng(0)
-    scores = {(16, 0.1): 2, (16, 0.2): 3, (32, 0.1): 7, (32, 0.2): 1}
-    drawn = {at: rng.normal(0.8, 0.1, n).tolist() for at, n in scores.items()}
-    trials = table(drawn).assign(test_auroc=0.5)
-    cells = surface(trials, metric="val_auroc").set_index(["batch_size", "lr"])
-    leaders = leaderboard(
-        trials, by=["batch_size", "base_lr"], metric="val_auroc", mode="max", rows=9
-    ).set_index(["batch_size", "base_lr"])
-    for found in (cells, leaders):
-        for at, values in drawn.items():
-            low, high = found.loc[at, ["low", "high"]]
+    counts = {(16, 0.1): 2, (16, 0.2): 3, (32, 0.1): 7, (32, 0.2): 1}
+    drawn = {cell: rng.uniform(0.6, 0.99, n).tolist() for cell, n in counts.items()}
+    for found in intervals(drawn, metric):
+        for cell, values in drawn.items():
+            low, high = found.loc[cell, ["low", "high"]]
             if len(values) == 1:
                 assert math.isnan(low)
                 assert math.isnan(high)
                 continue
-            wanted = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
-            assert (low, high) == pytest.approx(wanted)
+            assert (low, high) == pytest.approx(by_the_delta_method(values, transformed), rel=1e-6)
+
+
+@pytest.mark.parametrize("scores", [(0.47, 0.95), (1.0, 0.98), (0.0, 0.1), (1.0, 1.0), (0.0, 0.0)])
+def test_no_interval_leaves_the_scores_bounds(scores: tuple[float, float]) -> None:
+    for metric in ("val_auroc", "val_acc", "val_loss"):
+        for found in intervals({(16, 0.1): list(scores)}, metric):
+            (row,) = found.to_dict("records")
+            assert 0 <= row["low"] <= row["mean"] <= row["high"]
+            assert row["high"] <= 1 or metric == "val_loss"
+            if scores[0] == scores[1]:
+                assert row["low"] == row["high"] == scores[0]
+
+
+def test_a_score_in_percent_is_bounded_by_100() -> None:
+    (cells, _) = intervals({(16, 0.1): [97.0, 88.0]}, "val_acc")
+    (row,) = cells.to_dict("records")
+    low, high = by_the_delta_method([0.97, 0.88], "logit")
+    assert (row["low"], row["high"]) == pytest.approx((100 * low, 100 * high), rel=1e-6)
+
+
+def test_near_its_bound_a_scores_interval_contains_the_true_mean_in_95_of_100() -> None:
+    true_mean, n = 0.99, 3
+    scores = np.random.default_rng(0).beta(200 * true_mean, 200 * (1 - true_mean), (DRAWS, n))
+    drawn = pd.DataFrame({"mean": scores.mean(axis=1), "std": scores.std(axis=1, ddof=1), "n": n})
+    shares = []
+    for bounds in ((0.0, 1.0), None):
+        found = with_interval(drawn, bounds=bounds)
+        shares.append(found["low"].le(true_mean).mul(found["high"].ge(true_mean)).mean())
+    assert shares[0] == pytest.approx(0.947, abs=0.005)
+    assert shares[1] == pytest.approx(0.918, abs=0.005)  # what Student's own would contain
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

@@ -49,7 +49,8 @@ TRAINING = {
     ),
     "noise_scale": (
         "Measured gradient noise scale",
-        "Median over the trials of a batch size. Dashed: noise scale equal to batch size.",
+        "Median and range over the trials of a batch size. Dashed: noise scale equal to batch "
+        "size.",
     ),
     "throughput": (
         "Training speed in images per second",

@@ -43,7 +43,7 @@ VERSIONS = (
 )
 SYNTHETIC = "dataset=synthetic: the images are synthetic patches, not histology."
 NO_EVALUATIONS = "Critical batch size: there are no evaluations during training."
-INSIDE: Cells = {(16, 0.1): [0.5, 0.52], (16, 0.2): [0.6, 0.62], (16, 0.4): [0.5, 0.52]}
+INSIDE: Cells = {(16, 0.1): [0.51, 0.52], (16, 0.2): [0.6, 0.62], (16, 0.4): [0.51, 0.52]}
 
 
 def test_a_whole_surface_of_one_batch_size_has_the_playbooks_caution_alone() -> None:
@@ -56,15 +56,15 @@ def test_of_nothing_there_is_nothing_else_to_beware_of() -> None:
 
 def test_what_did_not_end_well_is_counted() -> None:
     lost: Cells = {
-        (16, 0.1): [0.5, 0.52, "stopped", "stopped", "stopped"],
+        (16, 0.1): [0.51, 0.52, "stopped", "stopped", "stopped"],
         (16, 0.2): [0.6, 0.62, "failed"],
-        (16, 0.4): [0.5, 0.52, "diverged", "diverged", "interrupted"],
+        (16, 0.4): [0.51, 0.52, "diverged", "diverged", "interrupted"],
     }
     assert cautions(of(lost)) == [
         PLAYBOOK,
         STOPPED.format(n=3),
         DIVERGED.format(n=2),
-        FAILED.format(n=1),
+        "1 trial failed and is left out.",
     ]
 
 
@@ -81,12 +81,20 @@ def test_replicates_are_missing_where_no_cell_has_two_scores(
     scores: list[float | str], said: list[str]
 ) -> None:
     """One cell of two is enough to know the noise; of no score at all nothing is missing."""
-    others: list[float | str] = ["diverged"] if isinstance(scores[0], str) else [0.5]
+    others: list[float | str] = ["diverged"] if isinstance(scores[0], str) else [0.51]
     count = sum(each == "diverged" for each in [*others, *others, *scores])
     said = [DIVERGED.format(n=count)] if count else said
     assert cautions(of({(16, 0.1): others, (16, 0.2): scores, (16, 0.4): others})) == [
         PLAYBOOK,
         *said,
+    ]
+
+
+def test_settings_of_one_seed_are_not_ranked_beside_those_of_several() -> None:
+    cells: Cells = {(16, 0.1): [0.51, 0.6], (16, 0.2): [0.6, 0.7], (16, 0.4): [0.75]}
+    assert cautions(of(cells))[1:-1] == [
+        "1 of 3 settings has only one seed: beside settings with more they are not ranked, and "
+        "cannot be best."
     ]
 
 

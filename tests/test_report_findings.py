@@ -41,7 +41,7 @@ NOTHING_THERE = (
 DAMAGED = "{name} cannot be read and is left out ("
 AGAIN = "): run the study again."
 UNKNOWN_METRIC = "--metric {metric} is not in the tables: take one of "
-INTERRUPTED = "{n} trials were interrupted and are left out: the study goes on with them."
+INTERRUPTED = "{n} trials were interrupted and are left out: the same command continues the study."
 POPULATION = (
     "A population's trials change batch size and lr as they train, so none is a cell of the "
     "surface: the best configurations below name what the members ended with."

@@ -4,13 +4,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_tables import Cells, shares_of, table
 from made_tables import analysed as of
+from scipy import stats
 
 from search.analysis.analysis import Analysis, analyse
 from search.report.sentences import conclusions
+from search.study.shown import show
 
 NAN = math.nan
 # Each sentence once, so that another wording is one edit; that of the shares is with the tables.
@@ -38,8 +41,12 @@ CRITICAL = (
     "[{low}, {high}]"
 )
 NOISE_SCALE = (
-    "The measured gradient noise scale is {span} images (median over the trials of each batch "
-    "size)."
+    "The measured gradient noise scale is {median} images [{low}, {high}] (median over {n} trials "
+    "with its 95 % interval)."
+)
+NO_NOISE_SCALE = (
+    "The gradient noise scale cannot be said: {n} measured {span} images, and an interval needs at "
+    "least 6."
 )
 
 
@@ -133,19 +140,19 @@ def test_seeds_of_equal_scores_test_nothing() -> None:
 
 def test_training_was_stable_below_where_half_diverged() -> None:
     cells: Cells = {
-        (16, 0.1): [0.5, 0.5],
-        (16, 0.2): [0.5, 0.5, "diverged"],  # less than half
-        (16, 0.4): [0.5, "diverged"],
-        (32, 0.1): [0.5],
+        (16, 0.1): [0.6, 0.6],
+        (16, 0.2): [0.6, 0.6, "diverged"],  # less than half
+        (16, 0.4): [0.6, "diverged"],
+        (32, 0.1): [0.6],
         (32, 0.2): ["diverged"],
-        (32, 0.4): [0.5],
+        (32, 0.4): [0.6],
         (64, 0.4): ["diverged"],  # stable nowhere
-        (128, 0.4): [0.5],  # everywhere
+        (128, 0.4): [0.6],  # everywhere
     }
     assert conclusions(of(cells))[-1] == STABLE.format(
         each="0.2 at batch size 16 and 0.1 at batch size 32"
     )
-    nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.5]}
+    nowhere: Cells = {(64, 0.4): ["diverged"], (128, 0.4): [0.6]}
     assert len(conclusions(of(nowhere))) == 3
 
 
@@ -197,14 +204,31 @@ def test_one_batch_size_has_no_cost_to_compare() -> None:
     assert not any("To reach" in each for each in conclusions(evaluated({20: 100.0})))
 
 
-@pytest.mark.parametrize(
-    ("scales", "span"), [((123.456, 123.456), "123.5"), ((90.0, 1234.5), "90 to 1234")]
-)
-def test_a_noise_scale_is_that_of_the_batch_sizes(scales: tuple[float, float], span: str) -> None:
-    sizes = [16, 32] if scales[0] != scales[1] else [16, 16]
+def told_of(scales: list[float]) -> str:
+    """The sentence about trials that measured these scales, at two batch sizes in turn."""
     measured = {"images_per_s": 1.0, "train_wall_s": 1.0, "peak_memory_gib": 1.0, "trial_key": "k"}
-    trials = pd.DataFrame({"batch_size": sizes, "base_lr": [0.1, 0.2], "noise_scale": scales})
-    found = analyse(
-        trials.assign(status="completed", val_auroc=0.5, **measured), metric="val_auroc", mode="max"
+    trials = pd.DataFrame({"base_lr": 0.1, "noise_scale": scales, "batch_size": 16})
+    trials.loc[1::2, "batch_size"] = 32
+    trials = trials.assign(status="completed", val_auroc=0.6, **measured)
+    return conclusions(analyse(trials, metric="val_auroc", mode="max"))[-1]
+
+
+def test_a_noise_scale_has_the_sign_tests_interval_of_its_trials() -> None:
+    """Six trials from 1.37 to 963, whose medians by batch size are 7.974 and 8.334."""
+    scales = [1.37, 4.2, 7.974, 8.334, 120.0, 963.0]
+    assert told_of(scales) == NOISE_SCALE.format(median="8.154", low="1.37", high="963", n=6)
+    many = np.random.default_rng(0).lognormal(3, 2, 40)
+    # The largest r for which fewer than r of 40 fair coins fall one way in 2.5 % of all cases.
+    r = next(r for r in range(1, 40) if stats.binom.cdf(r, 40, 0.5) > 0.025)
+    low, high = np.sort(many)[[r - 1, 40 - r]]
+    assert told_of(many.tolist()) == NOISE_SCALE.format(
+        median=show(float(np.median(many))), low=show(float(low)), high=show(float(high)), n=40
     )
-    assert conclusions(found)[-1] == NOISE_SCALE.format(span=span)
+
+
+@pytest.mark.parametrize(
+    ("scales", "n", "span"),
+    [([123.456], "one trial", "123.5"), ([90.0, 2.5, 1234.5], "3 trials", "2.5 to 1234")],
+)
+def test_a_noise_scale_of_few_trials_cannot_be_said(scales: list[float], n: str, span: str) -> None:
+    assert told_of(scales) == NO_NOISE_SCALE.format(n=n, span=span)

@@ -242,12 +242,14 @@ def test_a_targets_cost_is_in_whole_updates_and_images() -> None:
 
 
 def test_noise_scales_are_in_images() -> None:
-    scales = pd.DataFrame([(16, 123.456, 3)], columns=["batch_size", "noise_scale", "n"])
+    scales = pd.DataFrame(
+        [(16, 123.456, 1.5, 963.0, 3)], columns=["batch_size", "noise_scale", "least", "most", "n"]
+    )
     assert read(sections.noise_table(replace(of(CELLS), noise_scales=scales))) == [
         (
             "Gradient noise scale",
-            ["batch size", "noise scale (images)", "trials"],
-            [["16", "123.5", "3"]],
+            ["batch size", "median noise scale (images)", "smallest", "largest", "trials"],
+            [["16", "123.5", "1.5", "963", "3"]],
         )
     ]
 

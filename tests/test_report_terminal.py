@@ -179,10 +179,10 @@ def test_drawn_configurations_have_leaders_and_no_surface() -> None:
 
 def test_an_ablation_is_told_step_by_step() -> None:
     trials = rows(
-        (16, 0.1, 0, "completed", 0.5),
-        (16, 0.1, 1, "completed", 0.6),
-        (16, 0.1, 0, "completed", 0.62),
-        (16, 0.1, 1, "completed", 0.7),
+        (16, 0.1, 0, "completed", 0.51),
+        (16, 0.1, 1, "completed", 0.61),
+        (16, 0.1, 0, "completed", 0.63),
+        (16, 0.1, 1, "completed", 0.71),
         (16, 0.1, 0, "failed", NAN),
     )
     explore = Ablation(steps={"a": {}, "b": {"dropout": 0.1}, "c": {"epochs": 3}})
@@ -191,8 +191,8 @@ def test_an_ablation_is_told_step_by_step() -> None:
     pair = f"{np.std([0.12, 0.1], ddof=1):.4f}"
     assert words(said[2:6]) == [
         ["step", "val_auroc", "std", "seeds", "change", "std", "of", "change", "test"],
-        ["a", "0.5500", f"{np.std([0.5, 0.6], ddof=1):.4f}", "2", "-", "-", "0.4500"],
-        ["b", "0.6600", f"{np.std([0.62, 0.7], ddof=1):.4f}", "2", "+0.1100", pair, "0.5600"],
+        ["a", "0.5600", f"{np.std([0.51, 0.61], ddof=1):.4f}", "2", "-", "-", "0.4600"],
+        ["b", "0.6700", f"{np.std([0.63, 0.71], ddof=1):.4f}", "2", "+0.1100", pair, "0.5700"],
         ["c", "-", "-", "0", "-", "-", "-"],
     ]
     assert said[6] == CHANGE
@@ -289,3 +289,20 @@ def test_the_best_cell_of_all_stands_out(mode: str, best: str) -> None:
         if isinstance(cell, Text) and "bold underline" in str(cell.style)
     ]
     assert loud == [best]
+
+
+def test_an_answer_at_chance_says_so_and_names_collapsed_trials() -> None:
+    at_chance = rows(
+        (16, 1e5, 0, "completed", 0.5), (16, 1e6, 0, "completed", 0.5),
+        (32, 1e5, 0, "completed", 0.49), (32, 1e6, 0, "diverged", NAN),
+    )  # fmt: skip
+    said = answer(at_chance.assign(reason=["", "", "", "NaN"]))
+    assert said[1].startswith(
+        "no trial beat chance: the best AUROC is 0.5, and guessing gives 0.5."
+    )
+    (line,) = [i for i, text in enumerate(said) if "collapsed" in text]
+    assert said[line].startswith("2 collapsed (the same prediction for every image")
+    assert said[line + 1 : line + 3] == [
+        "  batch_size=16 base_lr=1e+05 seed=0",
+        "  batch_size=16 base_lr=1e+06 seed=0",
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.interaction import Interaction, interaction, spearman
+from search.analysis.noise_scale import noise_scales
 from search.analysis.ridge import ridge_interval
 from search.analysis.scaling import Collapse, Exponent, collapse, exponent, rival_forms
 from search.analysis.surface import best_set, noise_of, optimism, stable_lr, surface
@@ -18,7 +19,6 @@ from search.analysis.time_to_target import (
     at_equal,
     common_target,
     front,
-    noise_scales,
     throughput,
     to_target,
 )
@@ -122,7 +122,8 @@ def _costs(
         needed = to_target(rows, epochs, target=target, **settings)
         equal = at_equal(rows, epochs, **settings)
     is_measured = {"noise_scale", "images_per_s"} <= set(rows)
-    nothing = pd.DataFrame(columns=["batch_size", "noise_scale", "images_per_s", "n"])
+    columns = ["batch_size", "noise_scale", "least", "most", "images_per_s", "n"]
+    nothing = pd.DataFrame(columns=columns)
     return {
         "target": target,
         "needed": needed,

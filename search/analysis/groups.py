@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
+from search.analysis.surface import contenders
 from trainable.config import TrialConfig
 
 CROSSED = ("batch_size", "base_lr")
@@ -134,9 +135,8 @@ def analyses(
             evaluations = epochs[epochs["trial_key"].isin(group["trial_key"])]
         surfaces.append(analyse(group, evaluations, metric=metric, mode=mode, lr=lr, of=of))
     sign = 1.0 if mode == "max" else -1.0
-
-    def score(analysis: Analysis) -> float:
-        best = (sign * analysis.cells["mean"]).max()
-        return float("-inf") if pd.isna(best) else float(best)
-
-    return sorted(surfaces, key=score, reverse=True)
+    # By the rule of `contenders`, over all surfaces: one seed does not beat the mean of several.
+    cells = pd.concat([a.cells.assign(of=i) for i, a in enumerate(surfaces)], ignore_index=True)
+    best = (sign * contenders(cells)["mean"]).groupby(cells["of"]).max()
+    order = sorted(range(len(surfaces)), key=lambda i: best.get(i, float("-inf")), reverse=True)
+    return [surfaces[i] for i in order]

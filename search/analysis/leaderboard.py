@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from search.analysis.surface import LEVEL, USABLE
+from search.analysis.metric_name import bounds_of
+from search.analysis.surface import USABLE, contenders, with_interval
 
 
 def leaderboard(
@@ -14,7 +13,8 @@ def leaderboard(
 ) -> pd.DataFrame:
     """The best configurations: the fields `by`, then mean, std, n, low, high, mean test score.
 
-    `low` and `high` bound Student's 95 % interval of the mean; NaN with fewer than two seeds.
+    `low` and `high` bound the 95 % interval of the mean; NaN with fewer than two seeds. What is no
+    contender for the best follows those that are.
     """
     used = trials[trials["status"].isin(USABLE)]
     test = metric.replace("val_", "test_")
@@ -26,10 +26,10 @@ def leaderboard(
     if test in used:
         aggregates[test] = (test, "mean")
     table = used.groupby(list(by), dropna=False).agg(**aggregates)
-    half = stats.t.ppf(0.5 + LEVEL / 2, table["n"].where(table["n"] > 1) - 1)
-    half = half * table["std"] / np.sqrt(table["n"])
-    table["low"], table["high"] = table["mean"] - half, table["mean"] + half
-    return table.sort_values("mean", ascending=mode == "min").head(rows).reset_index()
+    table = with_interval(table, bounds=bounds_of(metric, used[metric]))
+    table["ranked"] = table.index.isin(contenders(table).index)
+    order = table.sort_values(["ranked", "mean"], ascending=[False, mode == "min"])
+    return order.drop(columns="ranked").head(rows).reset_index()
 
 
 def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:

@@ -12,6 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from search.analysis.chance import collapsed
+from search.analysis.metric_name import Bounds, bounds_of
+
 USABLE = ("completed",)
 LEVEL = 0.95  # of all intervals
 DRAWS = 2000  # of bootstraps
@@ -28,25 +31,50 @@ def usable(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
 
 
 def surface(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> pd.DataFrame:
-    """One row per cell: batch_size, lr, mean, std, n, low, high, trials, diverged, stopped, failed.
+    """One row per cell: batch_size, lr, mean, std, n, low, high and counts of its trials.
 
     `mean` and `std` are over the seeds of completed trials with a score; NaN if there are none.
-    `low` and `high` bound Student's 95 % interval of the mean; NaN with fewer than two seeds. The
-    last four count the cell's trials: all of them, and those left out by their status.
+    `low` and `high` are those of `with_interval`; NaN with fewer than two seeds. `trials`
+    counts all of the cell's trials, `diverged`, `stopped` and `failed` those that are left out, and
+    `collapsed` those in the mean that predict the same for every image.
     """
     by = ["batch_size", lr]
     scores = usable(trials, metric=metric).groupby(by)[metric].agg(["mean", "std", "count"])
     cells = pd.MultiIndex.from_frame(trials[by].drop_duplicates()).sort_values()
     table = scores.reindex(cells).rename(columns={"count": "n"})
     table["n"] = table["n"].fillna(0).astype(int)
-    n = table["n"].where(table["n"] > 1)
-    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * table["std"] / np.sqrt(n)
-    table["low"], table["high"] = table["mean"] - half, table["mean"] + half
+    table = with_interval(table, bounds=bounds_of(metric, trials[metric]))
     table["trials"] = trials.groupby(by).size().reindex(cells)
-    for status in ("diverged", "stopped", "failed"):
-        counts = trials[trials["status"] == status].groupby(by).size()
-        table[status] = counts.reindex(cells).fillna(0).astype(int)
+    ends = {name: trials["status"] == name for name in ("diverged", "stopped", "failed")}
+    for name, rows in (ends | {"collapsed": collapsed(trials)}).items():
+        counts = trials[rows].groupby(by).size()
+        table[name] = counts.reindex(cells).fillna(0).astype(int)
     return table.reset_index().rename(columns={lr: "lr"})
+
+
+def with_interval(table: pd.DataFrame, *, bounds: Bounds | None) -> pd.DataFrame:
+    """The table of mean, std and n with low and high: the 95 % interval of the mean, within bounds.
+
+    Student's. Of a bounded score it is taken on the scale of the logit (of the logarithm where only
+    0 bounds it), with the standard error by the delta method. So it never leaves the bounds, and
+    near them it contains the true mean more often than Student's own.
+    """
+    mean, n = table["mean"].astype(float), table["n"].where(table["n"] > 1)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * table["std"] / np.sqrt(n)
+    if bounds is None:
+        return table.assign(low=mean - half, high=mean + half)
+    least, most = bounds
+    if np.isinf(most):
+        low, high = (mean * np.exp(end / mean) for end in (-half, half))
+    else:
+        width = most - least
+        share = (mean - least) / width
+        half = half / width / (share * (1 - share))
+        low, high = (
+            least + width * special.expit(special.logit(share) + end) for end in (-half, half)
+        )
+    all_extreme = mean.isin(bounds) & n.notna()  # every seed: no spread, and no finite logit
+    return table.assign(low=low.mask(all_extreme, mean), high=high.mask(all_extreme, mean))
 
 
 def noise_of(cells: pd.DataFrame, *, mode: str) -> tuple[float, int]:
@@ -93,8 +121,26 @@ def redrawn(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> NDArray[np
     return means
 
 
+def contenders(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells that can be best: all with a score, or those with two seeds where two cells have.
+
+    A cell of one seed has no spread of its own. Beside replicated cells it would win by luck, or
+    tie for best with a worse mean than that of a replicated cell which does not.
+    """
+    scored = cells[cells["mean"].notna()]
+    replicated = scored[scored["n"] > 1]
+    return replicated if len(replicated) > 1 else scored
+
+
+def best_cell(cells: pd.DataFrame, *, mode: str) -> "pd.Series[float]":
+    """The contender with the best mean: what every sentence, mark and order calls best."""
+    means = contenders(cells)["mean"]
+    best: pd.Series[float] = cells.loc[means.idxmax() if mode == "max" else means.idxmin()]
+    return best
+
+
 def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """The cells that are statistically tied for best, by Hsu's multiple comparison with the best.
+    """The contenders that are statistically tied for best, by Hsu's comparison with the best.
 
     A cell stays unless its mean is worse than the best of the others by more than
     d s sqrt(1/n + 1/m), where s is the pooled standard deviation and d Dunnett's one-sided critical
@@ -102,7 +148,7 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     contains the true best with 95 % confidence. Empty without replicates: noise is then unknown.
     """
     noise, freedom = noise_of(cells, mode=mode)
-    scored = cells[cells["mean"].notna()]
+    scored = contenders(cells)
     if not freedom or len(scored) < 2:
         return scored.iloc[:0]
     sign = 1.0 if mode == "max" else -1.0
@@ -145,7 +191,7 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     noise, freedom = noise_of(cells, mode=mode)
     if not freedom:
         return float("nan")
-    scored = cells[cells["mean"].notna()]
+    scored = contenders(cells)
     error = noise / np.sqrt(scored["n"].to_numpy(dtype=float))
     better = scored["mean"].to_numpy(dtype=float) * (1.0 if mode == "max" else -1.0)
     near = scored.index.isin(best_set(cells, mode=mode).index)
@@ -160,14 +206,15 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
 def stable_lr(cells: pd.DataFrame) -> pd.DataFrame:
     """The largest stable lr of each batch size: batch_size, stable_lr, diverges_at.
 
-    `diverges_at` is the smallest lr at which at least half of the trials diverged, and `stable_lr`
-    the largest lr below it. If none diverged, `diverges_at` is NaN and `stable_lr` is a lower
-    bound. If already the smallest lr diverged, `stable_lr` is NaN.
+    `diverges_at` is the smallest lr at which at least half of the trials diverged or collapsed, and
+    `stable_lr` the largest lr below it. If none did, `diverges_at` is NaN and `stable_lr` is a
+    lower bound. If already those of the smallest lr did, `stable_lr` is NaN.
     """
     rows = []
     for batch_size, group in cells.groupby("batch_size"):
         group = group.sort_values("lr")
-        unstable = group.loc[2 * group["diverged"] >= group["trials"], "lr"]
+        lost = group["diverged"] + group["collapsed"]
+        unstable = group.loc[2 * lost >= group["trials"], "lr"]
         limit = unstable.min() if len(unstable) else np.inf
         below = group.loc[group["lr"] < limit, "lr"]
         largest = below.max() if len(below) else np.nan

@@ -172,14 +172,6 @@ def front(needed: pd.DataFrame) -> Front:
     )
 
 
-def noise_scales(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:
-    """The median measured gradient noise scale of each batch size's usable trials."""
-    rows = usable(trials, metric=metric)
-    rows = rows[np.isfinite(rows["noise_scale"].astype(float))]
-    scales = rows.groupby("batch_size")["noise_scale"].agg(["median", "count"]).reset_index()
-    return scales.rename(columns={"median": "noise_scale", "count": "n"})
-
-
 def at_equal(
     trials: pd.DataFrame,
     epochs: pd.DataFrame,

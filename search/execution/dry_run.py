@@ -32,7 +32,7 @@ from search.explore import Asha, HyperBand
 from search.results import tables
 from search.results.tables import ENDED, Results
 from search.study.explorer import PlannedTrial, Tables
-from search.study.shown import show
+from search.study.shown import number_of, show
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -70,7 +70,7 @@ def plan_of(study: Study, known: Tables, *, total: int) -> Plan:
 def print_plan(console: Console, study: Study, plan: Plan) -> None:
     """Print the trials and which of them ended; the later ones are chosen while a search runs."""
     left = {trial.key for trial in plan.todo}
-    title = f"{study.name}: {len(plan.asked) + plan.num_later} trials"
+    title = f"{study.name}: {number_of(len(plan.asked) + plan.num_later, 'trial')}"
     table = Table(box=None, pad_edge=False, title=title)
     varied = list(study.vary) or ["batch_size", "base_lr"]
     for name in ("trial_key", *varied, "seed", "state"):
@@ -136,7 +136,7 @@ def print_cost(console: Console, ready: Ready, cluster: Cluster, known: Tables, 
 def _print_estimate(console: Console, total: Estimate, where: str, rule: str) -> None:
     console.print(
         f"estimate on {where}: {duration(total.train_s)} of training, "
-        f"{duration(total.wall_s)} with {total.num_slots} trials side by side; "
+        f"{duration(total.wall_s)} with {number_of(total.num_slots, 'trial')} at once; "
         f"{total.gpu_hours:.1f} GPU-hours; disk {total.disk_bytes / 1e6:,.1f} MB",
         highlight=False,
         soft_wrap=True,
@@ -273,7 +273,9 @@ def _timed(
     chosen = dict(sorted(first, key=lambda item: (item[1].model, item[1].batch_size)))
     num_workers = min(num_slots, MOST_WORKERS)
     names = _names(list(chosen))
-    console.print(f"timing {len(chosen)} kinds of trial, {num_workers} at once", highlight=False)
+    console.print(
+        f"timing {number_of(len(chosen), 'kind')} of trial, {num_workers} at once", highlight=False
+    )
     if len(kinds) > len(chosen):
         console.print(
             f"there are {len(kinds)}: each other one counts as the most similar of these",

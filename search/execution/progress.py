@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.study.explorer import PlannedTrial
-from search.study.shown import show
+from search.study.shown import number_of, show
 
 RECENT_ROWS = 8
 STATUS_STYLES = {"completed": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}
@@ -79,7 +79,7 @@ class Progress:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=total, completed=done, width=40),
-            f"{done}/{total} trials",
+            f"{done}/{number_of(total, 'trial')}",
             Text(f"{clock(elapsed)} elapsed"),
             Text("" if left is None else f"{clock(left)} left"),
         )

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", metavar="COL", help="column of batch sizes")
     p.add_argument("--lr", metavar="COL", help="column of learning rates")
     p.add_argument(
-        "--mode", choices=("max", "min"), help="which values of the metric are best; default max"
+        "--mode",
+        choices=("max", "min"),
+        help="which values of the metric are best; default: by its name (loss: min, accuracy: max)",
     )
     p.add_argument("--out", help="folder to write to; default RESULTS, or the folder of FILE")
     return p
@@ -56,7 +58,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     console = Console()
     try:
-        where = _report_table(arguments) if arguments.table else _report_study(arguments, console)
+        report = _report_table if arguments.table else _report_study
+        where = report(arguments, console)
     except KeyboardInterrupt:
         return OK if arguments.watch else 130
     except (ResultsError, TableError, OSError, ValueError) as error:
@@ -68,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return OK
 
 
-def _report_table(arguments: argparse.Namespace) -> str:
+def _report_table(arguments: argparse.Namespace, console: Console) -> str:
     if arguments.results or arguments.watch:
         raise TableError("--table cannot be combined with RESULTS or --watch: remove them")
     for name in ("batch_size", "lr", "metric"):
@@ -80,8 +83,16 @@ def _report_table(arguments: argparse.Namespace) -> str:
         batch_size=arguments.batch_size,
         lr=arguments.lr,
         metric=arguments.metric,
-        mode=arguments.mode or "max",
+        mode=arguments.mode,
     )
+    if arguments.mode is None:
+        better, other = ("lower", "max") if findings.mode == "min" else ("higher", "min")
+        console.print(
+            f"{arguments.metric}: {better} is better, by its name (else add --mode {other})",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
     return write(findings, storage.folder_at(arguments.out or str(arguments.table.parent)))
 
 

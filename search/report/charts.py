@@ -186,7 +186,10 @@ def _cell_tooltip(analysis: Analysis) -> list[alt.Tooltip]:
         alt.Tooltip("n:Q", title="seeds with a score"),
         alt.Tooltip("low:Q", title="95 % interval from", format=".4f"),
         alt.Tooltip("high:Q", title="to", format=".4f"),
-        *(alt.Tooltip(f"{name}:Q") for name in ("trials", "diverged", "stopped", "failed")),
+        *(
+            alt.Tooltip(f"{name}:Q")
+            for name in ("trials", "collapsed", "diverged", "stopped", "failed")
+        ),
     ]
 
 

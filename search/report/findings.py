@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
-from search.analysis.foreign_table import read_own_table
+from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
     CROSSED,
     analyses,
@@ -22,13 +22,14 @@ from search.analysis.groups import (
 )
 from search.analysis.importance import importance
 from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.metric_name import mode_by_name
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
 from search.report.sentences import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError
-from search.study.shown import show
+from search.study.shown import number_of, show
 from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
@@ -154,13 +155,21 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     return tables["trials"], tables["epochs"], cautions
 
 
-def of_table(file: Path, *, batch_size: str, lr: str, metric: str, mode: str) -> Findings:
-    """From anyone's table of results.
+def of_table(
+    file: Path, *, batch_size: str, lr: str, metric: str, mode: str | None = None
+) -> Findings:
+    """From anyone's table of results. Without `mode` the metric's name tells which values are best.
 
     Raises:
-        TableError: it cannot be read as one.
+        TableError: it cannot be read as one, or the name does not tell.
     """
     table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric)
+    mode = mode or mode_by_name(metric)
+    if mode is None:
+        raise TableError(
+            f"--metric {metric} does not tell whether higher or lower is better: add --mode max or "
+            f"--mode min"
+        )
     trials = table.trials
     return Findings(
         name=file.name,
@@ -214,7 +223,8 @@ def _mixed(trials: pd.DataFrame, kind: str) -> list[str]:
     left = int((trials["status"] == "interrupted").sum())
     if left:
         warnings.append(
-            f"{left} trials were interrupted and are left out: the study goes on with them."
+            f"{number_of(left, 'trial')} {'was' if left == 1 else 'were'} interrupted and "
+            f"{'is' if left == 1 else 'are'} left out: the same command continues the study."
         )
     if kind == "Pbt":
         warnings.append(

@@ -115,7 +115,8 @@ def training_pictures(analysis: Analysis, epochs: pd.DataFrame | None) -> dict[s
         **picture(
             "noise_scale",
             "Measured gradient noise scale",
-            "Median over the trials of a batch size. Dashed: noise scale equal to batch size.",
+            "Median and range over the trials of a batch size. Dashed: noise scale equal to batch "
+            "size.",
             noise_scale_chart(analysis),
         ),
         **picture(

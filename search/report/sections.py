@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.surface import best_cell
 from search.report.findings import Findings
 from search.report.gallery import surface_name
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
@@ -22,6 +23,7 @@ CELL = {
     "n": "n",
     "low": "95 % from",
     "high": "to",
+    "collapsed": "collapsed",
     "diverged": "diverged",
     "stopped": "stopped",
     "failed": "failed",
@@ -36,14 +38,13 @@ def groups_table(findings: Findings) -> str:
         return ""
     rows = []
     for analysis in findings.analyses:
-        cells = analysis.cells.dropna(subset="mean")
-        best = cells.sort_values("mean", ascending=analysis.mode == "min").head(1)
         mixed = analysis.interaction
         row = {"of": surface_name(analysis), "exponent": _span(analysis), "p": mixed.p_value}
         share = mixed.share_interaction
         row["share"] = f"{share:.0%}" if math.isfinite(share) else "-"
-        if len(best):
-            row |= best.iloc[0][["mean", "batch_size", "grid_lr", "n"]].to_dict()
+        if analysis.cells["mean"].notna().any():
+            best = best_cell(analysis.cells, mode=analysis.mode)
+            row |= best[["mean", "batch_size", "grid_lr", "n"]].to_dict()
         rows.append(row)
     columns = {
         "of": "surface",
@@ -197,7 +198,13 @@ def target_table(analysis: Analysis) -> str:
 
 def noise_table(analysis: Analysis) -> str:
     """The measured noise scale."""
-    columns = {"batch_size": "batch size", "noise_scale": "noise scale (images)", "n": "trials"}
+    columns = {
+        "batch_size": "batch size",
+        "noise_scale": "median noise scale (images)",
+        "least": "smallest",
+        "most": "largest",
+        "n": "trials",
+    }
     return table("Gradient noise scale", analysis.noise_scales, columns)
 
 
@@ -217,7 +224,8 @@ def cost_table(findings: Findings) -> str:
         gpu_hours = (rows["train_wall_s"] * rows["num_gpus"].fillna(0)).sum() / 3600
         devices = ", ".join(sorted({str(d) for d in rows["device"].dropna()}))
         time = f"{show(hours)} hours" if hours >= 1 else f"{show(60 * hours)} minutes"
-        words = f"All {len(rows)} trials together trained for {time}"
+        together = f"All {len(rows)} trials together" if len(rows) > 1 else "The trial"
+        words = f"{together} trained for {time}"
         words += f", {show(gpu_hours)} GPU-hours" if gpu_hours else ""
         parts.append(paragraph(f"{words}{' on ' + devices if devices else ''}."))
     return "".join(parts)

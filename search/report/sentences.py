@@ -6,8 +6,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.chance import best_auroc, nothing_beat_chance
+from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
 from search.analysis.scaling import EDGE_WITHIN_NOISE
-from search.study.shown import show
+from search.analysis.surface import best_cell, contenders
+from search.study.shown import number_of, show
 
 RULE_WORDS = {
     "constant": "a constant rate",
@@ -15,6 +18,10 @@ RULE_WORDS = {
     "linear": "linear scaling",
 }
 SIGNIFICANT = 0.05
+NOTHING_BEAT_CHANCE = (
+    "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "
+    "concluded; check the data and its labels, and try lower learning rates or a longer training."
+)
 PLAYBOOK = (
     "The best batch size here is the best one for this budget, schedule and regularization. Each "
     "batch size needs its own settings, and with equal epochs a small batch makes more updates. "
@@ -38,6 +45,10 @@ def conclusions(analysis: Analysis) -> list[str]:
     """The answer in sentences made from the numbers; they also say what cannot be concluded."""
     if not analysis.cells["mean"].notna().any():
         return ["No trial has a score yet, so nothing can be concluded."]
+    if nothing_beat_chance(analysis.trials, metric=analysis.metric):
+        return [
+            NOTHING_BEAT_CHANCE.format(show(best_auroc(analysis.trials, metric=analysis.metric)))
+        ]
     makers = (_best, _scaling, _interaction, _crossing, _stable, _targets, _noise_scale)
     return [sentence for make in makers if (sentence := make(analysis))]
 
@@ -59,8 +70,8 @@ def _more(analysis: Analysis) -> str:
 
 
 def _best(analysis: Analysis) -> str:
-    cells = analysis.cells.dropna(subset="mean")
-    best = cells.loc[cells["mean"].idxmax() if analysis.mode == "max" else cells["mean"].idxmin()]
+    cells = contenders(analysis.cells)
+    best = best_cell(analysis.cells, mode=analysis.mode)
     score = f"{analysis.metric} {show(best['mean'])}"
     if len(cells) == 1:
         return f"Only {_cell(best, analysis)} has a score ({score}): there is nothing to compare."
@@ -213,14 +224,20 @@ def _targets(analysis: Analysis) -> str:
 
 
 def _noise_scale(analysis: Analysis) -> str:
-    table = analysis.noise_scales
-    if table.empty:
+    if analysis.noise_scales.empty:
         return ""
-    low, high = table["noise_scale"].min(), table["noise_scale"].max()
-    span = show(low) if len(table) == 1 else f"{show(low)} to {show(high)}"
+    scale = median_noise_scale(analysis.trials, metric=analysis.metric)
+    if not math.isfinite(scale.low):
+        trials = "one trial" if scale.n == 1 else f"{scale.n} trials"
+        span = show(scale.least)
+        span += f" to {show(scale.most)}" if scale.n > 1 else ""
+        return (
+            f"The gradient noise scale cannot be said: {trials} measured {span} images, and an "
+            f"interval needs at least {LEAST_MEASURED}."
+        )
     return (
-        f"The measured gradient noise scale is {span} images (median over the trials of each batch "
-        f"size)."
+        f"The measured gradient noise scale is {show(scale.median)} images [{show(scale.low)}, "
+        f"{show(scale.high)}] (median over {scale.n} trials with its 95 % interval)."
     )
 
 
@@ -231,17 +248,31 @@ def cautions(analysis: Analysis) -> list[str]:
 
 
 def _ended_early(analysis: Analysis) -> list[str]:
-    counts = analysis.cells[["stopped", "diverged", "failed"]].sum()
+    counts = analysis.cells[["stopped", "diverged", "failed", "collapsed"]].sum()
     sentences = []
     if counts["stopped"]:
+        one = counts["stopped"] == 1
         sentences.append(
-            f"{counts['stopped']} stopped trials are left out (censored). The means of their "
-            f"settings only include trials that were allowed to finish, and so are too good."
+            f"{number_of(counts['stopped'], 'stopped trial')} {'is' if one else 'are'} left out "
+            f"(censored). The means of {'its setting' if one else 'their settings'} only include "
+            f"trials that were allowed to finish, and so are too good."
         )
     if counts["diverged"]:
-        sentences.append(f"{counts['diverged']} trials diverged: they are counted, not averaged.")
+        verb = "it is" if counts["diverged"] == 1 else "they are"
+        sentences.append(
+            f"{number_of(counts['diverged'], 'trial')} diverged: {verb} counted, not averaged."
+        )
     if counts["failed"]:
-        sentences.append(f"{counts['failed']} trials failed and are left out.")
+        verb = "is" if counts["failed"] == 1 else "are"
+        sentences.append(f"{number_of(counts['failed'], 'trial')} failed and {verb} left out.")
+    if counts["collapsed"]:
+        one = counts["collapsed"] == 1
+        sentences.append(
+            f"{number_of(counts['collapsed'], 'trial')} collapsed: the same prediction for every "
+            f"image, an AUROC of exactly 0.5, usually by too high a learning rate. "
+            f"{'It counts as completed and is' if one else 'They count as completed and are'} "
+            f"averaged."
+        )
     return sentences
 
 
@@ -262,9 +293,17 @@ def _binning(analysis: Analysis) -> list[str]:
 
 
 def _unreplicated(analysis: Analysis) -> list[str]:
-    if analysis.freedom or not analysis.cells["mean"].notna().any():
-        return []
     replicate = _replicate(analysis)
+    scored = analysis.cells["mean"].notna().sum()
+    left_out = scored - len(contenders(analysis.cells))
+    if left_out and not analysis.binned:  # of bins, _binning counts those of one trial
+        verb = "has" if left_out == 1 else "have"
+        return [
+            f"{left_out} of {scored} settings {verb} only one {replicate}: beside settings with "
+            f"more they are not ranked, and cannot be best."
+        ]
+    if analysis.freedom or not scored:
+        return []
     return [f"There is only one {replicate} per setting, so there are no intervals and no tests."]
 
 

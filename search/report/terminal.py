@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
 from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.ridge import ridge
-from search.analysis.surface import USABLE, surface
+from search.analysis.surface import USABLE, best_cell, surface
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
-from search.study.shown import show
+from search.study.shown import number_of, show
 from search.study.study import TRIAL_FIELDS, Study
 
 LEADERS = 5
@@ -35,8 +36,20 @@ def print_answer(
     num_planned = len({trial.key for trial in planned})
     console.print(
         f"\n[bold]{study.name}[/bold]  dataset={dataset}  "
-        + (f"{statuses} of {num_planned} trials" if statuses else "no trial finished yet")
+        + (
+            f"{statuses} of {number_of(num_planned, 'trial')}"
+            if statuses
+            else "no trial finished yet"
+        )
     )
+    if nothing_beat_chance(trials, metric=study.metric):
+        best = show(best_auroc(trials, metric=study.metric))
+        console.print(
+            f"no trial beat chance: the best AUROC is {best}, and guessing gives 0.5. Check the "
+            f"data and its labels; try lower learning rates or a longer training",
+            style="red",
+            highlight=False,
+        )
     if not trials.empty:
         _print_tables(console, study, trials, planned)
         _print_troubles(console, trials)
@@ -143,8 +156,8 @@ def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Tab
         table.add_column(show(lr), justify="right")
     table.add_column("best base_lr", justify="right")
     ridge_lr = dict(zip(best["batch_size"], best["lr"], strict=True))
-    overall = cells["mean"].max() if mode == "max" else cells["mean"].min()
-    indexed = cells.set_index(["batch_size", "lr"])
+    overall = best_cell(cells, mode=mode).name if cells["mean"].notna().any() else None
+    indexed = cells.assign(row=cells.index).set_index(["batch_size", "lr"])
     for batch_size in sorted(cells["batch_size"].unique()):
         row = [Text(str(batch_size))]
         for lr in lrs:
@@ -159,7 +172,7 @@ def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Tab
                     high=cells["mean"].max(),
                     mode=mode,
                     is_ridge=ridge_lr.get(batch_size) == lr,
-                    is_best=cell["mean"] == overall,
+                    is_best=cell["row"] == overall,
                 )
             )
         row.append(Text(show(ridge_lr.get(batch_size)), "bold"))
@@ -230,6 +243,19 @@ def _score(value: float) -> str:
 
 
 def _print_troubles(console: Console, trials: pd.DataFrame) -> None:
+    lost = collapsed(trials)
+    if lost.any():
+        console.print(
+            f"\n{lost.sum()} collapsed (the same prediction for every image, AUROC exactly 0.5: "
+            f"the learning rate is too high there), such as:",
+            style="yellow",
+            highlight=False,
+        )
+        for row in trials[lost].head(3).itertuples():
+            console.print(
+                f"  batch_size={row.batch_size} base_lr={show(row.base_lr)} seed={row.seed}",
+                highlight=False,
+            )
     for status, style, cure in (
         ("diverged", "yellow", "a finding: the learning rate is too high there"),
         ("failed", "red", "--retry failed runs them again"),

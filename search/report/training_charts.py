@@ -139,15 +139,18 @@ def target_chart(analysis: Analysis) -> Chart | None:
 
 def noise_scale_chart(analysis: Analysis) -> Chart | None:
     """The measured gradient noise scale against batch size, and the line where they are equal."""
-    rows = analysis.noise_scales[["batch_size", "noise_scale", "n"]].astype(float)
-    rows = rows[rows["noise_scale"] > 0]
+    rows = analysis.noise_scales[["batch_size", "noise_scale", "least", "most", "n"]].astype(float)
+    rows = rows[rows["least"] > 0]
     if rows.empty:
         return None
     x = batch_axis(rows["batch_size"])
     y = log_axis("noise_scale", title="gradient noise scale (images)", axis=alt.Y)
+    least = log_axis("least", title="gradient noise scale (images)", axis=alt.Y)
     tooltip = [
         alt.Tooltip("batch_size:Q", title="batch size"),
-        alt.Tooltip("noise_scale:Q", title="noise scale (images)", format=".4~g"),
+        alt.Tooltip("noise_scale:Q", title="median noise scale (images)", format=".4~g"),
+        alt.Tooltip("least:Q", title="smallest", format=".4~g"),
+        alt.Tooltip("most:Q", title="largest", format=".4~g"),
         alt.Tooltip("n:Q", title="trials"),
     ]
     points = alt.Chart(rows).encode(x=x, y=y)
@@ -156,6 +159,7 @@ def noise_scale_chart(analysis: Analysis) -> Chart | None:
     layers = [
         dashed.mark_line(strokeDash=[4, 4], strokeWidth=1, opacity=SOFT).encode(x=x, y=y),
         points.mark_line(strokeWidth=1),
+        alt.Chart(rows[rows["n"] > 1]).mark_rule(strokeWidth=2).encode(x=x, y=least, y2="most:Q"),
         points.mark_point(size=90, filled=True, opacity=1).encode(
             color=batch_colour(legend=None), tooltip=tooltip
         ),

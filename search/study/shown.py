@@ -14,6 +14,11 @@ def show(value: object) -> str:
     return str(value)
 
 
+def number_of(count: object, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def print_error(command: str, error: BaseException) -> int:
     """Print an error of the user's input as one red line; returns the command's exit status."""
     Console(stderr=True).print(
