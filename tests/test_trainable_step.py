@@ -121,6 +121,79 @@ def test_after_out_of_memory_the_same_is_drawn_again() -> None:
         assert torch.equal(plain, short)
 
 
+def normed_step(norm: str, **changes: Any) -> Step:
+    """A network whose first BatchNorm gets numbers that no weight changes: its input is fixed."""
+    torch.manual_seed(0)
+    config = replace(SCRATCH, norm=norm, batch_size=96, ghost_batch_size=32, **changes)
+    return Step(config, build_model(config, num_classes=2), num_classes=2, device=CPU)
+
+
+def first_norm(step: Step) -> nn.BatchNorm2d:
+    return next(m for m in step.model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+@pytest.mark.parametrize("microbatch_size", [96, 48, 32, 12, 7, 1])
+def test_statistics_move_once_a_batch_however_it_is_parted(norm: str, microbatch_size: int) -> None:
+    step = normed_step(norm)
+    step.microbatch_size = microbatch_size
+    layer = first_norm(step)
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    generator = torch.Generator().manual_seed(3)
+    mean, variance = torch.zeros(16), torch.ones(16)
+    for _ in range(2):
+        seen.clear()
+        images = torch.randn(96, 3, 16, 16, generator=generator) + 3
+        images *= torch.arange(1, 97)[:, None, None, None] / 50
+        step.update(images, torch.arange(96) % 2, 0.01)
+        parts = [
+            part
+            for x in seen
+            for part in (x.chunk(math.ceil(len(x) / 32)) if norm == "ghost" else [x])
+        ]
+        shares = [len(part) / 96 for part in parts]
+        batch_mean = sum(s * p.mean((0, 2, 3)) for s, p in zip(shares, parts, strict=True))
+        batch_var = sum(s * p.var((0, 2, 3)) for s, p in zip(shares, parts, strict=True))
+        mean, variance = 0.9 * mean + 0.1 * batch_mean, 0.9 * variance + 0.1 * batch_var
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, variance, rtol=1e-4, atol=1e-5)
+    assert layer.momentum == 0.1
+
+
+def test_ghost_batchnorm_is_the_same_in_any_memory() -> None:
+    """Microbatches of whole ghosts: the same ghosts, so the same weights and statistics."""
+    images = torch.randn(96, 3, 16, 16, generator=GENERATOR)
+    images *= torch.arange(1, 97)[:, None, None, None] / 50
+    states = []
+    for memory in (96, 64, 32):
+        step = normed_step("ghost")
+        step.microbatch_size = memory
+        for _ in range(3):
+            step.update(images, torch.arange(96) % 2, 0.05)
+        states.append({n: v for n, v in step.model.state_dict().items() if "tracked" not in n})
+    for state in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_halved_microbatch_holds_whole_ghosts() -> None:
+    """96 becomes 64, not 48 with ghosts of 24; below the ghost's own size there is no choice."""
+    for fits, expected in ((95, 64), (63, 32), (31, 16)):
+        step = normed_step("ghost")
+        limit_memory(step.model, fits)
+        images, labels = batch(96)
+        sizes: list[int] = []
+        first_norm(step).register_forward_pre_hook(lambda _, a, s=sizes: s.append(len(a[0])))
+        step.update(images, labels, 0.1)
+        assert step.microbatch_size == expected
+        assert sum(sizes) == 96
+    plain = normed_step("batch")
+    limit_memory(plain.model, 95)
+    plain.update(*batch(96), 0.1)
+    assert plain.microbatch_size == 48
+
+
 def test_memory_is_halved_of_what_was_tried() -> None:
     # A batch of 5 in parts of up to 16 was tried whole: 3 are next, then 2, then 1.
     step = step_of()

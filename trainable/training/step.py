@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
 from trainable.networks.models import head_of
+from trainable.networks.normalization import as_part_of_batch
 from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
@@ -35,6 +36,7 @@ class Step:
         self.num_classes = num_classes
         self.smoothing = smoothing_of(config, num_classes=num_classes)
         self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.batchnorms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         self.optimizer = build_optimizer(config, model, lr=peak_lr(config), head=head_of(model))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average: AveragedModel | None = None
@@ -55,6 +57,11 @@ class Step:
     def evaluated(self) -> nn.Module:
         """The network that is evaluated: the average of the weights if one is kept."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def whole_images(self) -> int:
+        """Microbatches are multiples of this many images where they can: those of a ghost."""
+        return self.config.ghost_batch_size if self.config.norm == "ghost" else 1
 
     @property
     def paths(self) -> list[str]:
@@ -106,6 +113,7 @@ class Step:
             lambda size: self._accumulate(images, targets, size),
             min(self.microbatch_size, len(targets)),
             before_retry=start_again,
+            multiple_of=self.whole_images,
         )
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.trained if p.grad is not None]
@@ -129,8 +137,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = correct_sum = torch.zeros((), device=self.device)
         graph = self.graph if len(targets) == self.graphed_images <= size else None
+        done = 0
         for images, part in zip(images_BCHW.split(size), targets.split(size), strict=True):
-            loss, logits_BK = self.loss(images, part, graph)
+            with as_part_of_batch(self.batchnorms, done=done, size=len(part), total=len(targets)):
+                loss, logits_BK = self.loss(images, part, graph)
+            done += len(part)
             share = len(part) / len(targets)
             self.scaler.scale(loss * share).backward()
             loss_sum = loss_sum + loss.detach() * len(part)
