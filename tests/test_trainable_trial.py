@@ -15,6 +15,7 @@ from trainable import trial
 from trainable.config import SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
+from trainable.feed import Feed
 from trainable.host.storage import Folder
 from trainable.networks.teacher import KEPT, kept_network
 from trainable.record import EpochResult
@@ -253,6 +254,7 @@ def test_precise_statistics_are_those_of_so_many_training_images(
     stem.register_forward_pre_hook(
         lambda layer, given: means.append(given[0].mean((0, 2, 3))) if layer.training else None
     )
+    made.refresh_statistics(made.model)
     made.evaluate(made.feed.val)
     assert len(means) == 2
     assert stem.running_mean is not None
@@ -262,6 +264,55 @@ def test_precise_statistics_are_those_of_so_many_training_images(
     sizes = [len(each) for each in made._plain_images(40)]
     assert sizes == [16, 16]
     assert [len(each) for each in made._plain_images(12)] == [12]
+
+
+def test_statistics_are_precise_unless_asked_otherwise(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, epochs=1, batch_size=48)
+    usual, of_all, running = (
+        trained(replace(config, precise_bn_images=images), tiny_data).results[0].val_loss
+        for images in (None, trial.PRECISE_BN_IMAGES, 0)
+    )
+    assert usual == of_all != running
+    # Two updates leave running averages near 0 and 1, whatever the network computes.
+    assert running > usual
+    taken: list[int] = []
+    part = Feed.random_part
+    monkeypatch.setattr(
+        Feed,
+        "random_part",
+        lambda feed, purpose, *rest: (taken.append(purpose), part(feed, purpose, *rest))[1],
+    )
+    trained(config, tiny_data)
+    assert taken.count("precise") == 1  # the test split is scored with what validation chose
+    for norm in ("group", "none"):
+        taken.clear()
+        made = trained(replace(config, norm=norm), tiny_data)
+        made.finish("")
+        assert "precise" not in taken
+
+
+def test_noise_is_measured_with_precise_statistics_of_the_network_itself(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if an average is what validation scores."""
+    means: list[Tensor] = []
+
+    def measured(model: nn.Module, *_: object, **__: object) -> NoiseSums:
+        layer = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        assert layer.running_mean is not None
+        means.append(layer.running_mean.clone())
+        return NoiseSums()
+
+    monkeypatch.setattr(noise, "measure", measured)
+    for decay in (0.0, 0.9):
+        made = Trial(replace(config, ema_decay=decay, epochs=1), tiny_data, CPU, None)
+        made.train_on()
+        made.refresh_statistics(made.model)
+        layer = next(m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d))
+        assert layer.running_mean is not None
+        assert torch.equal(means[-1], layer.running_mean)
 
 
 def test_noise_is_measured_on_whole_parts_or_not_at_all(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
@@ -26,7 +26,7 @@ from trainable.host.device import (
 )
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
-from trainable.networks.normalization import precise_statistics
+from trainable.networks.normalization import precise_statistics, trained_batchnorms
 from trainable.networks.prefix import bypassed, find_prefix, prefix_at
 from trainable.networks.teacher import keep_weights
 from trainable.record import EpochResult, TrialResult
@@ -38,6 +38,8 @@ from trainable.training.step import Step
 
 # Updates between two checks that the loss is finite: reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100
+# Training images of which precise statistics are taken by default.
+PRECISE_BN_IMAGES = 1024
 # What a checkpoint contains of a trial besides its model, step and results.
 COUNTERS = ("updates", "examples_seen", "train_s", "wall_s")
 
@@ -210,6 +212,7 @@ class Trial:
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
+        self.refresh_statistics(self.step.evaluated)
         val, _ = self.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
@@ -284,12 +287,21 @@ class Trial:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
-        """Scores and logits (N, K) of a split with the current weights."""
-        model = self.step.evaluated
-        if self.config.precise_bn_images:
+    def refresh_statistics(self, model: nn.Module) -> None:
+        """Take BatchNorm's statistics anew with the current weights, as `precise_bn_images` says.
+
+        The running averages lag behind the weights, most where updates are few, so that they would
+        make large batches look worse than they are.
+        """
+        num_images = self.config.precise_bn_images
+        num_images = PRECISE_BN_IMAGES if num_images is None else num_images
+        if num_images and trained_batchnorms(model):
             with self.step.autocast():
-                precise_statistics(model, self._plain_images(self.config.precise_bn_images))
+                precise_statistics(model, self._plain_images(num_images))
+
+    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
+        """Scores and logits (N, K) of a split with the current weights and statistics."""
+        model = self.step.evaluated
         model.eval()
         prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
         logits = []
@@ -311,6 +323,8 @@ class Trial:
         split = self.feed.random_part("noise", number, noise.probe_images(len(self.train)))
         if len(split) < 2 * noise.PARTS:
             return
+        if self.step.average is not None:  # what was evaluated is another network
+            self.refresh_statistics(self.model)
         images_BCHW, labels_B = next(self.feed.plain(split, len(split)))
         self.noise += noise.measure(
             self.model,
