@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainable.config import TrialConfig
+from trainable.config import OPTIMIZERS, TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.networks.models import build_model
+from trainable.training import step as step_module
+from trainable.training.snapshot import Snapshot
 from trainable.training.step import Step
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
@@ -192,6 +194,64 @@ def test_a_halved_microbatch_holds_whole_ghosts() -> None:
     limit_memory(plain.model, 95)
     plain.update(*batch(96), 0.1)
     assert plain.microbatch_size == 48
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+def test_a_failed_attempt_leaves_statistics_as_they_were(norm: str) -> None:
+    images, labels = batch(96)
+
+    def updated(*, runs_out: bool) -> dict[str, torch.Tensor]:
+        step = normed_step(norm)
+        step.microbatch_size = 64 if runs_out else 32
+        parts: list[int] = []
+
+        def refuse(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            parts.append(len(given[0]))
+            if len(parts) == 2 and runs_out:
+                raise torch.OutOfMemoryError
+
+        step.model.get_submodule("classifier.1").register_forward_pre_hook(refuse)
+        step.update(images, labels, 0.3)
+        assert parts == ([64, 32] if runs_out else []) + [32] * 3
+        return {name: value.clone() for name, value in step.model.state_dict().items()}
+
+    plain, short = updated(runs_out=False), updated(runs_out=True)
+    for name, value in plain.items():
+        assert torch.equal(value, short[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_snapshot_has_the_random_state_of_the_gpu() -> None:
+    device = torch.device("cuda")
+    snapshot = Snapshot(nn.BatchNorm2d(3).to(device), device)
+    snapshot.take()
+    drawn = torch.rand(5, device=device)
+    snapshot.restore()
+    assert torch.equal(torch.rand(5, device=device), drawn)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizers_first_step_may_run_out_of_memory(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-way, with weights changed and a state begun: both are as before, and it goes on."""
+    expected = weights_after(step_of(optimizer=optimizer, microbatch_size=8))
+    take_step, taken = step_module.take_step, [0]
+
+    def runs_out_once(of: torch.optim.Optimizer) -> None:
+        take_step(of)
+        taken[0] += 1
+        if taken[0] == 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(step_module, "take_step", runs_out_once)
+    step = step_of(optimizer=optimizer)
+    got = weights_after(step)
+    assert taken == [4]
+    assert (step.microbatch_size, step.oom_retries) == (8, 1)
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
 
 
 def test_memory_is_halved_of_what_was_tried() -> None:

@@ -19,6 +19,7 @@ from trainable.feed import Feed
 from trainable.host.device import (
     device_name,
     device_time_s,
+    halve_until_it_fits,
     keep_freed_memory,
     peak_memory_gib,
     reset_peak_memory,
@@ -295,12 +296,36 @@ class Trial:
         """
         num_images = self.config.precise_bn_images
         num_images = PRECISE_BN_IMAGES if num_images is None else num_images
-        if num_images and trained_batchnorms(model):
+        if not num_images or not trained_batchnorms(model):
+            return
+        split = self.feed.random_part("precise", 0, num_images)
+
+        def refresh(size: int) -> None:
             with self.step.autocast():
-                precise_statistics(model, self._plain_images(num_images))
+                precise_statistics(model, self._whole_batches(split, size))
+
+        halve_until_it_fits(
+            refresh,
+            min(self.step.microbatch_size, len(split)),
+            before_retry=lambda _: None,
+            multiple_of=self.step.whole_images,
+        )
+
+    def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
+        for images_BCHW, labels_B in self.feed.plain(split, size):
+            if len(labels_B) == size:  # a smaller last batch would have the same weight
+                yield images_BCHW
 
     def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
         """Scores and logits (N, K) of a split with the current weights and statistics."""
+        logits_NK = halve_until_it_fits(
+            lambda _: self._logits(split),
+            min(self.feed.chunk_size, len(split)),
+            before_retry=self.feed.take_fewer,
+        )
+        return score(logits_NK, split.labels_N), logits_NK
+
+    def _logits(self, split: DeviceSplit) -> Tensor:
         model = self.step.evaluated
         model.eval()
         prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
@@ -309,15 +334,7 @@ class Trial:
             for inputs_B in self.feed.evaluation(split):
                 with bypassed(prefix):
                     logits.append(model(inputs_B).float())
-        logits_NK = torch.cat(logits)
-        return score(logits_NK, split.labels_N), logits_NK
-
-    def _plain_images(self, num_images: int) -> Iterator[Tensor]:
-        split = self.feed.random_part("precise", 0, num_images)
-        size = min(self.step.microbatch_size, len(split))
-        for images_BCHW, labels_B in self.feed.plain(split, size):
-            if len(labels_B) == size:  # a smaller last batch would have the same weight
-                yield images_BCHW
+        return torch.cat(logits)
 
     def _measure_noise(self, number: int) -> None:
         split = self.feed.random_part("noise", number, noise.probe_images(len(self.train)))
@@ -325,13 +342,23 @@ class Trial:
             return
         if self.step.average is not None:  # what was evaluated is another network
             self.refresh_statistics(self.model)
-        images_BCHW, labels_B = next(self.feed.plain(split, len(split)))
-        self.noise += noise.measure(
-            self.model,
-            self.step.trained,
-            self.feed.inputs(images_BCHW),
-            labels_B,
-            lambda inputs, labels: self.step.loss(inputs, labels)[0],
+
+        def images_between(first: int, last: int) -> tuple[Tensor, Tensor]:
+            part = split.part(torch.arange(first, last))
+            images_BCHW, labels_B = next(self.feed.plain(part, last - first))
+            return self.feed.inputs(images_BCHW), labels_B
+
+        self.noise += halve_until_it_fits(
+            lambda size: noise.measure(
+                self.model,
+                self.step.trained,
+                images_between,
+                lambda inputs, labels: self.step.loss(inputs, labels)[0],
+                num_images=len(split),
+                microbatch_size=size,
+            ),
+            min(self.step.microbatch_size, len(split) // noise.PARTS),
+            before_retry=lambda _: None,
         )
 
     def best(self) -> EpochResult | None:

@@ -216,7 +216,10 @@ def halve_until_it_fits(
             if size == 1:
                 raise
             size = half_of(size, multiple_of=multiple_of)
-        before_retry(size)  # after the except block: the error would keep its tensors alive
+        # After the except block: the error would keep its tensors alive.
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        before_retry(size)
 
 
 def half_of(size: int, *, multiple_of: int) -> int:
