@@ -44,6 +44,7 @@ class Feed:
         self.train = self.on_device(data.train, config.train_images)
         self.val = self.on_device(data.val, config.eval_images)
         mean, std = normalization(config, data.mean, data.std)
+        self.normalization = (tuple(map(float, mean)), tuple(map(float, std)))
         self.mean_C = torch.tensor(mean, device=device)
         self.std_C = torch.tensor(std, device=device)
         self.chunk_size = INFERENCE_BATCH.get(device.type, 32)

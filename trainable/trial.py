@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import SCORES, TrialConfig, trial_key
-from trainable.data.batches import DeviceSplit, Place, seed_for
+from trainable.data.batches import DeviceSplit, Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
 from trainable.feed import Feed
@@ -29,7 +29,7 @@ from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
 from trainable.networks.normalization import precise_statistics, trained_batchnorms
 from trainable.networks.prefix import bypassed, find_prefix, prefix_at
-from trainable.networks.teacher import keep_weights
+from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import EpochResult, TrialResult
 from trainable.training import noise
 from trainable.training.metrics import Scores, auroc_interval, score
@@ -95,6 +95,7 @@ class Trial:
         model = build_model(config, num_classes=self.num_classes)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.step = Step(config, self.model, num_classes=self.num_classes, device=device)
+        self._renormalize_for_teacher()
         self._attach_prefix()
         self.best_model = self.weights()
         self.results: list[EpochResult] = []
@@ -120,6 +121,16 @@ class Trial:
                 f"the {len(self.feed.val)} validation images do not contain every class: set a "
                 f"larger eval_images"
             )
+
+    def _renormalize_for_teacher(self) -> None:
+        """Give a teacher whose weights expect another normalization images in that one."""
+        if self.step.teacher is None or self.config.distill_from is None:
+            return
+        config, kept = taught_as(self.config.distill_from)
+        wanted = kept or normalization(config, self.data.mean, self.data.std)
+        if wanted != self.feed.normalization:
+            teacher = Renormalized(self.step.teacher, images=self.feed.normalization, wanted=wanted)
+            self.step.teacher = teacher.eval().to(self.device)
 
     def _attach_prefix(self) -> None:
         """Run frozen first blocks separately, unless images are mixed or a teacher needs them."""
@@ -378,7 +389,8 @@ class Trial:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
             scores, low, high = self._test_scores()
             if keep and self.folder is not None:
-                keep_weights(self.folder, self.config, self.step.evaluated, self.num_classes)
+                network, classes = self.step.evaluated, self.num_classes
+                keep_weights(self.folder, self.config, network, classes, self.feed.normalization)
         status = "diverged" if reason else "stopped" if continues else "completed"
         speeds = [result.images_per_s for result in self.results]
         val_scores: dict[str, Any] = {
