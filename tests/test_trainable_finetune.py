@@ -279,6 +279,7 @@ def test_a_trial_is_a_plain_loop_stopped_or_not(
     """Torch's default format, one optimizer kernel a tensor, the loss read at every step."""
     config = replace(tiny_config, epochs=3, dropout=0.0, warmup_epochs=0.0, decay="constant")
     config = replace(config, base_lr=0.1, lr_scaling="constant", no_bias_decay=False)
+    config = replace(config, precise_bn_images=0)  # a plain loop has running averages
     folder = Folder(str(tmp_path))
     if stop_after:
         stopped = finetune(config, data=tiny_data, checkpoint_folder=folder)

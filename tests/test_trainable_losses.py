@@ -155,7 +155,12 @@ def test_noise_scale_of_a_linear_gaussian_model_is_known() -> None:
         x = mu + sigma * torch.randn(256, d, generator=generator)
         labels = torch.zeros(256)
         sums += noise.measure(
-            model, [w], x, labels, lambda x, _: 0.5 * (w - x).square().sum(1).mean()
+            model,
+            [w],
+            lambda first, last, x=x, labels=labels: (x[first:last], labels[first:last]),  # type: ignore[misc]
+            lambda x, _: 0.5 * (w - x).square().sum(1).mean(),
+            num_images=256,
+            microbatch_size=32,
         )
     assert sums.trace_sigma / 300 == pytest.approx(d * sigma**2, rel=0.02)
     assert sums.squared_gradient / 300 == pytest.approx(d * 0.25, rel=0.03)

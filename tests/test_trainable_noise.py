@@ -60,7 +60,10 @@ class Recorded(nn.Module):
         return out
 
 
-def test_a_measurement_is_of_eight_parts_and_of_the_whole() -> None:
+@pytest.mark.parametrize(("microbatch_size", "parts"), [(6, [6]), (100, [6]), (4, [4, 2])])
+def test_a_measurement_is_of_eight_parts_and_of_the_whole(
+    microbatch_size: int, parts: list[int]
+) -> None:
     torch.manual_seed(0)
     model = Recorded().train()
     images, labels = torch.randn(48, 3), torch.arange(48) % 2
@@ -71,8 +74,15 @@ def test_a_measurement_is_of_eight_parts_and_of_the_whole() -> None:
         assert not model.training  # dropout would tie the examples of a part together
         return nn.functional.cross_entropy(model(some), of)
 
-    got = measure(model, list(model.parameters()), images, labels, loss)
-    assert sizes == [6] * 8
+    got = measure(
+        model,
+        list(model.parameters()),
+        lambda first, last: (images[first:last], labels[first:last]),
+        loss,
+        num_images=48,
+        microbatch_size=microbatch_size,
+    )
+    assert sizes == parts * 8
     # The gradient of each image by hand: (p - y) x.
     p = model(images).softmax(1).detach() - nn.functional.one_hot(labels, 2)
     each_NKC = p[:, :, None] * images[:, None]
@@ -93,4 +103,12 @@ def test_a_loss_that_is_no_number_is_no_measurement(spoilt: float) -> None:
     def loss(some: Tensor, of: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(some), of)
 
-    assert measure(model, list(model.parameters()), images, labels, loss) == NoiseSums()
+    got = measure(
+        model,
+        list(model.parameters()),
+        lambda first, last: (images[first:last], labels[first:last]),
+        loss,
+        num_images=16,
+        microbatch_size=16,
+    )
+    assert got == NoiseSums()

@@ -35,8 +35,10 @@ BY_HAND: dict[str, Callable[[Groups, bool], optim.Optimizer]] = {
     "adamw": lambda g, _: optim.AdamW(g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False),
     "rmsprop": lambda g, _: optim.RMSprop(g, lr=1, momentum=0.7, eps=0.05, foreach=False),
     "adagrad": lambda g, _: optim.Adagrad(g, lr=1, eps=0.05, foreach=False),
-    "lars": lambda g, n: Lars(g, lr=1, momentum=0.7, nesterov=n, foreach=False),
-    "lamb": lambda g, _: Lamb(g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False),
+    "lars": lambda g, n: Lars(g, lr=1, momentum=0.7, nesterov=n, always_adapt=True, foreach=False),
+    "lamb": lambda g, _: Lamb(
+        g, lr=1, betas=(0.6, 0.8), eps=0.05, always_adapt=True, max_grad_norm=None, foreach=False
+    ),
 }
 
 
@@ -114,9 +116,6 @@ def test_optimizers_take_three_steps_of_their_formulas() -> None:
                 second = second + d**2
                 w = w - lr * d / (np.sqrt(second) + eps)
             else:
-                if name == "lamb":  # its gradients are first shortened to a length of 1
-                    whole = norm([*GRADIENTS[t - 1, 0].tolist(), float(GRADIENTS[t - 1, 1, 0])])
-                    g = g / max(whole, 1.0)
                 d = d if name == "adam" else g
                 first = b1 * first + (1 - b1) * d
                 second = b2 * second + (1 - b2) * d**2
@@ -133,6 +132,75 @@ def test_optimizers_take_three_steps_of_their_formulas() -> None:
         kind, _, nesterov = name.partition(" ")
         got = trained(replace(CONFIG, optimizer=kind, nesterov=bool(nesterov)))[-1][:4]
         np.testing.assert_allclose(got.numpy(), run(name), atol=2e-5, err_msg=name)
+
+
+def lars_of_the_paper(
+    start: np.ndarray, gradients: np.ndarray, *, lr: float, decay: float
+) -> np.ndarray:
+    """You et al. 2017, algorithm 1, with eta = 0.001 and a momentum of 0.7."""
+    w, velocity = start.copy(), np.zeros_like(start)
+    for gradient in gradients:
+        local_lr = 0.001 * np.sqrt(w @ w) / (np.sqrt(gradient @ gradient) + decay * np.sqrt(w @ w))
+        velocity = 0.7 * velocity + lr * local_lr * (gradient + decay * w)
+        w = w - velocity
+    return w
+
+
+def lamb_of_the_paper(
+    start: np.ndarray, gradients: np.ndarray, *, lr: float, decay: float
+) -> np.ndarray:
+    """You et al. 2020, algorithm 2, with phi(z) = z; CONFIG's betas and eps."""
+    w, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+    for t, gradient in enumerate(gradients, 1):
+        m = 0.6 * m + 0.4 * gradient
+        v = 0.8 * v + 0.2 * gradient**2
+        ratio = (m / (1 - 0.6**t)) / (np.sqrt(v / (1 - 0.8**t)) + 0.05)
+        direction = ratio + decay * w
+        w = w - lr * np.sqrt(w @ w) / np.sqrt(direction @ direction) * direction
+    return w
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # of the gradients: neither clips them
+@pytest.mark.parametrize(
+    ("name", "paper"), [("lars", lars_of_the_paper), ("lamb", lamb_of_the_paper)]
+)
+def test_lars_and_lamb_adapt_every_layer_as_their_papers_do(
+    name: str, paper: Callable[..., np.ndarray], scale: float, weight_decay: float
+) -> None:
+    model = layer()
+    lr = 5.0 if name == "lars" else 0.1
+    optimizer = build_optimizer(
+        replace(CONFIG, optimizer=name, weight_decay=weight_decay), model, lr=lr
+    )
+    starts = [model.weight.detach()[0].double().numpy(), model.bias.detach().double().numpy()]
+    taken: list[list[np.ndarray]] = [[], []]
+    for update in range(3):
+        give_gradient(model, update)
+        for parameter, gradients in zip((model.weight, model.bias), taken, strict=True):
+            assert parameter.grad is not None
+            parameter.grad *= scale
+            gradients.append(parameter.grad.double().numpy().reshape(-1).copy())
+        optimizer.step()
+    decays = (weight_decay, 0.0)  # a bias does not decay, and its step is adapted all the same
+    got = (model.weight.detach()[0], model.bias.detach())
+    for values, start, gradients, decay in zip(got, starts, taken, decays, strict=True):
+        expected = paper(start, np.stack(gradients), lr=lr, decay=decay)
+        assert np.abs(expected - start).max() > 1e-3
+        np.testing.assert_allclose(values.double().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_a_weight_of_zero_takes_the_step_unadapted(name: str) -> None:
+    """The papers' formulas would leave it at zero for ever."""
+    model = layer()
+    model.bias.data.zero_()
+    optimizer = build_optimizer(replace(CONFIG, optimizer=name), model, lr=0.1)
+    give_gradient(model, 0)
+    gradient = float(GRADIENTS[0, 1, 0])
+    optimizer.step()
+    step = gradient if name == "lars" else gradient / (abs(gradient) + 0.05)
+    assert model.bias.item() == pytest.approx(-0.1 * step, rel=1e-5)
 
 
 OTHERS = {"momentum": 0.5, "beta1": 0.3, "beta2": 0.5, "eps": 0.5, "weight_decay": 0.3}

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from trainable.config import TrialConfig
+from trainable.config import OPTIMIZERS, TrialConfig
 from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.networks.models import build_model
+from trainable.training import step as step_module
+from trainable.training.snapshot import Snapshot
 from trainable.training.step import Step
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
@@ -119,6 +121,137 @@ def test_after_out_of_memory_the_same_is_drawn_again() -> None:
 
     for plain, short in zip(updated(runs_out=False), updated(runs_out=True), strict=True):
         assert torch.equal(plain, short)
+
+
+def normed_step(norm: str, **changes: Any) -> Step:
+    """A network whose first BatchNorm gets numbers that no weight changes: its input is fixed."""
+    torch.manual_seed(0)
+    config = replace(SCRATCH, norm=norm, batch_size=96, ghost_batch_size=32, **changes)
+    return Step(config, build_model(config, num_classes=2), num_classes=2, device=CPU)
+
+
+def first_norm(step: Step) -> nn.BatchNorm2d:
+    return next(m for m in step.model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+@pytest.mark.parametrize("microbatch_size", [96, 48, 32, 12, 7, 1])
+def test_statistics_move_once_a_batch_however_it_is_parted(norm: str, microbatch_size: int) -> None:
+    step = normed_step(norm)
+    step.microbatch_size = microbatch_size
+    layer = first_norm(step)
+    seen: list[torch.Tensor] = []
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    generator = torch.Generator().manual_seed(3)
+    mean, variance = torch.zeros(16), torch.ones(16)
+    for _ in range(2):
+        seen.clear()
+        images = torch.randn(96, 3, 16, 16, generator=generator) + 3
+        images *= torch.arange(1, 97)[:, None, None, None] / 50
+        step.update(images, torch.arange(96) % 2, 0.01)
+        parts = [
+            part
+            for x in seen
+            for part in (x.chunk(math.ceil(len(x) / 32)) if norm == "ghost" else [x])
+        ]
+        shares = [len(part) / 96 for part in parts]
+        batch_mean = sum(s * p.mean((0, 2, 3)) for s, p in zip(shares, parts, strict=True))
+        batch_var = sum(s * p.var((0, 2, 3)) for s, p in zip(shares, parts, strict=True))
+        mean, variance = 0.9 * mean + 0.1 * batch_mean, 0.9 * variance + 0.1 * batch_var
+    torch.testing.assert_close(layer.running_mean, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, variance, rtol=1e-4, atol=1e-5)
+    assert layer.momentum == 0.1
+
+
+def test_ghost_batchnorm_is_the_same_in_any_memory() -> None:
+    """Microbatches of whole ghosts: the same ghosts, so the same weights and statistics."""
+    images = torch.randn(96, 3, 16, 16, generator=GENERATOR)
+    images *= torch.arange(1, 97)[:, None, None, None] / 50
+    states = []
+    for memory in (96, 64, 32):
+        step = normed_step("ghost")
+        step.microbatch_size = memory
+        for _ in range(3):
+            step.update(images, torch.arange(96) % 2, 0.05)
+        states.append({n: v for n, v in step.model.state_dict().items() if "tracked" not in n})
+    for state in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_halved_microbatch_holds_whole_ghosts() -> None:
+    """96 becomes 64, not 48 with ghosts of 24; below the ghost's own size there is no choice."""
+    for fits, expected in ((95, 64), (63, 32), (31, 16)):
+        step = normed_step("ghost")
+        limit_memory(step.model, fits)
+        images, labels = batch(96)
+        sizes: list[int] = []
+        first_norm(step).register_forward_pre_hook(lambda _, a, s=sizes: s.append(len(a[0])))
+        step.update(images, labels, 0.1)
+        assert step.microbatch_size == expected
+        assert sum(sizes) == 96
+    plain = normed_step("batch")
+    limit_memory(plain.model, 95)
+    plain.update(*batch(96), 0.1)
+    assert plain.microbatch_size == 48
+
+
+@pytest.mark.parametrize("norm", ["batch", "ghost"])
+def test_a_failed_attempt_leaves_statistics_as_they_were(norm: str) -> None:
+    images, labels = batch(96)
+
+    def updated(*, runs_out: bool) -> dict[str, torch.Tensor]:
+        step = normed_step(norm)
+        step.microbatch_size = 64 if runs_out else 32
+        parts: list[int] = []
+
+        def refuse(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            parts.append(len(given[0]))
+            if len(parts) == 2 and runs_out:
+                raise torch.OutOfMemoryError
+
+        step.model.get_submodule("classifier.1").register_forward_pre_hook(refuse)
+        step.update(images, labels, 0.3)
+        assert parts == ([64, 32] if runs_out else []) + [32] * 3
+        return {name: value.clone() for name, value in step.model.state_dict().items()}
+
+    plain, short = updated(runs_out=False), updated(runs_out=True)
+    for name, value in plain.items():
+        assert torch.equal(value, short[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_snapshot_has_the_random_state_of_the_gpu() -> None:
+    device = torch.device("cuda")
+    snapshot = Snapshot(nn.BatchNorm2d(3).to(device), device)
+    snapshot.take()
+    drawn = torch.rand(5, device=device)
+    snapshot.restore()
+    assert torch.equal(torch.rand(5, device=device), drawn)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizers_first_step_may_run_out_of_memory(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-way, with weights changed and a state begun: both are as before, and it goes on."""
+    expected = weights_after(step_of(optimizer=optimizer, microbatch_size=8))
+    take_step, taken = step_module.take_step, [0]
+
+    def runs_out_once(of: torch.optim.Optimizer) -> None:
+        take_step(of)
+        taken[0] += 1
+        if taken[0] == 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(step_module, "take_step", runs_out_once)
+    step = step_of(optimizer=optimizer)
+    got = weights_after(step)
+    assert taken == [4]
+    assert (step.microbatch_size, step.oom_retries) == (8, 1)
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
 
 
 def test_memory_is_halved_of_what_was_tried() -> None:

@@ -15,6 +15,7 @@ from trainable import trial
 from trainable.config import SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
+from trainable.feed import Feed
 from trainable.host.storage import Folder
 from trainable.networks.teacher import KEPT, kept_network
 from trainable.record import EpochResult
@@ -253,15 +254,128 @@ def test_precise_statistics_are_those_of_so_many_training_images(
     stem.register_forward_pre_hook(
         lambda layer, given: means.append(given[0].mean((0, 2, 3))) if layer.training else None
     )
+    made.refresh_statistics(made.model)
     made.evaluate(made.feed.val)
     assert len(means) == 2
     assert stem.running_mean is not None
     torch.testing.assert_close(stem.running_mean, torch.stack(means).mean(0))
     taken = made.feed.random_part("precise", 0, 40)
     assert len(taken) == 40
-    sizes = [len(each) for each in made._plain_images(40)]
-    assert sizes == [16, 16]
-    assert [len(each) for each in made._plain_images(12)] == [12]
+    assert [len(each) for each in made._whole_batches(taken, 16)] == [16, 16]
+    assert [len(each) for each in made._whole_batches(taken, 40)] == [40]
+
+
+def test_statistics_are_precise_unless_asked_otherwise(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, epochs=1, batch_size=48)
+    usual, of_all, running = (
+        trained(replace(config, precise_bn_images=images), tiny_data).results[0].val_loss
+        for images in (None, trial.PRECISE_BN_IMAGES, 0)
+    )
+    assert usual == of_all != running
+    # Two updates leave running averages near 0 and 1, whatever the network computes.
+    assert running > usual
+    taken: list[int] = []
+    part = Feed.random_part
+    monkeypatch.setattr(
+        Feed,
+        "random_part",
+        lambda feed, purpose, *rest: (taken.append(purpose), part(feed, purpose, *rest))[1],
+    )
+    trained(config, tiny_data)
+    assert taken.count("precise") == 1  # the test split is scored with what validation chose
+    for norm in ("group", "none"):
+        taken.clear()
+        made = trained(replace(config, norm=norm), tiny_data)
+        made.finish("")
+        assert "precise" not in taken
+
+
+def test_noise_is_measured_with_precise_statistics_of_the_network_itself(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if an average is what validation scores."""
+    means: list[Tensor] = []
+
+    def measured(model: nn.Module, *_: object, **__: object) -> NoiseSums:
+        layer = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        assert layer.running_mean is not None
+        means.append(layer.running_mean.clone())
+        return NoiseSums()
+
+    monkeypatch.setattr(noise, "measure", measured)
+    for decay in (0.0, 0.9):
+        made = Trial(replace(config, ema_decay=decay, epochs=1), tiny_data, CPU, None)
+        made.train_on()
+        made.refresh_statistics(made.model)
+        layer = next(m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d))
+        assert layer.running_mean is not None
+        assert torch.equal(means[-1], layer.running_mean)
+
+
+@pytest.mark.parametrize("norm", ["none", "ghost"])
+def test_a_trial_goes_on_wherever_memory_runs_out(
+    norm: str, config: TrialConfig, tiny_data: Dataset
+) -> None:
+    """In updates, validation, precise statistics and the noise scale, with the same numbers."""
+    config = replace(config, epochs=1, norm=norm, ghost_batch_size=4, base_lr=0.1)
+    whole = Trial(config, tiny_data, CPU, None)
+    short = Trial(config, tiny_data, CPU, None)
+    seen: dict[bool, list[int]] = {False: [], True: []}
+
+    def refuse(model: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if len(given[0]) > 5:
+            raise torch.OutOfMemoryError
+        seen[torch.is_grad_enabled()].append(len(given[0]))
+
+    short.model.register_forward_pre_hook(refuse)
+    for made in (whole, short):
+        made.train_on()
+    expected, got = whole.results[0], short.results[0]
+    for name in ("train_loss", "val_loss", "noise_scale", "grad_norm"):
+        assert getattr(got, name) == pytest.approx(getattr(expected, name), rel=1e-3), name
+    assert got.microbatch_size == 4
+    assert short.step.oom_retries == 2
+    assert short.feed.chunk_size == 4
+    assert set(seen[True]) == {4}
+    assert set(seen[False]) == {4}
+    test, _, _ = short._test_scores()
+    assert test.loss == pytest.approx(whole._test_scores()[0].loss, rel=1e-3)
+
+
+def test_noise_is_measured_in_microbatches(config: TrialConfig, tiny_data: Dataset) -> None:
+    scales = []
+    for microbatch_size in (None, 2):
+        made = Trial(
+            replace(config, norm="none", microbatch_size=microbatch_size), tiny_data, CPU, None
+        )
+        sizes: list[int] = []
+        made.model.register_forward_pre_hook(lambda _, given, s=sizes: s.append(len(given[0])))
+        made._measure_noise(1)
+        assert sizes == [8] * 8 if microbatch_size is None else [2] * 32
+        scales.append(made.noise)
+    assert scales[0].trace_sigma == pytest.approx(scales[1].trace_sigma, rel=1e-4)
+    assert scales[0].squared_gradient == pytest.approx(scales[1].squared_gradient, rel=1e-3)
+
+
+def test_precise_statistics_of_what_fits_are_of_whole_ghosts(
+    config: TrialConfig, tiny_data: Dataset
+) -> None:
+    config = replace(config, norm="ghost", ghost_batch_size=32, batch_size=96)
+    made = Trial(config, tiny_data, CPU, None)
+    sizes: list[int] = []
+
+    def refuse(model: nn.Module, given: tuple[Tensor, ...]) -> None:
+        sizes.append(len(given[0]))
+        if len(given[0]) > 64:
+            raise torch.OutOfMemoryError
+
+    made.model.register_forward_pre_hook(refuse)
+    made.refresh_statistics(made.model)
+    assert sizes == [96, 64]
+    layers = [m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {layer.momentum for layer in layers} == {0.1}
 
 
 def test_noise_is_measured_on_whole_parts_or_not_at_all(
@@ -269,8 +383,8 @@ def test_noise_is_measured_on_whole_parts_or_not_at_all(
 ) -> None:
     seen: list[int] = []
 
-    def measured(model: nn.Module, trained: object, images: Tensor, *_: object) -> NoiseSums:
-        seen.append(len(images))
+    def measured(*_: object, num_images: int, **__: object) -> NoiseSums:
+        seen.append(num_images)
         return NoiseSums(2.0, 1.0)
 
     monkeypatch.setattr(noise, "measure", measured)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from trainable.host import credentials
 
 # Part of every trial key. Increase it when a change of the code changes the numbers of a config.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
 SCORES = {
     "val_auroc": "max",
@@ -108,10 +108,11 @@ class TrialConfig:
     ghost_batch_size: int = _setting(
         32, "images that norm=ghost normalizes together", unit="images", low=2, source="Hoffer 2017"
     )
-    precise_bn_images: int = _setting(
-        0,
+    precise_bn_images: int | None = _setting(
+        None,
         "recompute BatchNorm's statistics on this many training images before each evaluation; "
-        "0: use the running averages",
+        "None: 1024 where BatchNorm is trained, which takes as long as training about 400 images; "
+        "0: use the running averages, which lag most where updates are few",
         unit="images",
         low=0,
         source="Wu & Johnson 2021",

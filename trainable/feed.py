@@ -44,6 +44,7 @@ class Feed:
         self.train = self.on_device(data.train, config.train_images)
         self.val = self.on_device(data.val, config.eval_images)
         mean, std = normalization(config, data.mean, data.std)
+        self.normalization = (tuple(map(float, mean)), tuple(map(float, std)))
         self.mean_C = torch.tensor(mean, device=device)
         self.std_C = torch.tensor(std, device=device)
         self.chunk_size = INFERENCE_BATCH.get(device.type, 32)
@@ -80,7 +81,16 @@ class Feed:
         if self.prefix is None or self.autocast is None:
             return images_BCHW
         with self.autocast():
-            return run_prefix(self.prefix, images_BCHW, chunk_size=self.chunk_size)
+            return run_prefix(
+                self.prefix,
+                images_BCHW,
+                chunk_size=self.chunk_size,
+                before_retry=self.take_fewer,
+            )
+
+    def take_fewer(self, chunk_size: int) -> None:
+        """From now on at most so many images at once without gradients: memory has run out."""
+        self.chunk_size = chunk_size
 
     def batches(self, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training inputs (B, ...) and labels (B,) from `place`, which is advanced."""
@@ -125,8 +135,14 @@ class Feed:
         if self.prefix is None or not self.keeps_features:
             return split
         if name not in self._features:
-            self._features[name] = self._compute(split) or split
+            self._features[name] = self._compute_if_it_fits(split) or split
         return self._features[name]
+
+    def _compute_if_it_fits(self, split: DeviceSplit) -> DeviceSplit | None:
+        try:
+            return self._compute(split)
+        except torch.OutOfMemoryError:
+            return None
 
     def _compute(self, split: DeviceSplit) -> DeviceSplit | None:
         """The features of a split; None if they do not fit or are not images."""

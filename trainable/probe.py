@@ -31,9 +31,9 @@ MEMORY_UPDATES = 3  # the first one creates the optimizer's state
 class Measured:
     """What a config costs on this device.
 
-    `eval_s` is the time of one evaluation during training: the validation split and the noise
-    scale. `start_s` is the time before the first update, in a process that has imported torch;
-    `save_s` is the time to serialize a checkpoint, without writing it.
+    `eval_s` is the time of one evaluation during training: the validation split, the noise scale
+    and BatchNorm's precise statistics. `start_s` is the time before the first update, in a process
+    that has imported torch; `save_s` is the time to serialize a checkpoint, without writing it.
     """
 
     images_per_s: float
@@ -99,6 +99,10 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
     start_s = device_time_s(device) - started
     images_per_s = _images_per_s(trial)
     val_s = _evaluation_s(trial)
+    trial.refresh_statistics(trial.step.evaluated)  # the first one is slower
+    started = device_time_s(device)
+    trial.refresh_statistics(trial.step.evaluated)
+    statistics_s = device_time_s(device) - started
     noise_s = noise.probe_images(len(trial.train)) / images_per_s
     num_test = 0 if data.test is None else len(data.test.labels_N)
     num_test = min(num_test, config.eval_images or num_test)
@@ -110,7 +114,7 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
     return Measured(
         images_per_s=images_per_s,
         train_images=len(trial.train),
-        eval_s=val_s + noise_s,
+        eval_s=val_s + statistics_s + noise_s,
         test_s=val_s * num_test / len(trial.feed.val),
         start_s=start_s,
         save_s=save_s,

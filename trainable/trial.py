@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import SCORES, TrialConfig, trial_key
-from trainable.data.batches import DeviceSplit, Place, seed_for
+from trainable.data.batches import DeviceSplit, Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
 from trainable.feed import Feed
 from trainable.host.device import (
     device_name,
     device_time_s,
+    halve_until_it_fits,
     keep_freed_memory,
     peak_memory_gib,
     reset_peak_memory,
@@ -26,9 +27,9 @@ from trainable.host.device import (
 )
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
-from trainable.networks.normalization import precise_statistics
+from trainable.networks.normalization import precise_statistics, trained_batchnorms
 from trainable.networks.prefix import bypassed, find_prefix, prefix_at
-from trainable.networks.teacher import keep_weights
+from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import EpochResult, TrialResult
 from trainable.training import noise
 from trainable.training.metrics import Scores, auroc_interval, score
@@ -38,6 +39,8 @@ from trainable.training.step import Step
 
 # Updates between two checks that the loss is finite: reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100
+# Training images of which precise statistics are taken by default.
+PRECISE_BN_IMAGES = 1024
 # What a checkpoint contains of a trial besides its model, step and results.
 COUNTERS = ("updates", "examples_seen", "train_s", "wall_s")
 
@@ -92,6 +95,7 @@ class Trial:
         model = build_model(config, num_classes=self.num_classes)
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.step = Step(config, self.model, num_classes=self.num_classes, device=device)
+        self._renormalize_for_teacher()
         self._attach_prefix()
         self.best_model = self.weights()
         self.results: list[EpochResult] = []
@@ -117,6 +121,16 @@ class Trial:
                 f"the {len(self.feed.val)} validation images do not contain every class: set a "
                 f"larger eval_images"
             )
+
+    def _renormalize_for_teacher(self) -> None:
+        """Give a teacher whose weights expect another normalization images in that one."""
+        if self.step.teacher is None or self.config.distill_from is None:
+            return
+        config, kept = taught_as(self.config.distill_from)
+        wanted = kept or normalization(config, self.data.mean, self.data.std)
+        if wanted != self.feed.normalization:
+            teacher = Renormalized(self.step.teacher, images=self.feed.normalization, wanted=wanted)
+            self.step.teacher = teacher.eval().to(self.device)
 
     def _attach_prefix(self) -> None:
         """Run frozen first blocks separately, unless images are mixed or a teacher needs them."""
@@ -210,6 +224,7 @@ class Trial:
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
+        self.refresh_statistics(self.step.evaluated)
         val, _ = self.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
@@ -284,12 +299,45 @@ class Trial:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
-        """Scores and logits (N, K) of a split with the current weights."""
-        model = self.step.evaluated
-        if self.config.precise_bn_images:
+    def refresh_statistics(self, model: nn.Module) -> None:
+        """Take BatchNorm's statistics anew with the current weights, as `precise_bn_images` says.
+
+        The running averages lag behind the weights, most where updates are few, so that they would
+        make large batches look worse than they are.
+        """
+        num_images = self.config.precise_bn_images
+        num_images = PRECISE_BN_IMAGES if num_images is None else num_images
+        if not num_images or not trained_batchnorms(model):
+            return
+        split = self.feed.random_part("precise", 0, num_images)
+
+        def refresh(size: int) -> None:
             with self.step.autocast():
-                precise_statistics(model, self._plain_images(self.config.precise_bn_images))
+                precise_statistics(model, self._whole_batches(split, size))
+
+        halve_until_it_fits(
+            refresh,
+            min(self.step.microbatch_size, len(split)),
+            before_retry=lambda _: None,
+            multiple_of=self.step.whole_images,
+        )
+
+    def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
+        for images_BCHW, labels_B in self.feed.plain(split, size):
+            if len(labels_B) == size:  # a smaller last batch would have the same weight
+                yield images_BCHW
+
+    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
+        """Scores and logits (N, K) of a split with the current weights and statistics."""
+        logits_NK = halve_until_it_fits(
+            lambda _: self._logits(split),
+            min(self.feed.chunk_size, len(split)),
+            before_retry=self.feed.take_fewer,
+        )
+        return score(logits_NK, split.labels_N), logits_NK
+
+    def _logits(self, split: DeviceSplit) -> Tensor:
+        model = self.step.evaluated
         model.eval()
         prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
         logits = []
@@ -297,27 +345,31 @@ class Trial:
             for inputs_B in self.feed.evaluation(split):
                 with bypassed(prefix):
                     logits.append(model(inputs_B).float())
-        logits_NK = torch.cat(logits)
-        return score(logits_NK, split.labels_N), logits_NK
-
-    def _plain_images(self, num_images: int) -> Iterator[Tensor]:
-        split = self.feed.random_part("precise", 0, num_images)
-        size = min(self.step.microbatch_size, len(split))
-        for images_BCHW, labels_B in self.feed.plain(split, size):
-            if len(labels_B) == size:  # a smaller last batch would have the same weight
-                yield images_BCHW
+        return torch.cat(logits)
 
     def _measure_noise(self, number: int) -> None:
         split = self.feed.random_part("noise", number, noise.probe_images(len(self.train)))
         if len(split) < 2 * noise.PARTS:
             return
-        images_BCHW, labels_B = next(self.feed.plain(split, len(split)))
-        self.noise += noise.measure(
-            self.model,
-            self.step.trained,
-            self.feed.inputs(images_BCHW),
-            labels_B,
-            lambda inputs, labels: self.step.loss(inputs, labels)[0],
+        if self.step.average is not None:  # what was evaluated is another network
+            self.refresh_statistics(self.model)
+
+        def images_between(first: int, last: int) -> tuple[Tensor, Tensor]:
+            part = split.part(torch.arange(first, last))
+            images_BCHW, labels_B = next(self.feed.plain(part, last - first))
+            return self.feed.inputs(images_BCHW), labels_B
+
+        self.noise += halve_until_it_fits(
+            lambda size: noise.measure(
+                self.model,
+                self.step.trained,
+                images_between,
+                lambda inputs, labels: self.step.loss(inputs, labels)[0],
+                num_images=len(split),
+                microbatch_size=size,
+            ),
+            min(self.step.microbatch_size, len(split) // noise.PARTS),
+            before_retry=lambda _: None,
         )
 
     def best(self) -> EpochResult | None:
@@ -337,7 +389,8 @@ class Trial:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
             scores, low, high = self._test_scores()
             if keep and self.folder is not None:
-                keep_weights(self.folder, self.config, self.step.evaluated, self.num_classes)
+                network, classes = self.step.evaluated, self.num_classes
+                keep_weights(self.folder, self.config, network, classes, self.feed.normalization)
         status = "diverged" if reason else "stopped" if continues else "completed"
         speeds = [result.images_per_s for result in self.results]
         val_scores: dict[str, Any] = {

@@ -196,9 +196,15 @@ def memory_held_gib(device: torch.device) -> tuple[float, float]:
 
 
 def halve_until_it_fits(
-    compute: Callable[[int], Result], size: int, *, before_retry: Callable[[int], None]
+    compute: Callable[[int], Result],
+    size: int,
+    *,
+    before_retry: Callable[[int], None],
+    multiple_of: int = 1,
 ) -> Result:
     """`compute(size)`; while memory runs out, halve the size, call `before_retry` and try again.
+
+    The half is rounded up to a multiple of `multiple_of` as long as the size is larger than that.
 
     Raises:
         torch.OutOfMemoryError: not even a size of 1 fits.
@@ -209,5 +215,14 @@ def halve_until_it_fits(
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-            size = math.ceil(size / 2)
-        before_retry(size)  # after the except block: the error would keep its tensors alive
+            size = half_of(size, multiple_of=multiple_of)
+        # After the except block: the error would keep its tensors alive.
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        before_retry(size)
+
+
+def half_of(size: int, *, multiple_of: int) -> int:
+    """Half of a size > 1, rounded up; to a multiple where the size is larger than one."""
+    half = math.ceil(size / 2)
+    return half if size <= multiple_of else math.ceil(half / multiple_of) * multiple_of

@@ -1,7 +1,8 @@
 """Replacements of BatchNorm (Ghost BatchNorm, GroupNorm, frozen), and precise statistics."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,41 @@ from trainable.config import TrialConfig
 GROUPS = 32  # Wu & He 2018
 
 
+def part_momentum(momentum: float, *, done: int, size: int, total: int) -> float:
+    """The momentum of one part of a batch of `total` images, after `done` images of it.
+
+    With these momenta the parts together move the running statistics as far as one batch does, and
+    towards the mean of the parts' statistics, each weighted by its images.
+    """
+    return momentum * size / ((1 - momentum) * total + momentum * (done + size))
+
+
+@contextmanager
+def as_part_of_batch(
+    layers: Sequence[nn.BatchNorm2d], *, done: int, size: int, total: int
+) -> Iterator[None]:
+    """In this context the running statistics take a microbatch as a part of its batch."""
+    if size == total:
+        yield
+        return
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            if momentum is not None:
+                layer.momentum = part_momentum(momentum, done=done, size=size, total=total)
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over parts of `ghost_size` images (Hoffer et al. 2017, arXiv:1705.08741).
 
     In training mode each part is normalized by its own mean and variance. The running statistics
-    are updated with one part after another at momentum / parts, so a batch has the same weight for
-    any number of parts. In evaluation mode it is BatchNorm. The parts have (nearly) equal sizes: if
-    `ghost_size` does not divide the batch, the number of parts is rounded up.
+    move once, towards the mean of the parts' statistics. In evaluation mode it is BatchNorm. The
+    parts have (nearly) equal sizes: if `ghost_size` does not divide the batch, the number of parts
+    is rounded up.
     """
 
     ghost_size: int = 0
@@ -28,24 +57,25 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         if not self.training or len(input) <= self.ghost_size:
             return super().forward(input)
         parts = input.chunk(math.ceil(len(input) / self.ghost_size))
-        momentum = self.momentum / len(parts) if self.momentum is not None else None
-        if momentum is None:  # a cumulative average, which precise statistics use
+        if self.momentum is None:  # a cumulative average
             return torch.cat([super(GhostBatchNorm2d, self).forward(part) for part in parts])
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        normalized = [
-            batch_norm(
+        normalized: list[Tensor] = []
+        done = 0
+        for part in parts:
+            output = batch_norm(
                 part,
                 self.running_mean,
                 self.running_var,
                 self.weight,
                 self.bias,
                 training=True,
-                momentum=momentum,
+                momentum=part_momentum(self.momentum, done=done, size=len(part), total=len(input)),
                 eps=self.eps,
             )
-            for part in parts
-        ]
+            normalized.append(output)
+            done += len(part)
         return torch.cat(normalized)
 
 
@@ -114,11 +144,13 @@ def precise_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         return
     model.eval()
     momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a cumulative mean
-        layer.train()
-    for images_BCHW in batches:
-        model(images_BCHW)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+    try:
+        for layer in layers:
+            layer.train()
+        for number, images_BCHW in enumerate(batches, 1):
+            for layer in layers:
+                layer.momentum = 1 / number  # a cumulative mean; the first replaces what was there
+            model(images_BCHW)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -5,7 +5,7 @@ only once for images that are never augmented.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -98,8 +98,17 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def run_prefix(prefix: Prefix, images_BCHW: Tensor, *, chunk_size: int) -> Tensor:
-    """Features (B, C, H, W) of images, `chunk_size` at a time; halved while memory runs out."""
+def run_prefix(
+    prefix: Prefix,
+    images_BCHW: Tensor,
+    *,
+    chunk_size: int,
+    before_retry: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Features (B, C, H, W) of images, `chunk_size` at a time; halved while memory runs out.
+
+    `before_retry` is told each smaller size.
+    """
 
     def features(size: int) -> Tensor:
         parts = []
@@ -110,7 +119,7 @@ def run_prefix(prefix: Prefix, images_BCHW: Tensor, *, chunk_size: int) -> Tenso
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     size = min(chunk_size, len(images_BCHW))
-    return halve_until_it_fits(features, size, before_retry=lambda _: None)
+    return halve_until_it_fits(features, size, before_retry=before_retry)
 
 
 @contextmanager

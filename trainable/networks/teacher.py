@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainable.config import OWN_MODELS, TrialConfig, file_of
 from trainable.host import storage
@@ -24,11 +24,27 @@ from trainable.networks.models import (
 KEPT = "weights.pt"
 
 
-def keep_weights(folder: Folder, config: TrialConfig, model: nn.Module, num_classes: int) -> None:
-    """Write a trained network to a file from which alone it can be built again."""
+# Mean and standard deviation of the channels of images.
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def keep_weights(
+    folder: Folder,
+    config: TrialConfig,
+    model: nn.Module,
+    num_classes: int,
+    normalization: Normalization,
+) -> None:
+    """Write a trained network to a file from which alone it can be built and used again."""
     packed = io.BytesIO()
     state = {name: value.cpu() for name, value in model.state_dict().items()}
-    torch.save({"config": asdict(config), "num_classes": num_classes, "model": state}, packed)
+    kept = {
+        "config": asdict(config),
+        "num_classes": num_classes,
+        "model": state,
+        "normalization": normalization,
+    }
+    torch.save(kept, packed)
     storage.write(folder, KEPT, packed.getvalue())
 
 
@@ -115,6 +131,42 @@ def load_teacher(distill_from: str, *, num_classes: int) -> nn.Module:
             f"the teacher {source} has {classes} classes, but the data has {num_classes}"
         )
     return model.requires_grad_(False).eval()
+
+
+def taught_as(distill_from: str) -> tuple[TrialConfig, Normalization | None]:
+    """A config that names the teacher's network and weights; the normalization kept with them.
+
+    A state_dict is taken to expect images as ImageNet's weights do, as `pretrained=PATH` is.
+    Weights that an older version kept have no normalization: it is that of their config.
+    """
+    source = file_of(distill_from)
+    network, colon, path = source.rpartition(":")
+    if colon and network and not Path(source).exists():
+        return TrialConfig(model=network, pretrained=path), None
+    kept: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    return TrialConfig(**kept["config"]), kept.get("normalization")
+
+
+class Renormalized(nn.Module):
+    """A network that is given images normalized for another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, *, images: Normalization, wanted: Normalization) -> None:
+        """`images` is the normalization of the images, `wanted` that of the network."""
+        super().__init__()
+        self.network = network
+        (mean, std), (wanted_mean, wanted_std) = (
+            [torch.tensor(values)[:, None, None] for values in pair] for pair in (images, wanted)
+        )
+        self.register_buffer("scale", std / wanted_std)
+        self.register_buffer("shift", (mean - wanted_mean) / wanted_std)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """The network's logits."""
+        logits: Tensor = self.network(torch.addcmul(self.shift, images_BCHW, self.scale))
+        return logits
 
 
 def _outputs(model: nn.Module) -> int:

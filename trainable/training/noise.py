@@ -55,30 +55,46 @@ def probe_images(train_images: int) -> int:
 def measure(
     model: nn.Module,
     parameters: Sequence[Tensor],
-    images_BCHW: Tensor,
-    labels_B: Tensor,
+    images_between: Callable[[int, int], tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    num_images: int,
+    microbatch_size: int,
 ) -> NoiseSums:
     """One estimate over the trained parameters, from the parts of a batch of images.
 
-    In evaluation mode, because BatchNorm and dropout would make the examples of a part dependent.
-    Changes neither weights nor gradients. Returns zeros if the loss is not finite.
+    `images_between` returns the inputs and labels between two positions in the batch: at most
+    `microbatch_size` at once. In evaluation mode, because BatchNorm and dropout would make the
+    examples of a part dependent. Changes neither weights nor gradients. Returns zeros if the loss
+    is not finite.
     """
     model.eval()
-    parts = list(zip(images_BCHW.chunk(PARTS), labels_B.chunk(PARTS), strict=True))
+    size = num_images // PARTS
+
+    def gradients_of(first: int) -> list[Tensor]:
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for start in range(first, first + size, microbatch_size):
+            end = min(start + microbatch_size, first + size)
+            gradients = torch.autograd.grad(
+                loss(*images_between(start, end)),
+                list(parameters),
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            torch._foreach_add_(total, gradients, alpha=(end - start) / size)
+        return total
+
     mean = [torch.zeros_like(parameter) for parameter in parameters]
-    small_squared = torch.zeros((), device=images_BCHW.device)
-    for images, labels in parts:
-        gradients = torch.autograd.grad(
-            loss(images, labels), list(parameters), allow_unused=True, materialize_grads=True
-        )
-        small_squared += _squared(gradients) / len(parts)
-        torch._foreach_add_(mean, gradients, alpha=1 / len(parts))
+    small_squared = torch.zeros((), device=parameters[0].device)
+    for part in range(PARTS):
+        gradients = gradients_of(part * size)
+        small_squared += _squared(gradients) / PARTS
+        torch._foreach_add_(mean, gradients, alpha=1 / PARTS)
     sums = estimate(
         float(small_squared),
         float(_squared(mean)),
-        small_batch=len(images_BCHW) // len(parts),
-        big_batch=len(images_BCHW),
+        small_batch=size,
+        big_batch=num_images,
     )
     finite = math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
     return sums if finite else NoiseSums()

@@ -47,7 +47,13 @@ def parameter_groups(
 def build_optimizer(
     config: TrialConfig, model: nn.Module, *, lr: float, head: nn.Module | None = None
 ) -> optim.Optimizer:
-    """The optimizer of the model's trained parameters; `lr` is that of the first update."""
+    """The optimizer of the model's trained parameters; `lr` is that of the first update.
+
+    LARS and LAMB adapt the step of every tensor, whether it decays or not, and LAMB does not clip
+    gradients: timm's defaults do otherwise. A tensor of zeros takes its step unadapted, where the
+    papers' ratio |w| / |step| would keep it at zero for ever. As torch's SGD, LARS multiplies its
+    momentum by the current lr; the paper adds up steps at the lr of their time.
+    """
     groups = parameter_groups(
         model,
         weight_decay=config.weight_decay,
@@ -71,8 +77,9 @@ def build_optimizer(
     from timm.optim.lars import Lars
 
     if config.optimizer == "lars":
-        return Lars(groups, lr=lr, momentum=momentum, nesterov=config.nesterov)
-    return Lamb(groups, lr=lr, betas=betas, eps=eps)
+        nesterov = config.nesterov
+        return Lars(groups, lr=lr, momentum=momentum, nesterov=nesterov, always_adapt=True)
+    return Lamb(groups, lr=lr, betas=betas, eps=eps, always_adapt=True, max_grad_norm=None)
 
 
 def take_step(optimizer: optim.Optimizer) -> None:

@@ -10,12 +10,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
 from trainable.networks.models import head_of
+from trainable.networks.normalization import as_part_of_batch
 from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
 from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
 from trainable.training.optim import build_optimizer, set_lr, take_step
 from trainable.training.schedule import peak_lr
+from trainable.training.snapshot import Snapshot
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,7 +37,8 @@ class Step:
         self.num_classes = num_classes
         self.smoothing = smoothing_of(config, num_classes=num_classes)
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(config, model, lr=peak_lr(config), head=head_of(model))
+        self.batchnorms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.optimizer = self._new_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average: AveragedModel | None = None
         if config.ema_decay:
@@ -47,14 +50,25 @@ class Step:
             self.teacher = teacher.to(memory_format=torch.channels_last)
         self.microbatch_size = config.microbatch_size or config.batch_size
         self.oom_retries = 0
+        self.snapshot = Snapshot(model, device)
+        self.has_stepped = False
         self.prefix: Prefix | None = None  # if set, the network is given its features
         self.graph: Callable[[Tensor], Tensor] | None = None
         self.graphed_images = -1  # batch size of the graph; -1 before it was measured
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        lr, head = peak_lr(self.config), head_of(self.model)
+        return build_optimizer(self.config, self.model, lr=lr, head=head)
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated: the average of the weights if one is kept."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def whole_images(self) -> int:
+        """Microbatches are multiples of this many images where they can: those of a ghost."""
+        return self.config.ghost_batch_size if self.config.norm == "ghost" else 1
 
     @property
     def paths(self) -> list[str]:
@@ -82,31 +96,68 @@ class Step:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.microbatch_size, self.oom_retries = state["microbatch_size"], state["oom_retries"]
+        self.has_stepped = bool(state["optimizer"]["state"])
 
     def update(self, images_BCHW: Tensor, labels_B: Tensor, lr: float) -> Tensor:
         """One step of the optimizer on a whole batch: (loss, correct predictions, gradient norm).
 
         The loss is summed over images. With a prefix, the batch holds features (B, C, H, W). If
-        memory runs out, the microbatch is halved and the step starts again: the batch stays whole.
+        memory runs out, the microbatch is halved and the step starts again: the batch stays whole,
+        and the failed attempt leaves statistics, random states and gradients as they were.
         """
         set_lr(self.optimizer, lr)
         images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
         if self.graphed_images < 0:
             self._measure_graph(images, targets)
-        generator = torch.get_rng_state()
+        self.snapshot.take()
+        undo_step = None if self.has_stepped else self._first_step(lr)
 
         def start_again(smaller: int) -> None:
             self.microbatch_size, self.oom_retries = smaller, self.oom_retries + 1
             self.optimizer.zero_grad(set_to_none=True)
-            torch.set_rng_state(generator)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.snapshot.restore()
+            if undo_step is not None:
+                undo_step()
 
-        loss, correct = halve_until_it_fits(
-            lambda size: self._accumulate(images, targets, size),
+        def attempt(size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            sums = self._accumulate(images, targets, size)
+            return *sums, None if self.has_stepped else self._apply_gradients()
+
+        loss, correct, grad_norm = halve_until_it_fits(
+            attempt,
             min(self.microbatch_size, len(targets)),
             before_retry=start_again,
+            multiple_of=self.whole_images,
         )
+        if grad_norm is None:
+            grad_norm = self._apply_gradients()
+        self.has_stepped = True
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
+
+    def _first_step(self, lr: float) -> Callable[[], None]:
+        """How to undo the optimizer's first step, which creates its state: memory may run out.
+
+        The weights are copied to the host for it, once a trial.
+        """
+        weights = [parameter.detach().to("cpu", copy=True) for parameter in self.trained]
+        scaler = self.scaler.state_dict()
+
+        def undo() -> None:
+            with torch.no_grad():
+                for parameter, before in zip(self.trained, weights, strict=True):
+                    parameter.copy_(before)
+            self.optimizer = self._new_optimizer()
+            set_lr(self.optimizer, lr)
+            # A new one too: the old one refuses to unscale gradients a second time.
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
+            self.scaler.load_state_dict(scaler)
+
+        return undo
+
+    def _apply_gradients(self) -> Tensor:
+        """The optimizer's step with the gradients, clipped if so configured; returns their norm."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.trained if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients)
@@ -117,9 +168,7 @@ class Step:
             self.scaler.update()
         else:
             take_step(self.optimizer)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
+        return grad_norm
 
     def _accumulate(self, images_BCHW: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the batch's mean loss, one microbatch of `size` after another.
@@ -129,8 +178,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = correct_sum = torch.zeros((), device=self.device)
         graph = self.graph if len(targets) == self.graphed_images <= size else None
+        done = 0
         for images, part in zip(images_BCHW.split(size), targets.split(size), strict=True):
-            loss, logits_BK = self.loss(images, part, graph)
+            with as_part_of_batch(self.batchnorms, done=done, size=len(part), total=len(targets)):
+                loss, logits_BK = self.loss(images, part, graph)
+            done += len(part)
             share = len(part) / len(targets)
             self.scaler.scale(loss * share).backward()
             loss_sum = loss_sum + loss.detach() * len(part)
