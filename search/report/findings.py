@@ -139,7 +139,8 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
 
 def _of_plan(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of trials that the study, as it was last run, asked for."""
-    return rows[rows["trial_key"].isin(set(about["planned"]))] if "planned" in about else rows
+    planned = about.get("planned")  # of searches earlier versions noted none
+    return rows[rows["trial_key"].isin(set(planned))] if planned else rows
 
 
 def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
