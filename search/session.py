@@ -161,7 +161,7 @@ def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tabl
     again = RETRIES.get(retry or "", ())
     statuses = set(ENDED) - set(again)
     ended = rows[rows["status"].isin(statuses)]
-    names = ["status", ready.study.metric, *tables.WEIGHED]
+    names = list(dict.fromkeys(["status", ready.study.metric, *tables.WEIGHED]))
     return Tables(
         data_fingerprint=ready.data_fingerprint,
         folder=ready.results.folder,

@@ -177,11 +177,11 @@ def test_a_killed_search_goes_on_with_what_it_learned(tmp_path: Path) -> None:
     # Killed: t1 ended and its row was written, but Optuna was not told; t2 was under way.
     ended = {
         keys[0]: {"status": "completed", "val_auroc": 0.9},
-        keys[1]: {"status": "completed", "val_auroc": 0.5},
+        keys[1]: {"status": "completed", "val_auroc": 0.6},
     }
     second = ByHand(study(), tmp_path, ended, num_slots=2)
     assert second.states() == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
-    assert second.values()[:2] == [0.9, 0.5]
+    assert second.values()[:2] == [0.9, 0.6]
     assert second.suggest("a")["key"] == keys[2]
     assert second.suggest("b")["key"] not in keys
     assert second.suggest("c") is None

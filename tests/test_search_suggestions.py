@@ -119,21 +119,32 @@ def test_a_later_command_does_not_draw_the_first_ones_again(tmp_path: Path) -> N
 def test_what_was_told_stays_told(tmp_path: Path) -> None:
     ours = opened(study(), tmp_path)
     ours.next(known(tmp_path), 1)
-    ours.tell(0, [{"status": "completed", "val_auroc": 0.5}])
+    ours.tell(0, [{"status": "completed", "val_auroc": 0.55}])
     ours.tell(0, [{"status": "failed"}])
     ours.tell(0, [{"status": "stopped", "val_auroc": 0.1, "examples_seen": 96}])
     (trial,) = ours.optuna.get_trials()
-    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.55)
 
 
 def test_a_dry_run_beside_a_command_that_trains_disturbs_neither(tmp_path: Path) -> None:
     """Both tell the journal of a trial that ended; whoever comes second leaves it."""
     ours = ByHand(study(1), tmp_path)
     ours.suggest("a")
-    ours.end("a", status="completed", val_auroc=0.5)
+    ours.end("a", status="completed", val_auroc=0.55)
     assert ask(ours.study, known(tmp_path, ours.known.ended), room=0) == ours.known.asked
     assert ours.suggest("b") == "FINISHED"
-    assert ours.values() == [0.5]
+    assert ours.values() == [0.55]
+
+
+@pytest.mark.parametrize("metric", ["val_auroc", "val_accuracy"])
+def test_one_prediction_for_every_image_is_told_as_the_worst(metric: str, tmp_path: Path) -> None:
+    """At a rate of a million a network answers the same for all, and that is not a score."""
+    ours = opened(study(seeds=2, metric=metric), tmp_path)
+    ours.next(known(tmp_path), 1)
+    learned = {"status": "completed", "val_auroc": 0.8, "val_accuracy": 0.8}
+    constant = {"status": "completed", "val_auroc": 0.5, "val_accuracy": 0.6}
+    ours.tell(0, [learned, constant])
+    assert ours.optuna.get_trials()[0].value == pytest.approx(0.4)
 
 
 def test_a_trial_that_failed_teaches_nothing(tmp_path: Path) -> None:

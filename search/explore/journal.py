@@ -28,6 +28,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
+from search.analysis.chance import CHANCE
 from search.explore import choices
 from search.explore.optuna import JOURNAL, Optuna
 from search.explore.plan import MOST_REFUSED
@@ -300,8 +301,9 @@ class Journal:
     def tell(self, number: int, endings: Sequence[Mapping[str, Any]]) -> None:
         """How a configuration ended, from the rows of its seeds.
 
-        The mean score where all ended; PRUNED where one was stopped; a diverged seed counts with
-        the worst score there is, so that the sampler learns that the region is bad; FAIL where
+        The mean score where all ended; PRUNED where one was stopped; a seed that diverged, or
+        predicts the same for every image, counts with the worst score there is, so that the sampler
+        learns that the region is bad; FAIL where
         there is nothing to learn. What was told stays told.
         """
         if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
@@ -310,7 +312,7 @@ class Journal:
         if "failed" in statuses:
             self.optuna.tell(number, state=TrialState.FAIL)
             return
-        scores = [finite_score(self.study.metric, dict(row)) for row in endings]
+        scores = [self._score(row) for row in endings]
         mean = sum(scores) / len(scores)
         if "stopped" in statuses:
             storage = self.optuna._storage
@@ -323,6 +325,10 @@ class Journal:
             return
         others = [float(endings[0][name]) for name in self.explore.objectives]
         self.optuna.tell(number, [mean, *others])
+
+    def _score(self, row: Mapping[str, Any]) -> float:
+        collapsed = row["status"] == "completed" and row.get("val_auroc") == CHANCE
+        return WORST[self.study.metric] if collapsed else finite_score(self.study.metric, dict(row))
 
 
 def past_scores(
