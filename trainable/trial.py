@@ -103,7 +103,7 @@ class Trial:
         self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
-        self.noise = NoiseSums()
+        self.noise = self.noise_now = NoiseSums()
         self.token = checkpoint.claim(folder) if folder is not None else ""
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
@@ -228,7 +228,9 @@ class Trial:
         val, _ = self.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
+        self.noise_now = NoiseSums()
         self._measure_noise(number)
+        is_measured = self.noise_now != NoiseSums()
         wall_s = device_time_s(self.device) - started
         self.wall_s += wall_s
         result = EpochResult(
@@ -243,6 +245,8 @@ class Trial:
             **{f"val_{name}": value for name, value in asdict(val).items()},
             grad_norm=grad_norm / interval.updates,
             noise_scale=self.noise.scale,
+            noise_trace=self.noise_now.trace_sigma if is_measured else math.nan,
+            noise_squared_gradient=self.noise_now.squared_gradient if is_measured else math.nan,
             epoch_wall_s=wall_s,
             images_per_s=interval.examples / interval.train_s,
             microbatch_size=min(self.step.microbatch_size, interval.batch_size),
@@ -359,7 +363,7 @@ class Trial:
             images_BCHW, labels_B = next(self.feed.plain(part, last - first))
             return self.feed.inputs(images_BCHW), labels_B
 
-        self.noise += halve_until_it_fits(
+        self.noise_now = halve_until_it_fits(
             lambda size: noise.measure(
                 self.model,
                 self.step.trained,
@@ -371,6 +375,7 @@ class Trial:
             min(self.step.microbatch_size, len(split) // noise.PARTS),
             before_retry=lambda _: None,
         )
+        self.noise = self.noise.followed_by(self.noise_now)
 
     def best(self) -> EpochResult | None:
         """The best evaluation by `select_by`; the first of equals."""
