@@ -378,6 +378,32 @@ def test_precise_statistics_of_what_fits_are_of_whole_ghosts(
     assert {layer.momentum for layer in layers} == {0.1}
 
 
+@pytest.mark.parametrize(
+    ("is_fp16", "norms", "expected"),
+    [
+        (True, [math.inf, 2.0, math.nan, 4.0, 6.0, 8.0], 5.0),
+        (True, [math.inf] * 6, math.nan),
+        (False, [math.inf, 2.0, 2.0, 4.0, 6.0, 8.0], math.inf),  # no update was skipped
+    ],
+)
+def test_overflows_of_fp16_are_left_out_of_the_gradients_norm(
+    is_fp16: bool,
+    norms: list[float],
+    expected: float,
+    config: TrialConfig,
+    tiny_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Trial(replace(config, base_lr=1e-9), tiny_data, CPU, None)
+    left = iter(norms)
+    monkeypatch.setattr(made.step.scaler, "is_enabled", lambda: is_fp16)
+    monkeypatch.setattr(made.step, "_apply_gradients", lambda: torch.tensor(next(left)))
+    result, _ = made.train_on()
+    assert result is not None
+    assert result.grad_norm == pytest.approx(expected, nan_ok=True)
+    assert math.isfinite(result.train_loss)
+
+
 def test_each_evaluation_keeps_its_noise_and_the_scale_follows_the_late_ones(
     config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
