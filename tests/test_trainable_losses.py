@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
@@ -181,3 +182,20 @@ def test_measuring_noise_changes_no_weight_and_every_trial_reports_it(
     monkeypatch.setattr(Trial, "_measure_noise", lambda *_: None)
     without = list(finetune(config, data=tiny_data))
     assert [r.val_loss for r in without] == [r.val_loss for r in results]
+
+
+def test_a_mixing_distribution_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[float] = []
+    init = v2.MixUp.__init__
+
+    def counted(self: v2.MixUp, *, alpha: float, num_classes: int) -> None:
+        built.append(alpha)
+        init(self, alpha=alpha, num_classes=num_classes)
+
+    monkeypatch.setattr(v2.MixUp, "__init__", counted)
+    config = replace(SCRATCH, mixup_alpha=0.123456)
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])
+    torch.manual_seed(0)
+    first, second = (mix(config, images, labels, num_classes=2)[0] for _ in range(2))
+    assert built == [0.123456]
+    assert not torch.equal(first, second)  # drawn anew all the same

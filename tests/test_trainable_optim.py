@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from timm.optim.lamb import Lamb
 from timm.optim.lars import Lars
@@ -246,3 +247,14 @@ def test_groups_hold_what_is_trained_by_decay_and_lr() -> None:
     everything = parameter_groups(model, weight_decay=0.1, no_bias_decay=False)
     assert [(g["weight_decay"], g["lr_factor"]) for g in everything] == [(0.1, 1.0)]
     assert len(everything[0]["params"]) == 4
+
+
+def test_what_a_network_says_does_not_decay_does_not() -> None:
+    """Position embeddings and class tokens have more than one dimension (timm's transformers)."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=16, num_classes=2)
+    spared = {id(model.pos_embed), id(model.cls_token)}
+    for no_bias_decay in (True, False):
+        groups = parameter_groups(model, weight_decay=0.1, no_bias_decay=no_bias_decay)
+        free = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
+        assert (spared <= free) == no_bias_decay
+        assert id(model.blocks[0].mlp.fc1.weight) not in free

@@ -320,6 +320,24 @@ def test_average_of_weights_is_the_recursion() -> None:
     assert not torch.allclose(got, weight, atol=1e-4)
 
 
+def test_an_average_of_weights_has_an_average_of_statistics() -> None:
+    """Without precise ones: those of the live network belong to other weights."""
+    step = normed_step("batch", ema_decay=0.9, precise_bn_images=0)
+    live, averaged = (
+        next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        for model in (step.model, step.evaluated)
+    )
+    expected: dict[str, torch.Tensor] = {}
+    for _ in range(4):
+        step.update(torch.randn(96, 3, 16, 16, generator=GENERATOR) + 2, batch(96)[1], 0.1)
+        for name in ("running_mean", "running_var"):
+            value = getattr(live, name).clone()
+            expected[name] = 0.9 * expected[name] + 0.1 * value if name in expected else value
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(averaged, name), value)
+        assert not torch.allclose(getattr(averaged, name), getattr(live, name), rtol=1e-3)
+
+
 def test_a_graph_is_for_a_batch_in_one_part() -> None:
     """Its gradients lie where its next replay writes: parts would add up wrongly."""
     step = step_of()

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from trainable import trial
+from trainable import checkpoint, trial
 from trainable.config import SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
@@ -378,6 +378,64 @@ def test_precise_statistics_of_what_fits_are_of_whole_ghosts(
     assert {layer.momentum for layer in layers} == {0.1}
 
 
+@pytest.mark.parametrize(
+    ("is_fp16", "norms", "expected"),
+    [
+        (True, [math.inf, 2.0, math.nan, 4.0, 6.0, 8.0], 5.0),
+        (True, [math.inf] * 6, math.nan),
+        (False, [math.inf, 2.0, 2.0, 4.0, 6.0, 8.0], math.inf),  # no update was skipped
+    ],
+)
+def test_overflows_of_fp16_are_left_out_of_the_gradients_norm(
+    is_fp16: bool,
+    norms: list[float],
+    expected: float,
+    config: TrialConfig,
+    tiny_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Trial(replace(config, base_lr=1e-9), tiny_data, CPU, None)
+    left = iter(norms)
+    monkeypatch.setattr(made.step.scaler, "is_enabled", lambda: is_fp16)
+    monkeypatch.setattr(made.step, "_apply_gradients", lambda: torch.tensor(next(left)))
+    result, _ = made.train_on()
+    assert result is not None
+    assert result.grad_norm == pytest.approx(expected, nan_ok=True)
+    assert math.isfinite(result.train_loss)
+
+
+def test_each_evaluation_keeps_its_noise_and_the_scale_follows_the_late_ones(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients shrink a hundredfold: a plain sum would be that of the first evaluations."""
+    measured = [(100.0, 100.0), (100.0, 50.0), (4.0, 0.1), (4.0, 0.1), (4.0, 0.1), (4.0, 0.1)]
+    left = iter(NoiseSums(*pair) for pair in measured)
+    monkeypatch.setattr(noise, "measure", lambda *_, **__: next(left))
+    made = trained(replace(config, epochs=6), tiny_data)
+    got = [(row.noise_trace, row.noise_squared_gradient) for row in made.results]
+    assert got == measured
+    weights = 0.5 ** (np.arange(6)[::-1] / 3)  # half after three evaluations
+    trace, squared = weights @ np.array(measured)
+    assert made.results[-1].noise_scale == pytest.approx(trace / squared)
+    assert made.finish("").noise_scale == made.results[-1].noise_scale
+
+
+def test_a_checkpoint_without_the_columns_of_today_is_gone_on_with(
+    config: TrialConfig, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    folder = Folder(str(tmp_path))
+    half = trained(replace(config, until_share=0.5), tiny_data, folder)
+    state = checkpoint.load(folder, trial_key=half.key)
+    assert state is not None
+    for row in state.results:
+        del row["noise_trace"], row["noise_squared_gradient"]
+    checkpoint.save(state, folder, token=half.token)
+    again = Trial(replace(config, until_share=0.5), tiny_data, CPU, folder)
+    assert [row.val_loss for row in again.results] == [row.val_loss for row in half.results]
+    assert math.isnan(again.results[0].noise_trace)
+    Trial(replace(config, begins_from=half.key), tiny_data, CPU, None, folder)
+
+
 def test_noise_is_measured_on_whole_parts_or_not_at_all(
     config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,7 +452,13 @@ def test_noise_is_measured_on_whole_parts_or_not_at_all(
         )
         made.train_on()
         made.train_on()
-        assert made.noise == (NoiseSums(4.0, 2.0) if images >= 16 else NoiseSums())
+        expected = NoiseSums(2.0, 1.0).followed_by(NoiseSums(2.0, 1.0))
+        assert made.noise == (expected if images >= 16 else NoiseSums())
+        for result in made.results:
+            columns = (result.noise_trace, result.noise_squared_gradient)
+            assert columns == pytest.approx(
+                (2.0, 1.0) if images >= 16 else (math.nan,) * 2, nan_ok=True
+            )
     assert seen == [64, 64, 16, 16]
 
 

@@ -15,8 +15,10 @@ class EpochResult:
     `epoch` counts evaluations from 1; by default there is one per epoch. `epochs_seen` is examples
     per training image. `lr` and `batch_size_now` are those of the last update. `train_loss`,
     `train_accuracy` and `grad_norm` are means over the updates since the previous evaluation.
-    `noise_scale` is an average over all evaluations so far. `epoch_wall_s` includes validation;
-    `images_per_s` does not.
+    `noise_trace` and `noise_squared_gradient` are this evaluation's estimates of tr(Sigma) and
+    |G|^2, NaN if they were not measured; `noise_scale` is the ratio of their running sums, in which
+    an evaluation counts half after three more. `epoch_wall_s` includes validation; `images_per_s`
+    does not.
     """
 
     epoch: int
@@ -41,6 +43,8 @@ class EpochResult:
     epoch_wall_s: float
     images_per_s: float
     microbatch_size: int
+    noise_trace: float = math.nan  # rows of older checkpoints have neither
+    noise_squared_gradient: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,8 @@ COUNTERS = ("updates", "examples_seen", "train_s", "wall_s")
 class Interval:
     """The training from one evaluation to the next.
 
-    `totals` are the sums over updates of loss, correct predictions and gradient norm; `lr` and
+    `totals` are the sums over updates of loss, correct predictions, gradient norm, and the number
+    of updates that fp16 skipped because their gradients overflowed: they have no norm. `lr` and
     `batch_size` are those of the last update.
     """
 
@@ -103,7 +104,7 @@ class Trial:
         self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
-        self.noise = NoiseSums()
+        self.noise = self.noise_now = NoiseSums()
         self.token = checkpoint.claim(folder) if folder is not None else ""
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
@@ -220,7 +221,8 @@ class Trial:
         interval = self._train_interval(number, started)
         if interval is None:
             return None, f"training loss not finite by update {self.updates} (epoch {number})"
-        loss, correct, grad_norm = interval.totals.tolist()
+        loss, correct, grad_norm, skipped = interval.totals.tolist()
+        applied = interval.updates - skipped
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
@@ -228,7 +230,9 @@ class Trial:
         val, _ = self.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
+        self.noise_now = NoiseSums()
         self._measure_noise(number)
+        is_measured = self.noise_now != NoiseSums()
         wall_s = device_time_s(self.device) - started
         self.wall_s += wall_s
         result = EpochResult(
@@ -241,8 +245,10 @@ class Trial:
             train_loss=loss / interval.examples,
             train_accuracy=correct / interval.examples,
             **{f"val_{name}": value for name, value in asdict(val).items()},
-            grad_norm=grad_norm / interval.updates,
+            grad_norm=grad_norm / applied if applied else math.nan,
             noise_scale=self.noise.scale,
+            noise_trace=self.noise_now.trace_sigma if is_measured else math.nan,
+            noise_squared_gradient=self.noise_now.squared_gradient if is_measured else math.nan,
             epoch_wall_s=wall_s,
             images_per_s=interval.examples / interval.train_s,
             microbatch_size=min(self.step.microbatch_size, interval.batch_size),
@@ -259,7 +265,7 @@ class Trial:
         # numbers as an uninterrupted one.
         torch.manual_seed(seed_for(self.config.seed, "dropout", number))
         set_training(self.model)
-        totals = torch.zeros(3, device=self.device)
+        totals = torch.zeros(4, device=self.device)
         interval = Interval(totals=totals, lr=math.nan, batch_size=self.config.batch_size)
         clock = started
         if self.batches is None:
@@ -282,7 +288,12 @@ class Trial:
         factor = growth(self.config, self.place.epoch, train_images=len(self.train))[1]
         interval.lr = lr_at(self.config, self.timetable, self.progress) * factor
         interval.batch_size = len(labels_B)
-        interval.totals += self.step.update(inputs_B, labels_B, interval.lr)
+        sums = self.step.update(inputs_B, labels_B, interval.lr)
+        if self.step.scaler.is_enabled():
+            is_skipped = ~sums[2].isfinite()
+            sums[2] = sums[2].where(~is_skipped, 0)
+            interval.totals[3] += is_skipped
+        interval.totals[:3] += sums
         interval.updates += 1
         interval.examples += len(labels_B)
         self.updates += 1
@@ -359,7 +370,7 @@ class Trial:
             images_BCHW, labels_B = next(self.feed.plain(part, last - first))
             return self.feed.inputs(images_BCHW), labels_B
 
-        self.noise += halve_until_it_fits(
+        self.noise_now = halve_until_it_fits(
             lambda size: noise.measure(
                 self.model,
                 self.step.trained,
@@ -371,6 +382,7 @@ class Trial:
             min(self.step.microbatch_size, len(split) // noise.PARTS),
             before_retry=lambda _: None,
         )
+        self.noise = self.noise.followed_by(self.noise_now)
 
     def best(self) -> EpochResult | None:
         """The best evaluation by `select_by`; the first of equals."""

@@ -131,6 +131,13 @@ def trained_batchnorms(model: nn.Module) -> list[nn.BatchNorm2d]:
     ]
 
 
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of all BatchNorm layers."""
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    pairs = [(layer.running_mean, layer.running_var) for layer in layers]
+    return [statistic for pair in pairs for statistic in pair if statistic is not None]
+
+
 @torch.no_grad()
 def precise_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics with the current weights, as means over these batches.

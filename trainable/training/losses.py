@@ -1,5 +1,9 @@
 """Losses: label smoothing, mixup and CutMix, distillation."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, one_hot
@@ -27,16 +31,23 @@ def mix(
     """
     if not config.mixup_alpha and not config.cutmix_alpha:
         return images_BCHW, labels_B
+    transforms = _mixers(config.mixup_alpha, config.cutmix_alpha, num_classes)
+    index = int(torch.randint(len(transforms), ())) if len(transforms) > 1 else 0
+    return transforms[index](images_BCHW, labels_B)
+
+
+@lru_cache(maxsize=1)  # each builds a distribution: once, not in every update
+def _mixers(
+    mixup_alpha: float, cutmix_alpha: float, num_classes: int
+) -> list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     from torchvision.transforms import v2  # a second that other trials need not wait
 
-    transforms: list[v2.Transform] = []
-    if config.mixup_alpha:
-        transforms.append(v2.MixUp(alpha=config.mixup_alpha, num_classes=num_classes))
-    if config.cutmix_alpha:
-        transforms.append(v2.CutMix(alpha=config.cutmix_alpha, num_classes=num_classes))
-    index = int(torch.randint(len(transforms), ())) if len(transforms) > 1 else 0
-    mixed: tuple[Tensor, Tensor] = transforms[index](images_BCHW, labels_B)
-    return mixed
+    transforms: list[Any] = []
+    if mixup_alpha:
+        transforms.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+    if cutmix_alpha:
+        transforms.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+    return transforms
 
 
 def training_loss(

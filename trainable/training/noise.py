@@ -2,7 +2,9 @@
 
 B_simple = tr(Sigma) / |G|^2 from squared gradient norms at two batch sizes (McCandlish et al. 2018,
 arXiv:1812.06162, appendix A.1). Both estimates are unbiased, but their ratio is not. So numerator
-and denominator are summed separately over evaluations, and divided at the end.
+and denominator are summed separately over evaluations, and then divided. Gradients are largest at
+the beginning: an evaluation counts half after `HALF_LIFE_EVALUATIONS`, so that the ratio is that of
+the weights of now.
 """
 
 import math
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 PARTS = 8
+HALF_LIFE_EVALUATIONS = 3
 SHARE_OF_TRAIN, LEAST_IMAGES, MOST_IMAGES = 1 / 32, 64, 1024
 
 
 @dataclass(frozen=True)
 class NoiseSums:
-    """Sums over evaluations of the two estimates."""
+    """The two estimates of one evaluation, or their weighted sums over evaluations."""
 
     trace_sigma: float = 0.0
     squared_gradient: float = 0.0
@@ -28,6 +31,13 @@ class NoiseSums:
         return NoiseSums(
             self.trace_sigma + other.trace_sigma, self.squared_gradient + other.squared_gradient
         )
+
+    def followed_by(self, new: "NoiseSums") -> "NoiseSums":
+        """The running sums after one more evaluation; unchanged if nothing was measured."""
+        if new == NoiseSums():
+            return self
+        kept = 0.5 ** (1 / HALF_LIFE_EVALUATIONS)
+        return NoiseSums(kept * self.trace_sigma, kept * self.squared_gradient) + new
 
     @property
     def scale(self) -> float:

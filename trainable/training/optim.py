@@ -28,20 +28,28 @@ def parameter_groups(
     """The trained parameters in groups that share `weight_decay` and `lr_factor`.
 
     With `no_bias_decay` only weights of convolutions and linear layers decay; biases and the
-    gamma and beta of normalization, which have one dimension, do not (He et al. 2019, section 3.1).
+    gamma and beta of normalization, which have one dimension, do not (He et al. 2019, section 3.1),
+    nor does what a network of timm excludes, such as the position embeddings of a transformer.
     """
     in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    spared = _not_to_decay(model) if no_bias_decay else set()
     groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same groups for every weight_decay
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 or not no_bias_decay
+        decays = not no_bias_decay or (parameter.ndim > 1 and name not in spared)
         factor = head_lr_factor if id(parameter) in in_head else 1.0
         groups.setdefault((decays, factor), []).append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay * decays, "lr_factor": factor}
         for (decays, factor), params in groups.items()
     ]
+
+
+def _not_to_decay(model: nn.Module) -> set[str]:
+    """Names of parameters that a network of timm excludes from weight decay."""
+    named: Any = getattr(model, "no_weight_decay", set)
+    return set(named())
 
 
 def build_optimizer(

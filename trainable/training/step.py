@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
 from trainable.networks.models import head_of
-from trainable.networks.normalization import as_part_of_batch
+from trainable.networks.normalization import as_part_of_batch, running_statistics
 from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
@@ -133,7 +133,7 @@ class Step:
             grad_norm = self._apply_gradients()
         self.has_stepped = True
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self._update_average(self.average)
         return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
 
     def _first_step(self, lr: float) -> Callable[[], None]:
@@ -169,6 +169,23 @@ class Step:
         else:
             take_step(self.optimizer)
         return grad_norm
+
+    @torch.no_grad()
+    def _update_average(self, average: AveragedModel) -> None:
+        """Average the weights; and BatchNorm's statistics, unless precise ones replace them.
+
+        torch copies the live network's statistics, which belong to other weights. Its option to
+        average buffers would round whole numbers down.
+        """
+        if self.config.precise_bn_images != 0 or not int(average.n_averaged):
+            average.update_parameters(self.model)
+            return
+        own, live = running_statistics(average.module), running_statistics(self.model)
+        before = [statistic.clone() for statistic in own]
+        average.update_parameters(self.model)
+        if own:
+            torch._foreach_copy_(own, before)
+            torch._foreach_lerp_(own, live, 1 - self.config.ema_decay)
 
     def _accumulate(self, images_BCHW: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the batch's mean loss, one microbatch of `size` after another.
