@@ -147,6 +147,7 @@ def test_the_sum_over_shares_slots_and_gpus() -> None:
     assert total.wall_s == pytest.approx(7.0 + 2 * 2.5 * (one + other) / 3)
     assert total.gpu_hours == pytest.approx(2.5 * (one + other) * 0.5 / 3600)
     assert total.disk_bytes == pytest.approx(3 * 25_000 + 2 * 2 * 10 + 2.5 * 5)
+    assert total.kept_disk_bytes == pytest.approx(3 * 25_000 + 2.5 * 5)
     assert total.saved_share == 0
 
 

@@ -106,7 +106,7 @@ def test_the_live_table_shows_what_ended_then_what_runs(stopped_clock: Clock) ->
         "━" * 25 + " " * 15 + " 5/8 trials 1:40 elapsed 2:30 left",
         "batch_size  base_lr  seed  epoch  train_loss  val_auroc     status",
         "       256   0.0001     1    1/5           -          -   diverged",
-        "        16      0.3     0    5/5           -     0.8765  completed",
+        "        16      0.3     0    5/5         0.4     0.8765  completed",
         "        64        3     0   1.25      0.6543     0.6123    running",
     ]
 
@@ -187,3 +187,9 @@ def test_a_value_is_shown_in_four_digits_or_as_a_dash(value: object, said: str) 
 )
 def test_the_clock_carries_over(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_one_trial_is_counted_in_the_singular(stopped_clock: Clock) -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    console.print(made(console, total=1, done_before=0).render())
+    assert "0/1 trial " in console.export_text()

@@ -92,6 +92,23 @@ def test_lr_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "decay must be one of" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("warmup=1", "there is no field 'warmup'; did you mean 'warmup_epochs'?"),
+        ("decoy=cosine", "there is no field 'decoy'; did you mean 'decay'?"),
+        ("warmup_epochs", "settings are FIELD=VALUE, such as warmup_epochs=1; got 'warmup_epochs'"),
+        ("base_lr=a", "base_lr must be a number, got 'a'"),
+    ],
+)
+def test_a_wrong_setting_of_lr_plot_is_one_sentence_without_pythons_words(
+    setting: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trainable.lr_plot", setting])
+    assert lr_plot.main() == 2
+    assert capsys.readouterr().err == f"lr_plot: {message}\n"
+
+
 def test_the_workflow_sets_up_python_and_calls_ci_run_alone() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     (job,) = workflow["jobs"].values()

@@ -10,6 +10,7 @@ from made_tables import analysed as of
 
 from search.report import gallery
 from search.report.findings import Findings
+from search.report.training_charts import whole_ticks
 
 CHARTS = (
     *("heat_map", "lr_curves", "ridge_chart", "learning_curves", "collapse_chart", "target_chart"),
@@ -142,3 +143,14 @@ def test_a_chart_that_there_is_not_has_no_picture(monkeypatch: pytest.MonkeyPatc
 def test_a_files_name_is_of_plain_characters() -> None:
     assert gallery.slug("optimizer=adam, epochs=5/../x") == "optimizer=adam_epochs=5_.._x"
     assert gallery.slug("<" + "a" * 90) == "a" * 80
+
+
+@pytest.mark.parametrize(
+    ("last", "ticks"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (20, [1, 2, *range(4, 21, 2)]),
+     (100, [1, *range(10, 101, 10)])],
+)  # fmt: skip
+def test_a_learning_curves_evaluations_are_whole_and_each_is_written_once(
+    last: int, ticks: list[int]
+) -> None:
+    assert whole_ticks(pd.Series(range(1, last + 1))) == ticks

@@ -91,7 +91,7 @@ def test_all_cells_are_listed_best_first() -> None:
         assert caption == "val_auroc of all settings, by mean"
         assert head == [
             "batch size", *(["base_lr"] if more else []), "peak lr", "mean", "std", "n",
-            "95 % from", "to", "diverged", "stopped", "failed",
+            "95 % from", "to", "collapsed", "diverged", "stopped", "failed",
         ]  # fmt: skip
         means = [float(row[3 if more else 2]) for row in rows]
         assert means == sorted(means, reverse=mode == "max")
@@ -327,7 +327,7 @@ def test_the_best_configurations_are_ranked() -> None:
 
 
 def test_troubles_are_counted_and_reasons_told_once() -> None:
-    trials = table({(16, 0.1): [0.5, "failed"], (32, 0.4): ["diverged", "diverged", "failed"]})
+    trials = table({(16, 0.1): [0.6, "failed"], (32, 0.4): ["diverged", "diverged", "failed"]})
     told = [None, "boom (traceback in a)", "NaN", "NaN", "boom (traceback in b)"]
     found = analyse(trials, metric="val_auroc", mode="max")
     part = sections.troubles(findings(trials.assign(reason=told), analyses=[found]))

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -331,6 +331,68 @@ def test_command_says_what_is_there_and_draws_it(
     assert "40" in said
     with Image.open(sheet) as drawn:
         assert drawn.size[0] > 500
+
+
+def look_at(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(sys, "argv", ["trainable.data", str(folder), *more])
+    return main()
+
+
+def write_moles(folder: Path, *, sides: Sequence[int] = (40, 60)) -> None:
+    """Two classes of ten images, without a validation split."""
+    for name, side in zip(("benign", "melanoma"), sides, strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (side, side), (20 * i, 90, 10)).save(folder / name / f"{i}.png")
+
+
+def test_the_command_names_own_data_by_its_folder_and_says_what_is_done_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_moles(tmp_path / "moles")
+    assert look_at(tmp_path / "moles", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "dataset=moles layout=folder" in shown
+    assert "There is no validation split: 20% of the training images are taken for it" in shown
+    assert "The images differ in size: their short side is resized to 224 px" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moles"]  # no picture unasked
+    assert look_at(tmp_path / "moles", monkeypatch, "--augment", "hflip") == 2
+    assert "--augment draws a picture: add --out FILE" in capsys.readouterr().err
+
+
+def test_of_whole_splits_of_one_size_nothing_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path / "patches")
+    assert look_at(tmp_path / "patches", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "validation split" not in shown
+    assert "differ in size" not in shown
+
+
+def test_a_nested_folder_of_images_is_named(tmp_path: Path) -> None:
+    nested = tmp_path / "archive" / "images"
+    write_moles(nested)
+    with pytest.raises(DataError) as refused:
+        open_data("moles", tmp_path)
+    assert f"2 classes (benign, melanoma) in {nested}: pass that folder" in str(refused.value)
+
+
+def test_images_without_a_folder_per_class_are_counted(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.jpg")
+    with pytest.raises(DataError, match="it has 3 images, but no folder per class"):
+        open_data("moles", tmp_path)
+
+
+def test_results_or_nothing_in_place_of_data_are_told(tmp_path: Path) -> None:
+    (tmp_path / "pcam_grid").mkdir()
+    (tmp_path / "pcam_grid" / "study.json").write_text("{}")
+    with pytest.raises(DataError, match="which has results of studies"):
+        open_data("pcam", tmp_path)
+    with pytest.raises(DataError, match="there is no such folder"):
+        open_data("pcam", tmp_path / "nowhere")
 
 
 def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ sets the format.
 
 import argparse
 import ast
+import difflib
 import itertools
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from trainable.config import TrialConfig
 from trainable.training.schedule import growth, lr_at, timetable
 
 MOST_POINTS = 1000
+FIELDS = tuple(field.name for field in fields(TrialConfig))
 
 
 def lr_table(config: TrialConfig, *, train_images: int) -> pd.DataFrame:
@@ -65,20 +68,37 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("lr.png"))
     arguments = parser.parse_args()
     try:
-        pairs = [setting.split("=", 1) for setting in arguments.settings]
-        values = {name: [_value(v) for v in text.split(",")] for name, text in pairs}
+        values = dict(_setting(setting) for setting in arguments.settings)
         configs = {}
         for combination in itertools.product(*values.values()):
-            fields: dict[str, Any] = dict(zip(values, combination, strict=True))
-            label = " ".join(f"{k}={v}" for k, v in fields.items() if len(values[k]) > 1)
-            configs[label or "lr"] = TrialConfig(**fields)
+            chosen: dict[str, Any] = dict(zip(values, combination, strict=True))
+            label = " ".join(f"{k}={v}" for k, v in chosen.items() if len(values[k]) > 1)
+            configs[label or "lr"] = TrialConfig(**chosen)
         chart = lr_chart(configs, train_images=arguments.train_images)
         chart.save(str(arguments.out), scale_factor=2)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.stderr.write(f"lr_plot: {error}\n")
         return 2
     sys.stdout.write(f"chart: {arguments.out}\n")
     return 0
+
+
+def _setting(text: str) -> tuple[str, list[object]]:
+    """The field's name and its values.
+
+    Raises:
+        ValueError: it is not FIELD=VALUE, or there is no such field.
+    """
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ValueError(f"settings are FIELD=VALUE, such as warmup_epochs=1; got {text!r}")
+    if name not in FIELDS:
+        # The first of those that begin alike: `warmup` is warmup_epochs rather than warmup_share.
+        near = [field for field in FIELDS if field.startswith(f"{name}_")]
+        near += difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(FIELDS)}"
+        raise ValueError(f"there is no field {name!r}; {hint}")
+    return name, [_value(value) for value in values.split(",")]
 
 
 def _value(text: str) -> object:

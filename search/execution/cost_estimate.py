@@ -61,6 +61,7 @@ class Estimate:
     num_slots: int
     gpu_hours: float
     disk_bytes: float
+    kept_disk_bytes: float
     saved_share: float
 
 
@@ -199,6 +200,7 @@ def estimate(
         saved_s += (1 - left) * sum(seconds for _, seconds in group_of)
     in_turn = math.ceil(num_trials / num_slots)  # of trials of the mean length
     checkpoint_bytes = max(measured.checkpoint_bytes for measured in timed.values())
+    kept_bytes = num_trials * ROW_BYTES + (weights_bytes if keep_weights else 0.0)
     return Estimate(
         num_trials=num_trials,
         train_s=train_s,
@@ -206,8 +208,7 @@ def estimate(
         wall_s=worker_start_s + in_turn * (train_s + other_s) / num_trials,
         num_slots=num_slots,
         gpu_hours=(train_s + other_s) * gpu_share / 3600,
-        disk_bytes=num_trials * ROW_BYTES
-        + 2 * num_slots * checkpoint_bytes
-        + (weights_bytes if keep_weights else 0.0),
+        disk_bytes=kept_bytes + 2 * num_slots * checkpoint_bytes,
+        kept_disk_bytes=kept_bytes,
         saved_share=saved_s / train_s,
     )

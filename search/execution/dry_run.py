@@ -137,7 +137,8 @@ def _print_estimate(console: Console, total: Estimate, where: str, rule: str) ->
     console.print(
         f"estimate on {where}: {duration(total.train_s)} of training, "
         f"{duration(total.wall_s)} with {number_of(total.num_slots, 'trial')} at once; "
-        f"{total.gpu_hours:.1f} GPU-hours; disk {total.disk_bytes / 1e6:,.1f} MB",
+        f"{total.gpu_hours:.1f} GPU-hours; disk {total.disk_bytes / 1e6:,.1f} MB "
+        f"at its peak, {total.kept_disk_bytes / 1e6:,.1f} MB kept",
         highlight=False,
         soft_wrap=True,
     )

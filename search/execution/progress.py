@@ -51,7 +51,9 @@ class Progress:
 
     def trial_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported its end."""
-        self.running.pop(trial.key, None)
+        _, last = self.running.pop(trial.key, (trial, {}))
+        # A trial's end has scores of its best epoch, but no training loss: that of its last report.
+        row = {"train_loss": last.get("train_loss"), **row}
         self.recent = [*self.recent[-RECENT_ROWS + 1 :], (trial, row)]
         self.ended += 1
         if self.live is None:

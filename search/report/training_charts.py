@@ -43,7 +43,9 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         alt.Tooltip("count:Q", title="seeds"),
     ]
     encoded: dict[str, Any] = {
-        "x": alt.X("epoch:Q", title="evaluation", axis=alt.Axis(tickMinStep=1, format="d")),
+        "x": alt.X(
+            "epoch:Q", title="evaluation", axis=alt.Axis(values=whole_ticks(table["epoch"]))
+        ),
         "y": alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
         "color": batch_colour(
             legend=alt.Legend(orient="top", symbolOpacity=1), scale=alt.Scale(domain=sizes)
@@ -63,6 +65,13 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         of(best_rows).mark_point(size=30, filled=True, opacity=1).encode(tooltip=tooltip),
     ]
     return finished(layered(*layers).add_params(pick))
+
+
+def whole_ticks(values: "pd.Series[int]") -> list[int]:
+    """Round whole numbers over the values' range, at most about ten: Vega writes 1.5 as 2."""
+    low, high = int(values.min()), int(values.max())
+    step = next(s * 10**k for k in range(9) for s in (1, 2, 5) if s * 10**k * 10 >= high - low)
+    return [low, *(tick for tick in range(step, high + 1, step) if tick > low)]
 
 
 def _curves(analysis: Analysis, epochs: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """Describe the data in a folder, and draw some of its images.
 
 python -m trainable.data DIR [--out sheet.png]
+python -m trainable.data DIR --augment hflip+stain --out augmented.png
 python -m trainable.data synthetic
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from rich.table import Table
 from trainable.config import augmentations
 from trainable.data.augment import DRAWS, augment
 from trainable.data.batches import generator_for, stratified_subset
-from trainable.data.cache import EMBEDDED, Dataset, Split, open_data
+from trainable.data.cache import EMBEDDED, Dataset, Split, locate, open_data
+from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import DataError
 
 ROWS, COLUMNS = 4, 10
+PCAM = "pcam"  # the data set of the shipped studies
 
 
 def describe(data: Dataset) -> Table:
@@ -81,22 +85,19 @@ def main() -> int:
     )
     parser.add_argument("folder", help="a folder with data, or `synthetic` or `digits`")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("contact_sheet.png"),
-        help="image file for the contact sheet",
+        "--out", type=Path, help="image file to draw a sheet of training images into"
     )
     parser.add_argument("--augment", help="draw augmented images: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
-        if arguments.folder in EMBEDDED:
-            data = open_data(arguments.folder)
-        else:
-            data = open_data("pcam", Path(arguments.folder))
-        names = arguments.augment
-        sheet = augmented_sheet(data, names) if names else contact_sheet(data)
-        sheet.save(arguments.out)
+        if arguments.augment and not arguments.out:
+            raise ValueError("--augment draws a picture: add --out FILE, such as augmented.png")
+        data, changes = _opened(arguments.folder)
+        if arguments.out:
+            names = arguments.augment
+            sheet = augmented_sheet(data, names) if names else contact_sheet(data)
+            sheet.save(arguments.out)
     except (DataError, OSError, ValueError) as error:
         Console(stderr=True).print(
             f"data: {error}", style="red", soft_wrap=True, highlight=False, markup=False
@@ -105,8 +106,25 @@ def main() -> int:
     console.print(describe(data))
     console.print(f"mean {_three(data.mean)}  std {_three(data.std)} (train, 0..1)")
     console.print(f"fingerprint {data.fingerprint} (SHA-256 of images and labels)")
-    console.print(f"contact sheet: {arguments.out}")
+    for change in changes:
+        console.print(change, style="yellow", soft_wrap=True, highlight=False)
+    if arguments.out:
+        console.print(f"contact sheet: {arguments.out}")
     return 0
+
+
+def _opened(folder: str) -> tuple[Dataset, Sequence[str]]:
+    """The data in a folder, or an embedded set; and what is done to it, in sentences.
+
+    Its name is the folder's, as a study would name it in `dataset`.
+    """
+    if folder in EMBEDDED:
+        return open_data(folder), ()
+    path = Path(folder)
+    is_pcam = path.is_dir() and find_hdf5(path) is not None
+    name = PCAM if is_pcam or (path / PCAM).is_dir() else path.resolve().name or PCAM
+    source = locate(name, path)
+    return open_data(name, path), source.changes() if source else ()
 
 
 def _three(values: tuple[float, float, float]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from trainable.data.hdf5 import find_hdf5
 from trainable.data.sources import (
+    IMAGE_SUFFIXES,
     DataError,
     Images,
     Labels,
@@ -24,11 +25,13 @@ from trainable.data.sources import (
     find_folders,
     find_kaggle,
     find_parquet,
+    subfolders,
 )
 from trainable.data.standard import digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
 
 CACHE_VERSION = 1
+NESTED, MOST_LOOKED_AT = 3, 200  # levels of subfolders, and folders of a level, for a hint
 LINE_S = 5.0  # between two progress lines while the cache is built
 LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
@@ -116,6 +119,44 @@ def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None =
     return built
 
 
+def nothing_in(folder: Path) -> str:
+    """What is wrong with a folder without a data set: what it has instead, and what to pass."""
+    expected = (
+        "Expected one of: PatchCamelyon's camelyonpatch_*.h5, Kaggle's train_labels.csv with "
+        "train/*.tif, train*.parquet, or one folder of images per class"
+    )
+    if not folder.is_dir():
+        return f"no recognised data set in {folder}: there is no such folder. {expected}"
+    if (folder / "study.json").is_file() or next(folder.glob("*/study.json"), None):
+        return f"no recognised data set in {folder}, which has results of studies. {expected}"
+    level = [folder]
+    for _ in range(NESTED):
+        level = [sub for parent in level for sub in sorted(subfolders(parent))][:MOST_LOOKED_AT]
+        for sub in level:
+            if (source := _source_in(sub)) is not None and len(source.classes) > 1:
+                return (
+                    f"no recognised data set in {folder} itself, but one of {len(source.classes)} "
+                    f"classes ({', '.join(source.classes[:4])}) in {sub}: pass that folder"
+                )
+    if images := sum(1 for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
+        return (
+            f"no recognised data set in {folder}: it has {images} images, but no folder per class; "
+            f"move them into one folder for each class"
+        )
+    return f"no recognised data set in {folder}. {expected}"
+
+
+def _source_in(folder: Path) -> Source | None:
+    """A data set in the folder itself that can be read; one that is broken is none."""
+    for find in LAYOUTS:
+        try:
+            if (source := find(folder)) is not None:
+                return source
+        except (DataError, OSError):
+            continue
+    return None
+
+
 def _source_of(name: str, folder: Path | None) -> tuple[Source, str]:
     """The data set before decoding, and where it is from."""
     if name in EMBEDDED:
@@ -123,11 +164,7 @@ def _source_of(name: str, folder: Path | None) -> tuple[Source, str]:
     folder = folder or Path(os.environ.get("DATA_DIR", "data"))
     source = locate(name, folder)
     if source is None:
-        raise DataError(
-            f"no recognised data set in {folder}. Expected one of: PatchCamelyon's "
-            f"camelyonpatch_*.h5, Kaggle's train_labels.csv with train/*.tif, train*.parquet, "
-            f"or one folder of images per class"
-        )
+        raise DataError(nothing_in(folder))
     return source, str(folder.resolve())
 
 

@@ -35,6 +35,14 @@ MAX_CLASSES = 100_000  # a label in a broken file could require any number of cl
 MAX_PIXELS = 50_000_000  # of one image: the header of a small file can claim any size
 TOO_LARGE = f"are more than {MAX_PIXELS / 1e6:g} million pixels each: make them smaller"
 UNEQUAL_SIDE_PX = 224  # images of different sizes: resize the short side to this, crop the centre
+RESIZED = (
+    f"The images differ in size: their short side is resized to {UNEQUAL_SIDE_PX} px and the "
+    f"centre of {UNEQUAL_SIDE_PX}x{UNEQUAL_SIDE_PX} px is taken."
+)
+DRAWN_VAL = (
+    f"There is no validation split: {VAL_SHARE:.0%} of the training images are taken for it, at "
+    f"random by class. Images of one slide or patient may be in both, which makes scores too good."
+)
 
 
 class DataError(ValueError):
@@ -57,6 +65,7 @@ class Source:
     files: tuple[Path, ...]
     classes: tuple[str, ...]
     splits: dict[str, SplitSource]
+    changes: Callable[[], Sequence[str]] = tuple  # what is done to it, in sentences
 
 
 # --- Kaggle's histopathologic-cancer-detection: a folder of .tif ---------------------------------
@@ -85,7 +94,13 @@ def find_kaggle(folder: Path) -> Source | None:
     labels = as_labels([row["label"] for row in rows], table)
     # Kaggle's test labels are not public: no test split.
     splits = _train_and_val(paths, labels, table)
-    return Source(layout="kaggle", files=(table, *paths), classes=classes_of(splits), splits=splits)
+    return Source(
+        layout="kaggle",
+        files=(table, *paths),
+        classes=classes_of(splits),
+        splits=splits,
+        changes=lambda: [DRAWN_VAL],
+    )
 
 
 # --- Parquet with image bytes and label, as on Hugging Face --------------------------------------
@@ -170,14 +185,14 @@ def find_folders(folder: Path) -> Source | None:
         for split, names in SPLIT_NAMES.items()
     }
     train = roots["train"] or folder
-    classes = tuple(sorted(d.name for d in _subfolders(train) if _image_files(d)))
+    classes = tuple(sorted(d.name for d in subfolders(train) if _image_files(d)))
     if not classes:
         return None
     listed: dict[str, tuple[list[Path], Labels]] = {}
     for split, root in {**roots, "train": train}.items():
         if root is None or (roots["train"] is None and split != "train"):
             continue
-        unknown = {d.name for d in _subfolders(root)} - set(classes)
+        unknown = {d.name for d in subfolders(root)} - set(classes)
         if unknown and split != "train":
             raise DataError(
                 f"{root} has classes that {train} does not have: {', '.join(sorted(unknown))}"
@@ -197,10 +212,18 @@ def find_folders(folder: Path) -> Source | None:
     }
     if "val" not in listed:
         splits |= _train_and_val(*listed["train"], train, unequal)
-    return Source(layout="folder", files=files, classes=classes, splits=splits)
+    drawn = [] if "val" in listed else [DRAWN_VAL]
+    return Source(
+        layout="folder",
+        files=files,
+        classes=classes,
+        splits=splits,
+        changes=lambda: [*drawn, *([RESIZED] if unequal() else [])],
+    )
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden."""
     return [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
 
 
