@@ -172,7 +172,8 @@ def test_none_is_the_name_for_every_field_that_takes_no_none() -> None:
         ({}, ["metric=val_loss"], ("val_loss", "val_loss")),
         ({"metric": "val_loss"}, ["metric=val_auroc"], ("val_auroc", "val_auroc")),
         ({}, ["select_by=val_loss"], ("val_loss", "val_loss")),
-        ({}, ["metric=val_loss", "select_by=val_accuracy"], ("val_loss", "val_accuracy")),
+        ({}, ["metric=val_loss", "select_by=val_auroc"], ("val_loss", "val_auroc")),
+        ({"metric": "val_loss", "select_by": "val_auroc"}, [], ("val_loss", "val_auroc")),
     ],
 )
 def test_the_score_that_ranks_selects_the_epochs_unless_both_are_given(

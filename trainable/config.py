@@ -21,6 +21,7 @@ SCORES = {
     "val_balanced_accuracy": "max",
     "val_loss": "min",
 }
+SELECT_BY = "val_auroc"
 # The score of a diverged trial, where more is better. It is finite, so that samplers and schedulers
 # can compare it.
 WORST = {"val_auroc": 0.0, "val_accuracy": 0.0, "val_balanced_accuracy": 0.0, "val_loss": -1e6}
@@ -255,8 +256,11 @@ class TrialConfig:
         "floating-point format of the network; tf32 and fp16 need a GPU",
         choices=("fp32", "tf32", "bf16", "fp16"),
     )
-    select_by: str = _setting(
-        "val_auroc", "score that selects the epoch whose weights are tested", choices=tuple(SCORES)
+    select_by: str | None = _setting(
+        None,
+        "score that selects the epoch whose weights are tested; None: the study's metric, and "
+        "val_auroc without a study",
+        choices=tuple(SCORES),
     )
     seed: int = _setting(0, "seed of initialization, data order, augmentation and dropout", low=0)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
-from trainable.config import SCORES, TrialConfig, trial_key
+from trainable.config import SCORES, SELECT_BY, TrialConfig, trial_key
 from trainable.data.batches import DeviceSplit, Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
@@ -386,7 +386,7 @@ class Trial:
 
     def best(self) -> EpochResult | None:
         """The best evaluation by `select_by`; the first of equals."""
-        name = self.config.select_by
+        name = self.config.select_by or SELECT_BY
         sign = 1 if SCORES[name] == "max" else -1
         scored = [result for result in self.results if math.isfinite(getattr(result, name))]
         return max(scored, key=lambda result: sign * getattr(result, name), default=None)
@@ -446,5 +446,5 @@ class Trial:
             return f"stopped at {self.config.until_share:.0%} of the budget, as its config says"
         if self.progress < self.timetable.total:
             patience = self.config.early_stop_patience
-            return f"no better {self.config.select_by} in {patience} evaluations"
+            return f"no better {self.config.select_by or SELECT_BY} in {patience} evaluations"
         return ""

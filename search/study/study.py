@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from search.study.domains import as_values, probes
 from search.study.explorer import Chooser, Explorer, Stopper
-from trainable.config import SCORES, TrialConfig
+from trainable.config import SCORES, SELECT_BY, TrialConfig
 from trainable.host import credentials
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRIAL_FIELDS = tuple(trial_field.name for trial_field in fields(TrialConfig))
-SELECT_BY = next(f.default for f in fields(TrialConfig) if f.name == "select_by")
 LEAST_SHARE = 0.01  # of a GPU
 
 
@@ -59,8 +58,8 @@ class Study:
         """Check the study's own fields, then every trial that it asks for."""
         self._check_own_fields()
         if not self.metric:
-            object.__setattr__(self, "metric", self.base.select_by)
-        elif self.base.select_by == SELECT_BY:
+            object.__setattr__(self, "metric", self.base.select_by or SELECT_BY)
+        if self.base.select_by is None:
             object.__setattr__(self, "base", replace(self.base, select_by=self.metric))
         for name in [*self.vary, *self.preview]:
             check_field(name)
