@@ -199,14 +199,18 @@ def first_results() -> tuple[float, float]:
     return own_s, bare_s
 
 
-def main() -> None:
-    """Run all four, then many trials that do nothing."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search")
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--torch-trials", type=int, default=200)
     parser.add_argument("--bare-trials", type=int, default=20)  # each starts a process: seconds
     parser.add_argument("--many", type=int, default=5000)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run all four, then many trials that do nothing."""
+    options = _options()
     own_first_s, bare_first_s = first_results()
     os.environ.pop("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", None)  # as the bare one has it
     cluster = connect("local")

@@ -78,6 +78,8 @@ def test_a_study_from_python_without_data_is_refused(
     with pytest.raises(DataError, match="no recognised data set"):
         prepared(digits(dataset="pcam"), tmp_path)
     assert prepared(digits(dataset="pcam"), tmp_path, preview=True).data.name == "synthetic"
+    with pytest.raises(DataError, match="no recognised data set"):  # a folder was named
+        prepared(digits(dataset="pcam"), tmp_path, preview=True, data=tmp_path)
 
 
 @pytest.mark.parametrize(("field", "num_images"), [("train_images", 1077), ("eval_images", 360)])

@@ -54,29 +54,25 @@ def prepare(
     dataset = datasets[-1] if datasets else study.base.dataset
     folder = data or Path(os.environ.get("DATA_DIR", "data"))
     is_there = dataset in EMBEDDED or locate(dataset, folder) is not None
-    if not is_there and not preview and (data or dataset != "pcam" or not _is_ours(space_file)):
-        try:
-            open_data(dataset, folder)
-        except DataError as error:
-            raise DataError(
-                f"{error}; --data DIR names the folder, --preview takes embedded patches"
-            ) from error
-    preview = preview or not is_there
-    if preview:
-        try:
-            study = as_preview(study, dataset=dataset if is_there else "synthetic")
-        except ValueError as error:
-            raise SpaceFileError(str(error)) from error
-    study = apply_settings(
-        study, [text for text in settings if is_there or not text.startswith("dataset=")]
-    )
     if not is_there:
+        shows_itself = dataset == "pcam" and _is_ours(space_file)
+        if data or not (preview or shows_itself):
+            _refuse(dataset, folder)
         console.print(
             f"no {dataset} data in {folder}: this is a preview on the embedded synthetic patches "
             f"(dataset=synthetic); --data DIR names the real ones",
             style="yellow",
             markup=False,
         )
+        dataset, preview = "synthetic", True
+    if preview:
+        try:
+            study = as_preview(study, dataset=dataset)
+        except ValueError as error:
+            raise SpaceFileError(str(error)) from error
+    study = apply_settings(
+        study, [text for text in settings if is_there or not text.startswith("dataset=")]
+    )
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     opened = open_data(study.base.dataset, data_folder)
     if not preview:
@@ -90,6 +86,16 @@ def prepare(
         train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
         results=open_results(out, study.name),
     )
+
+
+def _refuse(dataset: str, folder: Path) -> None:
+    """Raises DataError with what was looked for."""
+    try:
+        open_data(dataset, folder)
+    except DataError as error:
+        raise DataError(
+            f"{error}; --data DIR names the folder, --preview takes embedded patches"
+        ) from error
 
 
 def _is_ours(space_file: Path | None) -> bool:

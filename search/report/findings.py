@@ -97,14 +97,8 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
             f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
             f"give a folder such as results/pcam_grid"
         )
-    whole, trials = trials, _of_plan(trials, about)
-    epochs = _of_plan(epochs, about)
+    whole, trials, epochs = trials, _of_plan(trials, about), _of_plan(epochs, about)
     unplanned = whole.drop(trials.index)
-    if len(unplanned):
-        cautions.append(
-            f"{len(unplanned)} other trials in this folder are not of this study as it was last "
-            f"run: they have a section of their own and count nowhere else."
-        )
     exploration = exploration_of(about)
     steps: dict[str, pd.DataFrame] = {}
     if exploration.kind == "Ablation":
@@ -115,7 +109,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
     varied = varied or varied_fields(trials)
     ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
-    cautions += _mixed(trials, exploration.kind)
+    cautions += _mixed(trials, exploration.kind, num_unplanned=len(unplanned))
     search = exploration.is_search or len(varied) > 3
     weights = pd.DataFrame(columns=["field", "importance"])
     if search and exploration.kind != "Pbt":
@@ -219,8 +213,13 @@ def _ablations(
     }
 
 
-def _mixed(trials: pd.DataFrame, kind: str) -> list[str]:
+def _mixed(trials: pd.DataFrame, kind: str, *, num_unplanned: int) -> list[str]:
     warnings = []
+    if num_unplanned:
+        warnings.append(
+            f"{num_unplanned} other trials in this folder are not of this study as it was last "
+            f"run: they have a section of their own and count nowhere else."
+        )
     left = int((trials["status"] == "interrupted").sum())
     if left:
         warnings.append(
