@@ -66,10 +66,7 @@ def prepare(
         )
         dataset, preview = "synthetic", True
     if preview:
-        try:
-            study = as_preview(study, dataset=dataset)
-        except ValueError as error:
-            raise SpaceFileError(str(error)) from error
+        study = _previewed(study, dataset)
     study = apply_settings(
         study, [text for text in settings if is_there or not text.startswith("dataset=")]
     )
@@ -86,6 +83,13 @@ def prepare(
         train_images=min(len(opened.train.labels_N), study.base.train_images or sys.maxsize),
         results=open_results(out, study.name),
     )
+
+
+def _previewed(study: Study, dataset: str) -> Study:
+    try:
+        return as_preview(study, dataset=dataset)
+    except ValueError as error:
+        raise SpaceFileError(str(error)) from error
 
 
 def _refuse(dataset: str, folder: Path) -> None:
