@@ -19,6 +19,11 @@ from trainable.config import TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
+NO_DATA = (
+    "no {} data in {}: this is a preview on the embedded synthetic patches (dataset=synthetic); "
+    "--data DIR names the real ones"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
@@ -58,12 +63,7 @@ def prepare(
         shows_itself = dataset == "pcam" and _is_ours(space_file)
         if data or not (preview or shows_itself):
             _refuse(dataset, folder)
-        console.print(
-            f"no {dataset} data in {folder}: this is a preview on the embedded synthetic patches "
-            f"(dataset=synthetic); --data DIR names the real ones",
-            style="yellow",
-            markup=False,
-        )
+        console.print(NO_DATA.format(dataset, folder), style="yellow", markup=False)
         dataset, preview = "synthetic", True
     if preview:
         study = _previewed(study, dataset)
