@@ -302,3 +302,14 @@ def test_a_name_that_does_not_tell_needs_a_mode(
     assert "--metric value does not tell whether higher or lower is better" in error
     assert "add --mode max or --mode min" in error
     assert report(tmp_path, file, "--mode", "max", metric="value")[0] == 0
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_csv_with_other_separators_is_told_with_the_cure(
+    tmp_path: Path, separator: str, name: str
+) -> None:
+    file = tmp_path / "own.csv"
+    grid().to_csv(file, index=False, sep=separator, decimal=",")
+    with pytest.raises(TableError, match=f"separates its columns by {name}") as refused:
+        read_own_table(file, **COLUMNS)
+    assert f"sep={separator!r}" in str(refused.value)

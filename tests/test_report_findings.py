@@ -325,3 +325,15 @@ def test_trials_that_the_last_command_did_not_ask_for_have_a_section_of_their_ow
     assert "Other trials in this folder" in written
     commit_study(results, {k: v for k, v in about.items() if k != "planned"})  # an older study
     assert len(of_study(results).analyses) == 2
+
+
+def test_a_results_root_in_place_of_a_study_names_its_studies(tmp_path: Path) -> None:
+    for name in ("b_grid", "a_grid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text("{}")
+    with pytest.raises(ResultsError) as refused:
+        of_study(Results("root", Folder(str(tmp_path))))
+    assert str(refused.value) == (
+        f"{tmp_path} has results of 2 studies (a_grid and b_grid): give the folder of one, such as "
+        f"{tmp_path / 'a_grid'}"
+    )

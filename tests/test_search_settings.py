@@ -7,7 +7,7 @@ import pytest
 from ray import tune
 
 from search.explore import Asha, Grid, HyperBand, Leaders, Median, Optuna, Pbt, Random
-from search.study.settings import OWN_FIELDS, TEXTS, apply_settings, value_of
+from search.study.settings import OWN_FIELDS, apply_settings, value_for, value_of
 from search.study.space_file import SpaceFileError
 from search.study.study import TRIAL_FIELDS, Study
 from trainable.config import TrialConfig
@@ -153,12 +153,18 @@ def test_none_is_nothing_or_the_name_none_as_the_field_has_it(word: str) -> None
     assert {config.image_size for config in sizes.configs} == {None, 48}
 
 
-def test_none_is_the_name_for_every_field_that_takes_no_none() -> None:
-    for name in TRIAL_FIELDS:
-        declared = TrialConfig.__dataclass_fields__[name]
-        assert (name in TEXTS) == (declared.type is str), name
-    assert {"augment", "pretrained", "norm"} <= set(TEXTS)
-    assert not {"distill_from", "image_size", "train_blocks"} & set(TEXTS)
+def test_none_is_nothing_a_name_or_the_zero_that_turns_a_field_off() -> None:
+    for name, declared in TrialConfig.__dataclass_fields__.items():
+        if name in ("seed", "dataset"):
+            continue
+        value = value_for(name, "None")
+        choices = declared.metadata["choices"]
+        if declared.type is str:
+            assert value == ("constant" if "constant" in choices else "none"), name
+        elif declared.type in (int, float) and declared.metadata["low"] == 0:
+            assert value == 0, name
+        else:
+            assert value is None, name
     assert not set(OWN_FIELDS) & set(TRIAL_FIELDS)  # else a path would have two meanings
 
 
@@ -184,3 +190,57 @@ def test_the_score_that_ranks_selects_the_epochs_unless_both_are_given(
     made = Study(name="s", base=base, vary={"base_lr": tune.grid_search([0.1, 0.2])}, **ranked)
     changed = apply_settings(made, settings)
     assert (changed.metric, changed.base.select_by) == scores
+
+
+# --- what people type -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr=0.1", "there is no field 'lr'; did you mean 'base_lr'?"),
+        ("LR=0.1", "there is no field 'LR'; did you mean 'base_lr'?"),
+        ("bs=32", "there is no field 'bs'; did you mean 'batch_size'?"),
+        ("wd=0.1", "there is no field 'wd'; did you mean 'weight_decay'?"),
+        ("warmup=1", "there is no field 'warmup'; did you mean 'warmup_epochs'?"),
+        ("metric=val_acc", "there is no metric 'val_acc'; did you mean 'val_accuracy'?"),
+        ("metric=auc", "there is no metric 'auc'; did you mean 'val_auroc'?"),
+        ("metric=test_auroc", "metric 'test_auroc' is of the test split, which may not choose"),
+        ("batch_size=none", "batch_size must be a whole number, got None"),
+        ("batch_size=1.5e0", "batch_size must be a whole number, got 1.5"),
+        ("optimizer=Adamm", "optimizer must be one of"),
+    ],
+)
+def test_short_names_of_fields_and_metrics_name_what_is_meant(setting: str, message: str) -> None:
+    with pytest.raises(SpaceFileError) as refused:
+        apply_settings(study(), [setting])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "value"),
+    [
+        ("optimizer=Adam", "optimizer", "adam"),
+        ("decay=Cosine", "decay", "cosine"),
+        ("decay=none", "decay", "constant"),
+        ("batch_size=1e2", "batch_size", 100),
+        ("train_images=2e3", "train_images", 2000),
+        ("image_size=None", "image_size", None),
+        ("clip_grad_norm=none", "clip_grad_norm", 0.0),
+        ("weight_decay=None", "weight_decay", 0.0),
+    ],
+)
+def test_values_are_taken_as_people_write_them(setting: str, name: str, value: object) -> None:
+    found = getattr(apply_settings(study(), [setting]).base, name)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_whole_numbers_of_a_study_and_its_parts_may_have_an_exponent() -> None:
+    declared = study(stop=Asha(), leaders=Leaders(top=2, seeds=3))
+    changed = apply_settings(
+        declared, ["seeds=1e1", "explore.num_configs=1e2", "stop=none", "leaders=None"]
+    )
+    assert (changed.seeds, changed.explore) == (10, Optuna(num_configs=100))
+    assert (changed.stop, changed.leaders) == (None, None)
+    listed = apply_settings(declared, ["batch_size=16,1e2"])
+    assert listed.vary["batch_size"].categories == [16, 100]

@@ -94,6 +94,7 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix.lower() not in READERS:
         raise TableError(f"--table must be a .csv or .parquet file, got {file}")
+    _check_separator(file)
     try:
         table = READERS[file.suffix.lower()](file)
     except FileNotFoundError as error:
@@ -109,6 +110,22 @@ def _read(file: Path) -> pd.DataFrame:
     if table.empty:
         raise TableError(f"{file} has no rows: it must have one row per run")
     return table
+
+
+def _check_separator(file: Path) -> None:
+    """Raises TableError for a CSV file whose columns are not separated by commas."""
+    if file.suffix.lower() != ".csv" or not file.is_file():
+        return
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        header = lines.readline()
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            decimal = ", decimal=','" if separator == ";" else ""
+            raise TableError(
+                f"{file} separates its columns by {name}: export it with commas, or convert it "
+                f"with pandas.read_csv({str(file)!r}, sep={separator!r}{decimal})"
+                f".to_csv('table.csv', index=False)"
+            )
 
 
 def _check_exists(table: pd.DataFrame, file: Path, flag: str, name: str) -> None:

@@ -93,10 +93,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     trials, epochs, damages = _tables(folder)
     cautions += damages
     if not about and trials.empty and epochs.empty and len(cautions) < 2:
-        raise ResultsError(
-            f"{folder.folder.uri} is not a study's results: it has no study.json and no trials/; "
-            f"give a folder such as results/pcam_grid"
-        )
+        raise ResultsError(_no_results(folder))
     whole, trials, epochs = trials, _of_plan(trials, about), _of_plan(epochs, about)
     unplanned = whole.drop(trials.index)
     exploration = exploration_of(about)
@@ -135,6 +132,22 @@ def _of_plan(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     """The rows of trials that the study, as it was last run, asked for."""
     planned = about.get("planned")  # of searches earlier versions noted none
     return rows[rows["trial_key"].isin(set(planned))] if planned else rows
+
+
+def _no_results(folder: Results) -> str:
+    """What is wrong with a folder that has no results itself, and which of its folders have."""
+    where = folder.folder.uri
+    studies = sorted(Path(where).glob("*/study.json")) if folder.folder.is_local else []
+    if studies:
+        names = listed([file.parent.name for file in studies[:9]])
+        return (
+            f"{where} has results of {number_of(len(studies), 'study', 'studies')} ({names}): give "
+            f"the folder of one, such as {studies[0].parent}"
+        )
+    return (
+        f"{where} is not a study's results: it has no study.json and no trials/; give a folder "
+        f"such as results/pcam_grid"
+    )
 
 
 def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

@@ -44,7 +44,9 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
     ]
     encoded: dict[str, Any] = {
         "x": alt.X(
-            "epoch:Q", title="evaluation", axis=alt.Axis(values=whole_ticks(table["epoch"]))
+            "epoch:Q",
+            title="evaluation",
+            axis=alt.Axis(values=whole_ticks(table["epoch"]), format="d"),
         ),
         "y": alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
         "color": batch_colour(

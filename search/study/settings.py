@@ -3,20 +3,22 @@
 import ast
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from ray import tune
 
 from search.study.space_file import SpaceFileError
-from search.study.study import TRIAL_FIELDS, Study, unknown
+from search.study.study import TRIAL_FIELDS, Study, check_metric, unknown
 from trainable.config import TrialConfig
 from trainable.host import credentials
 
 OWN_FIELDS = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
 PARTS = ("explore", "stop", "leaders")  # of a study, with fields of their own
 WORDS = {"true": True, "false": False, "none": None}
-# Of the trial's fields those that take no None: to them `none` is a name, as in `augment=none`.
-TEXTS = tuple(trial_field.name for trial_field in fields(TrialConfig) if trial_field.type is str)
+WHOLE = ("seeds", "cpus_per_trial")
+OPTIONAL = ("stop", "leaders")
+TRIAL_FIELD_OF = {trial_field.name: trial_field for trial_field in fields(TrialConfig)}
 
 
 def apply_settings(study: Study, settings: Sequence[str]) -> Study:
@@ -43,21 +45,27 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
             if not equals or not path or not text:
                 raise ValueError("--set takes FIELD=VALUE, such as seeds=3")
             if path in OWN_FIELDS:
-                changed[path] = text if path in ("name", "metric") else value_of(text)
+                is_text = path in ("name", "metric")
+                changed[path] = text if is_text else _as_whole(value_of(text), path in WHOLE)
+            elif path in OPTIONAL and text.lower() == "none":
+                changed[path] = None
             elif "." in path and path not in TRIAL_FIELDS:
                 part, name = _part_and_name(study, path)
-                parts.setdefault(part, {})[name] = value_of(text)
+                is_whole = type(getattr(getattr(study, part), name)) is int
+                parts.setdefault(part, {})[name] = _as_whole(value_of(text), is_whole)
             elif path not in TRIAL_FIELDS or path == "seed":
                 raise ValueError(unknown("field", path, _paths(study)))
             elif "," in text:
-                values = [_value_for(path, value) for value in text.split(",") if value]
+                values = [value_for(path, value) for value in text.split(",") if value]
                 vary[path] = tune.grid_search(values)
             else:
                 vary.pop(path, None)
-                fixed[path] = _value_for(path, text)
+                fixed[path] = value_for(path, text)
         for part, changes in parts.items():
             changed[part] = replace(getattr(study, part), **changes)
-        if "metric" in changed:  # a score that ranks selects the epochs too, and the reverse
+        if "metric" in changed:
+            check_metric(changed["metric"])
+            # A score that ranks selects the epochs too, and the reverse.
             fixed.setdefault("select_by", changed["metric"])
         elif "select_by" in fixed:
             changed["metric"] = fixed["select_by"]
@@ -77,9 +85,26 @@ def value_of(text: str) -> object:
         return text
 
 
-def _value_for(name: str, text: str) -> object:
-    """A value for a field of the trial."""
-    return "none" if name in TEXTS and text.lower() == "none" else value_of(text)
+def value_for(name: str, text: str) -> object:
+    """A value for a field of the trial, also as people write it: `Adam`, `1e2`, `none` for 0."""
+    trial_field = TRIAL_FIELD_OF[name]
+    kinds = get_args(trial_field.type) or (trial_field.type,)
+    choices = trial_field.metadata["choices"] or ()
+    by_lower = {str(choice).lower(): choice for choice in choices}
+    if text.lower() in by_lower:
+        return by_lower[text.lower()]
+    if text.lower() == "none" and NoneType not in kinds:
+        if str in kinds:
+            return "constant" if "constant" in choices else "none"
+        return 0 if trial_field.metadata["low"] == 0 else None  # 0 turns such a field off
+    return _as_whole(value_of(text), int in kinds)
+
+
+def _as_whole(value: object, is_whole: bool) -> object:
+    """1e2 as 100, where a whole number is wanted."""
+    if is_whole and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _part_and_name(study: Study, path: str) -> tuple[str, str]:

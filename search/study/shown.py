@@ -14,9 +14,9 @@ def show(value: object) -> str:
     return str(value)
 
 
-def number_of(count: object, noun: str) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def number_of(count: object, noun: str, plural: str = "") -> str:
+    """`1 trial`, `2 trials`; `plural` where it is not the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def print_error(command: str, error: BaseException) -> int:

@@ -13,6 +13,19 @@ from trainable.host import credentials
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TRIAL_FIELDS = tuple(trial_field.name for trial_field in fields(TrialConfig))
+# What people type for a field or a metric.
+ALIASES = {
+    **dict.fromkeys(("lr", "learning_rate", "rate"), "base_lr"),
+    **dict.fromkeys(("bs", "batch", "batchsize"), "batch_size"),
+    **dict.fromkeys(("wd", "decay_weight"), "weight_decay"),
+    **dict.fromkeys(("opt", "optim"), "optimizer"),
+    **dict.fromkeys(("schedule", "scheduler"), "decay"),
+    **dict.fromkeys(("arch", "network"), "model"),
+    **dict.fromkeys(("acc", "accuracy", "val_acc"), "val_accuracy"),
+    **dict.fromkeys(("auc", "auroc", "val_auc"), "val_auroc"),
+    **dict.fromkeys(("loss", "val_ce"), "val_loss"),
+    **{"warmup": "warmup_epochs", "num_epochs": "epochs", "weights": "pretrained"},
+}
 LEAST_SHARE = 0.01  # of a GPU
 
 
@@ -82,8 +95,8 @@ class Study:
             )
         if not isinstance(self.base, TrialConfig):
             raise ValueError(f"base must be a TrialConfig, got {self.base!r}")
-        if self.metric and self.metric not in SCORES:
-            raise ValueError(unknown("metric", self.metric, SCORES))
+        if self.metric:
+            check_metric(self.metric)
         check_number("seeds", self.seeds, whole=True, low=1)
         check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
         if not isinstance(self.keep_weights, bool):
@@ -123,6 +136,17 @@ class Study:
         return self.explore.configs(self) or [self.base]
 
 
+def check_metric(metric: str) -> None:
+    """Raises ValueError for what is no validation score."""
+    if str(metric).startswith("test_"):
+        raise ValueError(
+            f"metric {metric!r} is of the test split, which may not choose: it is scored once, "
+            f"with what validation chose. Take one of {', '.join(SCORES)}"
+        )
+    if metric not in SCORES:
+        raise ValueError(unknown("metric", metric, SCORES))
+
+
 def check_number(name: str, value: object, *, whole: bool, low: float) -> None:
     """Raises ValueError for what is not a finite number, or a whole one, of at least `low`."""
     kinds = (int,) if whole else (int, float)
@@ -159,7 +183,12 @@ def _check_gpus(shares: object) -> None:
 
 def unknown(what: str, name: object, known: Sequence[str] | Mapping[str, str]) -> str:
     """A sentence that names what does not exist and the nearest that does."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    alias = ALIASES.get(str(name).lower())
+    near = (
+        [alias]
+        if alias in known
+        else difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    )
     hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(known)}"
     return f"there is no {what} {name!r}; {hint}"
 
