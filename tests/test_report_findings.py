@@ -320,7 +320,7 @@ def test_trials_that_the_last_command_did_not_ask_for_have_a_section_of_their_ow
     assert set(found.epochs["trial_key"]) == set(keys)
     assert len(found.analyses) == 1
     assert set(found.unplanned["momentum"]) == {0.9}
-    assert any(caution.startswith("50 other trials in this folder") for caution in found.cautions)
+    assert any(caution.startswith("50 other trials in this folder: ") for caution in found.cautions)
     written = Path(write_report(results)).read_text()
     assert "Other trials in this folder" in written
     commit_study(results, {k: v for k, v in about.items() if k != "planned"})  # an older study
