@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from search.results.tables import Results
@@ -26,7 +26,8 @@ def report_written(results: Results, before: Callable[[], None]) -> Iterator[Non
 
     def write_each_minute() -> None:
         while not over.wait(INTERVAL_S):
-            before()
+            with suppress(OSError):  # what is written at the end has no such excuse
+                before()
             command = [sys.executable, "-m", "search.report", results.folder.uri]
             with subprocess.Popen(
                 command,

@@ -230,8 +230,8 @@ def _mixed(trials: pd.DataFrame, kind: str, *, num_unplanned: int) -> list[str]:
     warnings = []
     if num_unplanned:
         warnings.append(
-            f"{number_of(num_unplanned, 'other trial')} in this folder: the study as it was last run "
-            f"does not ask for them. They have a section of their own."
+            f"{number_of(num_unplanned, 'other trial')} in this folder: the study as it was last "
+            f"run does not ask for them. They have a section of their own."
         )
     left = int((trials["status"] == "interrupted").sum())
     if left:
