@@ -26,7 +26,7 @@ def report_written(results: Results, before: Callable[[], None]) -> Iterator[Non
 
     def write_each_minute() -> None:
         while not over.wait(INTERVAL_S):
-            with suppress(OSError):  # what is written at the end has no such excuse
+            with suppress(OSError):  # at the end it is written again, and then an error counts
                 before()
             command = [sys.executable, "-m", "search.report", results.folder.uri]
             with subprocess.Popen(
