@@ -161,10 +161,10 @@ def test_stable_is_the_largest_lr_below_the_first_at_which_half_diverged(
     ends: Sequence[int], stable: float, diverges: float
 ) -> None:
     known: Any = {
-        (16, lr): ["diverged"] * n + [0.5] * (4 - n)
+        (16, lr): ["diverged"] * n + [0.6] * (4 - n)
         for lr, n in zip((0.1, 0.2, 0.4), ends, strict=True)
     }
-    found = stable_lr(cells_of({**known, (32, 0.1): [0.5]}))
+    found = stable_lr(cells_of({**known, (32, 0.1): [0.6]}))
     assert found["batch_size"].tolist() == [16, 32]
     assert found["stable_lr"].tolist() == pytest.approx([stable, 0.1], nan_ok=True)
     assert found["diverges_at"].tolist() == pytest.approx([diverges, NAN], nan_ok=True)

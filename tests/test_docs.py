@@ -125,7 +125,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, make_study: Callable[..., R
 def here(reader: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That folder, as the one that the commands are typed in."""
     monkeypatch.chdir(reader)
-    monkeypatch.setattr(models, "available_weights", lambda model, pretrained: "none")
+    monkeypatch.setattr(models, "available_weights", lambda model, pretrained: pretrained)
     monkeypatch.setattr("search.report.report.drawn", lambda shown: DRAWN)
     return reader
 

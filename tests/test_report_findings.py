@@ -337,3 +337,14 @@ def test_a_results_root_in_place_of_a_study_names_its_studies(tmp_path: Path) ->
         f"{tmp_path} has results of 2 studies (a_grid and b_grid): give the folder of one, such as "
         f"{tmp_path / 'a_grid'}"
     )
+
+
+def test_what_else_the_scores_depend_on_is_said(make_study: MakeStudy) -> None:
+    found = of_study(make_study(seeds=1, changes=[{"precise_bn_images": 0}]))
+    assert any("BatchNorm's running averages lag" in caution for caution in found.cautions)
+    about = {"base": {"select_by": "val_loss"}}
+    found = of_study(make_study(name="other", seeds=1, about=about))
+    assert [c for c in found.cautions if "the best val_loss, while val_auroc ranks" in c]
+    assert not any("BatchNorm" in caution for caution in found.cautions)
+    found = of_study(make_study(name="third", seeds=1, about={"base": {"select_by": "val_auroc"}}))
+    assert not any("ranks the trials" in caution for caution in found.cautions)

@@ -466,7 +466,7 @@ def test_a_warm_start_knows_every_objective(tmp_path: Path) -> None:
 def test_what_the_tables_hold_is_told_and_not_sent(tmp_path: Path) -> None:
     point = {"batch_size": 32, "base_lr": 0.25}
     declared = study(2, points=[point, point | {"base_lr": 0.5}], seeds=2)
-    configs = [replace(BASE, batch_size=32, base_lr=0.25, seed=seed) for seed in (0, 1)]
+    configs = [replace(declared.base, batch_size=32, base_lr=0.25, seed=seed) for seed in (0, 1)]
     rows = {trial_key(c, "d"): {"status": "completed", "val_auroc": 0.75} for c in configs}
     ours = ByHand(declared, tmp_path, rows)
     first = ours.suggest("a")
