@@ -63,16 +63,24 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
                 fixed[path] = value_for(path, text)
         for part, changes in parts.items():
             changed[part] = replace(getattr(study, part), **changes)
-        if "metric" in changed:
-            check_metric(changed["metric"])
-            # A score that ranks selects the epochs too, and the reverse.
-            fixed.setdefault("select_by", changed["metric"])
-        elif "select_by" in fixed:
-            changed["metric"] = fixed["select_by"]
+        _pair_scores(changed, fixed)
         # All at once: two settings may be right only together.
         return replace(study, **changed, base=replace(study.base, **fixed), vary=vary)
     except (ValueError, TypeError) as error:
         raise SpaceFileError(f"--set {' --set '.join(settings)}: {error}") from error
+
+
+def _pair_scores(changed: dict[str, Any], fixed: dict[str, Any]) -> None:
+    """Let the score that is set alone rank the trials and select their epochs.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if "metric" in changed:
+        check_metric(changed["metric"])
+        fixed.setdefault("select_by", changed["metric"])
+    elif "select_by" in fixed:
+        changed["metric"] = fixed["select_by"]
 
 
 def value_of(text: str) -> object:
