@@ -16,7 +16,7 @@ from ray import tune
 from trainings import ByHand
 
 from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
-from search.explore import Asha, Grid, HyperBand, Median, Optuna
+from search.explore import Asha, Grid, HyperBand, Median, Optuna, choices
 from search.explore.ask import ask, total
 from search.explore.journal import (
     Journal,
@@ -296,6 +296,17 @@ def test_a_search_on_other_data_is_another_one(tmp_path: Path) -> None:
     before = opened(study(3), tmp_path).next(known(tmp_path), 9)
     other = replace(known(tmp_path, all_ended(before)), data_fingerprint="other data")
     assert len([t for t in ask(study(3), other, room=9) if t.key not in other.ended]) == 3
+    folders = sorted(folder.name for folder in (tmp_path / "choices").iterdir())
+    assert len(folders) == 2
+
+
+def test_another_recipe_or_objective_is_another_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(study(3), tmp_path).next(known(tmp_path), 9)
+    assert opened(study(3, objectives=["train_wall_s"]), tmp_path).num_chosen == 0
+    monkeypatch.setattr(choices, "RECIPE_VERSION", 0)
+    assert opened(study(3), tmp_path).num_chosen == 0
 
 
 def drawn_once(trial: Any) -> dict[str, object]:
@@ -371,13 +382,32 @@ def test_a_hundred_choices_become_one_file(tmp_path: Path) -> None:
     assert opened(study(107), tmp_path).next(known(tmp_path), 0) == trials
 
 
-def test_a_choice_that_was_lost_is_chosen_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["deleted", "damaged"])
+def test_a_choice_that_was_lost_costs_no_other(
+    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ours = opened(study(3), tmp_path)
     first = ours.next(known(tmp_path), 9)
-    (Path(ours.folder.uri) / "000001.json").unlink()
-    trials = opened(study(3), tmp_path).next(known(tmp_path), 9)
-    assert trials[:1] == first[:1]
+    file = Path(ours.folder.uri) / "000001.json"
+    if lost == "deleted":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-9])
+    trials = opened(study(3), tmp_path).next(known(tmp_path, all_ended(first)), 9)
+    assert trials[:2] == [first[0], first[2]]
     assert len({trial.key for trial in trials}) == 3
+    assert opened(study(3), tmp_path).next(known(tmp_path), 0) == trials
+    assert ("000001.json cannot be read" in caplog.text) == (lost == "damaged")
+
+
+def test_fewer_configurations_for_once_forget_no_choice(tmp_path: Path) -> None:
+    """More than a hundred files are packed by the command that asks for fewer."""
+    first = opened(study(105), tmp_path).next(known(tmp_path), 105)
+    ended = all_ended(first)
+    assert opened(study(20), tmp_path).next(known(tmp_path, ended), 9) == first[:20]
+    again = opened(study(106), tmp_path)
+    assert again.num_chosen == 105
+    assert again.next(known(tmp_path, ended), 9)[:105] == first
 
 
 # --- what cannot work -----------------------------------------------------------------------------

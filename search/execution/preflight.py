@@ -73,7 +73,7 @@ def prepare(
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
     opened = open_data(study.base.dataset, data_folder)
     if not preview:
-        _check_size(study.base, opened)
+        _check_size(study, opened)
     study = _with_files(study, opened, console, preview=preview)
     return Ready(
         study=study,
@@ -106,12 +106,13 @@ def _is_ours(space_file: Path | None) -> bool:
     return space_file is not None and space_file.resolve().parent == Path(spaces.__file__).parent
 
 
-def _check_size(config: TrialConfig, data: Dataset) -> None:
+def _check_size(study: Study, data: Dataset) -> None:
     """Raises SpaceFileError where there are fewer images than the study asks for."""
     splits = {"train_images": data.train, "eval_images": data.val}
     for name, split in splits.items():
-        wanted, num_images = getattr(config, name), len(split.labels_N)
-        if wanted is not None and wanted > num_images:
+        wanted = max(getattr(config, name) or 0 for config in study.configs)
+        num_images = len(split.labels_N)
+        if wanted > num_images:
             raise SpaceFileError(
                 f"{name}={wanted}, but {data.name} has {num_images} such images: take "
                 f"--set {name}={num_images}, or --set {name}=none for all"

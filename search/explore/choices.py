@@ -7,15 +7,18 @@ search has a folder of its own under `choices/`, so that no search goes on with 
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from search.study.study import Study
 from trainable.config import RECIPE_VERSION
 from trainable.host import storage
 from trainable.host.storage import Folder
+
+logger = logging.getLogger(__name__)
 
 PACKED = "packed.json"
 PACK_FROM = 100  # files: from there on reading them one after the other takes seconds in a store
@@ -67,32 +70,38 @@ def _source(space: Callable[[Any], Any]) -> str:
         return getattr(space, "__qualname__", type(space).__qualname__)
 
 
-def read(folder: Folder) -> list[Choice]:
-    """All choices in their order, up to the first that is missing."""
+def read(folder: Folder) -> dict[int, Choice]:
+    """All choices by number, in order. A file that cannot be read counts as lost."""
     with ThreadPoolExecutor(READERS) as threads:
-        contents = threads.map(lambda name: storage.read(folder, name), _files(folder))
-        rows = {int(row["number"]): row for content in contents for row in json.loads(content)}
-    in_order: list[Choice] = []
-    while len(in_order) in rows:
-        row = rows[len(in_order)]
-        in_order.append(
-            Choice(**{name: row[name] for name in ("changes", "params", "distributions")})
-        )
-    return in_order
+        read_rows = list(threads.map(lambda name: _rows(folder, name), _files(folder)))
+    by_number = {row["number"]: row for rows in read_rows for row in rows}
+    names = [choice_field.name for choice_field in fields(Choice)]
+    return {
+        number: Choice(**{name: by_number[number][name] for name in names})
+        for number in sorted(by_number)
+    }
+
+
+def _rows(folder: Folder, name: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = json.loads(storage.read(folder, name))
+    except ValueError as error:  # the search goes on with the others
+        logger.warning("%s/%s cannot be read and is left out: %s", folder.uri, name, error)
+        return []
+    return rows
 
 
 def add(folder: Folder, number: int, choice: Choice) -> None:
     """Write the choice `number`, from 0."""
-    _write(folder, f"{number:06d}.json", [{"number": number, **asdict(choice)}])
+    _write(folder, f"{number:06d}.json", {number: choice})
 
 
-def pack(folder: Folder, choices: list[Choice]) -> None:
-    """Write all choices into one file, where they are many."""
+def pack(folder: Folder, choices: Mapping[int, Choice]) -> None:
+    """Write all choices, which `read` returned, into one file, where they are many."""
     names = [name for name in _files(folder) if name != PACKED]
     if len(names) < PACK_FROM:
         return
-    rows = [{"number": number, **asdict(choice)} for number, choice in enumerate(choices)]
-    _write(folder, PACKED, rows)
+    _write(folder, PACKED, choices)
     for name in names:
         storage.delete_file(folder, name)
 
@@ -101,5 +110,6 @@ def _files(folder: Folder) -> list[str]:
     return storage.names(folder, ".json")
 
 
-def _write(folder: Folder, name: str, rows: list[dict[str, Any]]) -> None:
+def _write(folder: Folder, name: str, choices: Mapping[int, Choice]) -> None:
+    rows = [{"number": number, **asdict(choice)} for number, choice in choices.items()]
     storage.write(folder, name, json.dumps(rows).encode())

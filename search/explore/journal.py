@@ -154,7 +154,7 @@ class Journal:
             objectives=list(explore.objectives),
             data_fingerprint=data_fingerprint,
         )
-        self.choices = choices.read(self.folder)[: explore.num_configs]
+        self.choices = choices.read(self.folder)
         self.optuna = self._new_study(None)
         self.optuna.sampler = sampler_of(explore, asked=self.num_chosen)
         self.is_kept = False
@@ -163,7 +163,7 @@ class Journal:
             params = params_of(study.vary, params)
             self._add(params, self.space, values=values, warm_start=explore.warm_start)
         self.open: dict[int, list[PlannedTrial]] = {}
-        for choice in self.choices:
+        for choice in list(self.choices.values())[: explore.num_configs]:
             number = len(self.optuna.get_trials(deepcopy=False))
             space = {n: json_to_distribution(text) for n, text in choice.distributions.items()}
             self._add(choice.params, space)
@@ -177,7 +177,7 @@ class Journal:
     @property
     def num_chosen(self) -> int:
         """How many configurations were chosen, by this command and by earlier ones."""
-        return len(self.choices)
+        return len(self.choices)  # more than asked for now where `num_configs` was larger
 
     def _new_study(self, journal: JournalStorage | None) -> optuna.Study:
         return optuna.create_study(
@@ -289,8 +289,9 @@ class Journal:
         """Note the choice in a file: before it trains, so that a killed command forgets none."""
         space = {name: distribution_to_json(d) for name, d in trial.distributions.items()}
         choice = choices.Choice(changes=changes, params=trial.params, distributions=space)
-        choices.add(self.folder, self.num_chosen, choice)
-        self.choices.append(choice)
+        number = max(self.choices, default=-1) + 1
+        choices.add(self.folder, number, choice)
+        self.choices[number] = choice
 
     def _tell_those_that_ended(self, tables: Tables) -> None:
         for number, trials in list(self.open.items()):
@@ -303,8 +304,8 @@ class Journal:
 
         The mean score where all ended; PRUNED where one was stopped; a seed that diverged, or
         predicts the same for every image, counts with the worst score there is, so that the sampler
-        learns that the region is bad; FAIL where
-        there is nothing to learn. What was told stays told.
+        learns that the region is bad; FAIL where there is nothing to learn. What was told stays
+        told.
         """
         if self.optuna.get_trials(deepcopy=False)[number].state.is_finished():
             return

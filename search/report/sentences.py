@@ -232,8 +232,8 @@ def _noise_scale(analysis: Analysis) -> str:
         span = show(scale.least)
         span += f" to {show(scale.most)}" if scale.n > 1 else ""
         return (
-            f"The gradient noise scale cannot be said: {trials} measured {span} images, and an "
-            f"interval needs at least {LEAST_MEASURED}."
+            f"The gradient noise scale cannot be estimated: {trials} measured {span} images, and "
+            f"an interval needs at least {LEAST_MEASURED}."
         )
     return (
         f"The measured gradient noise scale is {show(scale.median)} images [{show(scale.low)}, "

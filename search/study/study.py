@@ -41,8 +41,8 @@ class Study:
 
     `vary` maps fields of the trial to Ray Tune's domains. `seeds` repeats each configuration, and
     the mean is what is ranked; `leaders` gives the best of them more. `metric` is the score that
-    ranks, and `base.select_by` the one that selects a trial's epoch: of the two, what is not given
-    is as the other. `gpus_per_trial` is 1 or the
+    ranks the trials, and `base.select_by` the one that selects a trial's epoch. If only one of them
+    is given, the other is the same. `gpus_per_trial` is 1 or the
     share of a GPU that a trial takes; or shares by the smallest batch size that each applies from,
     `{16: 0.25, 1024: 1.0}`, the first one also below it; or `auto`, as many to a GPU as measured
     memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights`
