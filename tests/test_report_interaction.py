@@ -45,8 +45,8 @@ NOISE_SCALE = (
     "with its 95 % interval)."
 )
 NO_NOISE_SCALE = (
-    "The gradient noise scale cannot be estimated: {n} measured {span} images, and an interval needs "
-    "at least 6."
+    "The gradient noise scale cannot be estimated: {n} measured {span} images, and an interval "
+    "needs at least 6."
 )
 
 
