@@ -149,7 +149,7 @@ def dry_run(order: Order, console: Console) -> None:
     plan = plan_of(ready.study, known, total=total(ready.study, known))
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
-        with _connected(order.address) as connecting:
+        with _connected(order.address, console) as connecting:
             cluster = connecting.result()
             stop_on_sigterm()  # Ray, once started, has a handler of its own
             ready = _check_cluster(ready, cluster, console)
@@ -188,9 +188,10 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     # Ray takes seconds to start, and so does torch to be imported: both at once.
-    with _connected(order.address) as connecting:
-        check_trials(ready)
-        cluster = connecting.result()
+    with _connected(order.address, console) as connecting:
+        with console.status("starting Ray" if order.address == "local" else "connecting to Ray"):
+            check_trials(ready)
+            cluster = connecting.result()
         stop_on_sigterm()  # Ray, once started, has a handler of its own
         ask(ready.study, known, room=1)
         return known, _train(order, ready, known, attempts, cluster, console)
@@ -262,7 +263,7 @@ def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator["Future[Cluster]"]:
+def _connected(address: str, console: Console) -> Iterator["Future[Cluster]"]:
     """The cluster, as soon as it answers, while SIGTERM stops the study as Ctrl-C does.
 
     What is done is then kept. In another thread than the main one there are no signals.
@@ -274,6 +275,10 @@ def _connected(address: str) -> Iterator["Future[Cluster]"]:
         try:
             stop_on_sigterm()
             yield connecting
+        except KeyboardInterrupt:
+            if not connecting.done():
+                console.print("stopping: Ray is still starting", style="yellow")
+            raise
         finally:
             if connecting.exception() is None:
                 disconnect()

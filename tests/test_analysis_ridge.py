@@ -33,6 +33,17 @@ def test_usable_are_completed_finite_scores_of_one_configuration() -> None:
     assert usable(rows.drop(columns="begins_from"), metric="q").index.tolist() == [0, 3]
 
 
+def test_one_lucky_seed_is_not_the_best_lr_beside_cells_of_several() -> None:
+    """Near the edge of stability one of three seeds may get through, with whatever score."""
+    cells = cells_of({
+        (16, 0.1): [0.70, 0.72], (16, 0.2): [0.80, 0.82], (16, 0.4): [0.95, "diverged"],
+        (32, 0.1): [0.70], (32, 0.2): [0.60, 0.62],
+    })  # fmt: skip
+    best = ridge_interval(cells, mode="max")
+    assert best["lr"].tolist() == [0.2, 0.1]  # of 32 only one has several: all are compared
+    assert (best["lr_high"] <= 0.2).all()
+
+
 def test_a_cell_counts_how_its_trials_ended() -> None:
     found = surface(
         table({

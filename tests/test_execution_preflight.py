@@ -90,6 +90,9 @@ def test_fewer_images_than_a_study_asks_for_are_refused_but_in_a_preview(
         SpaceFileError, match=rf"{field}=5000, but digits has {num_images} such images: take --set"
     ):
         prepared(digits(**{field: 5000}), tmp_path)
+    varied = {field: tune.grid_search([100, 5000])}
+    with pytest.raises(SpaceFileError, match=f"{field}=5000"):
+        prepared(replace(digits(), vary=varied), tmp_path)
     prepared(digits(**{field: num_images}), tmp_path)
     prepared(digits(), tmp_path, preview=True)
 

@@ -111,6 +111,23 @@ def test_the_live_table_shows_what_ended_then_what_runs(stopped_clock: Clock) ->
     ]
 
 
+def test_before_its_first_evaluation_a_trial_is_shown_as_started(stopped_clock: Clock) -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    shown = made(console, total=2, done_before=0)
+    console.print(shown.render())
+    assert lines(console.export_text())[-1] == "starting workers, which import torch"
+    shown.trial_started(PLANNED["a"])
+    shown.trial_started(PLANNED["d"])
+    shown.epoch_ended(PLANNED["d"], {"epochs_seen": 0.5, "val_auroc": 0.51, "train_loss": 0.7})
+    shown.trial_started(PLANNED["d"])  # anew, after its worker was lost
+    console.print(shown.render())
+    assert lines(console.export_text())[1:] == [
+        "batch_size  base_lr  seed  epoch  train_loss  val_auroc   status",
+        "        16      0.3     0    -/5           -          -  started",
+        "        64        3     0    0.5         0.7       0.51  running",
+    ]
+
+
 def test_before_a_trial_has_ended_nothing_is_said_of_the_time_left(stopped_clock: Clock) -> None:
     console = Console(file=io.StringIO(), width=100, record=True)
     shown = made(console, varied=["optimizer"], metric="val_loss", total=2, done_before=0)

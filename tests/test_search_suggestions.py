@@ -207,6 +207,13 @@ def test_points_are_first_and_in_order(tmp_path: Path) -> None:
     assert configs[2].base_lr not in (0.25, 0.5)
 
 
+def test_a_later_command_does_not_ask_the_points_again(tmp_path: Path) -> None:
+    points = ({"batch_size": 32, "base_lr": 0.5},)
+    opened(study(1, points=points), tmp_path).next(known(tmp_path), 9)
+    trials = opened(study(3, points=points), tmp_path).next(known(tmp_path), 9)
+    assert len({trial.key for trial in trials}) == 3
+
+
 def test_tpes_first_third_is_random() -> None:
     for num_configs, startup in ((4, 10), (31, 10), (34, 11), (90, 30)):
         made: Any = sampler_of(Optuna(num_configs=num_configs), asked=0)
@@ -290,6 +297,15 @@ def test_what_another_metric_chose_is_not_gone_on_with(tmp_path: Path) -> None:
     opened(study(3), tmp_path).next(known(tmp_path), 9)
     assert opened(study(3, metric="val_loss"), tmp_path).num_chosen == 0
     assert opened(study(3), tmp_path).num_chosen == 3
+    # Not even where the epoch is picked by the same score.
+    by_loss = study(3, base=replace(BASE, select_by="val_loss"))
+    opened(by_loss, tmp_path).next(known(tmp_path), 9)
+    assert opened(replace(by_loss, metric="val_accuracy"), tmp_path).num_chosen == 0
+
+
+def test_another_first_seed_goes_on_with_the_search(tmp_path: Path) -> None:
+    opened(study(3), tmp_path).next(known(tmp_path), 9)
+    assert opened(study(3, base=replace(BASE, seed=7)), tmp_path).num_chosen == 3
 
 
 def test_a_search_on_other_data_is_another_one(tmp_path: Path) -> None:
@@ -354,6 +370,7 @@ def test_another_sampler_goes_on_with_the_search(tmp_path: Path) -> None:
     assert [t.state.name for t in ours.optuna.get_trials()] == ["COMPLETE"] * 12 + ["RUNNING"] * 2
 
 
+@pytest.mark.timeout(90)  # Optuna itself waits 30 s for each lock that is left
 def test_a_search_needs_neither_its_journal_nor_a_whole_one(tmp_path: Path) -> None:
     """The file is for the dashboard: a torn one, or none, changes nothing."""
     before = opened(study(3), tmp_path).next(known(tmp_path), 9)

@@ -4,22 +4,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.analysis.surface import DRAWS, LEVEL, redrawn
+from search.analysis.surface import DRAWS, LEVEL, contenders, redrawn
 
 
 def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     """The best lr of each batch size: batch_size, lr, mean, edge, vertex.
 
-    `lr` is the best lr with a score. `edge` is `low` or `high` if it is the smallest or largest lr
-    that was tried, so that a better one may lie outside; otherwise it is empty. An lr whose trials
-    diverged or were stopped counts as tried. `vertex` is the peak of the parabola in log lr through
+    `lr` is the best lr among the batch size's `contenders`. `edge` is `low` or `high` if it is the
+    smallest or largest lr that was tried, so that a better one may lie outside; otherwise it is
+    empty. An lr whose trials diverged or were stopped counts as tried. `vertex` is the peak of the parabola in log lr through
     the best lr and its two neighbours, or the best lr itself if it does not have two.
     """
     rows = []
     sign = 1.0 if mode == "max" else -1.0
     for batch_size, group in cells.groupby("batch_size"):
         group = group.sort_values("lr")
-        scored = group.dropna(subset="mean").reset_index(drop=True)
+        scored = contenders(group).reset_index(drop=True)
         if scored.empty:
             continue
         index = int((sign * scored["mean"]).idxmax())
@@ -80,8 +80,7 @@ def ridge_draws(
     sign = 1.0 if mode == "max" else -1.0
     vertices = {}
     for batch_size, group in cells.groupby("batch_size"):
-        order = group.sort_values("lr")
-        order = order[order["mean"].notna()]
+        order = contenders(group.sort_values("lr"))
         if order.empty:
             continue
         x = np.log(order["lr"].to_numpy())

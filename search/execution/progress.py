@@ -45,6 +45,18 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
+    def trial_started(self, trial: PlannedTrial) -> None:
+        """A worker began with a trial; one that goes on after a lost worker stays as it is."""
+        self.running.setdefault(trial.key, (trial, {"status": "started"}))
+
+    def stopping(self) -> None:
+        """Ctrl-C or SIGTERM came."""
+        self.console.print(
+            "stopping: what was trained is kept; another Ctrl-C does not wait for the workers",
+            style="yellow",
+            highlight=False,
+        )
+
     def epoch_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported an evaluation."""
         self.running[trial.key] = (trial, row)
@@ -102,6 +114,8 @@ class Progress:
                 show(row.get(self.metric)),
                 Text(status, STATUS_STYLES.get(status, "bold")),
             )
+        if not self.running and not self.ended:
+            return Group(bar, table, Text("starting workers, which import torch", "dim"))
         return Group(bar, table)
 
 

@@ -17,6 +17,7 @@ from search.results.tables import Results
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.host import storage
+from trainable.host.signals import before_interrupt
 from trainable.host.storage import NoSpaceError
 
 MOST_FORGOTTEN = 100  # ended trials on Ray's list, before they are taken off it
@@ -92,6 +93,10 @@ class Recorder(TrialProgressCallback):
             "attempt": self.attempt[key],
         }
 
+    def setup(self, **info: Any) -> None:
+        """Let Ctrl-C be answered at once: Ray, whose handler is there by now, takes seconds."""
+        before_interrupt(self.progress.stopping)
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check for hung workers on every controller step."""
         for trial_id in self.stalls.end_the_hung(trials):
@@ -102,6 +107,10 @@ class Recorder(TrialProgressCallback):
         if self.num_forgotten > MOST_FORGOTTEN:
             trials[:] = [trial for trial in trials if not trial.is_finished()]
             self.num_forgotten = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker is there for it."""
+        self.progress.trial_started(self.planned[self._key(trial)])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

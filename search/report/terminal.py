@@ -53,6 +53,8 @@ def print_answer(
     if not trials.empty:
         _print_tables(console, study, trials, planned)
         _print_troubles(console, trials)
+    if trials.empty:  # there are no tables yet
+        return
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
     for table in ("trials", "epochs"):
@@ -71,7 +73,8 @@ def _print_tables(
     is_grid = all(isinstance(domain, dict) for domain in study.vary.values())
     if {"batch_size", "base_lr"} <= set(study.vary) and is_grid:
         _print_surfaces(console, study, trials)
-    _print_leaders(console, study, trials)
+    if not nothing_beat_chance(trials, metric=study.metric):
+        _print_leaders(console, study, trials)
     if trials["begins_from"].notna().any():
         _print_lineage(console, study, trials)
 

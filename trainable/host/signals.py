@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +14,19 @@ def stop_on_sigterm() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
+
+
+def before_interrupt(action: Callable[[], None]) -> None:
+    """Do it when Ctrl-C comes, before what its handler does; only in the main thread."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        return
+
+    def act_and_handle(number: int, frame: FrameType | None) -> None:
+        action()
+        handler(number, frame)
+
+    signal.signal(signal.SIGINT, act_and_handle)
 
 
 @contextmanager
