@@ -15,6 +15,7 @@ from trainable.config import TrialConfig, augmentations, trial_key
         ({"base_lr": float("nan")}, "base_lr must be finite, got nan"),
         ({"base_lr": "fast"}, "base_lr must be a number, got 'fast'"),
         ({"batch_size": 16.5}, "batch_size must be a whole number, got 16.5"),
+        ({"batch_size": float("inf")}, "batch_size must be a whole number, got inf"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"batch_size": True}, "batch_size must be a whole number, got True"),
         ({"no_bias_decay": 1}, "no_bias_decay must be True or False, got 1"),
@@ -75,8 +76,11 @@ def test_impossible_values_are_refused_with_one_sentence(
 
 
 def test_numbers_of_other_kinds_become_the_fields_own() -> None:
-    config = TrialConfig(batch_size=np.int64(32), base_lr=np.float32(0.5), weight_decay=0)
-    assert type(config.batch_size) is int
+    config = TrialConfig(
+        batch_size=np.int64(32), train_images=1e4, base_lr=np.float32(0.5), weight_decay=0
+    )  # type: ignore[arg-type]
+    assert type(config.batch_size) is type(config.train_images) is int
+    assert config.train_images == 10_000
     assert type(config.base_lr) is float
     assert type(config.weight_decay) is float
 

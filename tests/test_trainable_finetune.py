@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_data import write_folders
 from torch import Tensor, nn
 
 from trainable.checkpoint import SLOTS
@@ -28,7 +29,7 @@ CLOCKS = ("epoch_wall_s", "images_per_s", "train_wall_s", "peak_memory_gib")
 
 
 def whole(
-    config: TrialConfig, data: Dataset, folder: Folder | None = None
+    config: TrialConfig, data: Dataset | str | Path, folder: Folder | None = None
 ) -> tuple[list[EpochResult], TrialResult]:
     trial = finetune(config, data=data, checkpoint_folder=folder)
     results = []
@@ -198,6 +199,17 @@ def test_a_batch_larger_than_the_data_is_refused(
 ) -> None:
     with pytest.raises(DataError, match="batch_size 97 is larger than the 96 training images"):
         next(finetune(replace(tiny_config, batch_size=97), data=tiny_data))
+
+
+def test_the_folder_of_the_data_is_an_argument(tmp_path: Path, tiny_config: TrialConfig) -> None:
+    (tmp_path / "moles").mkdir()
+    write_folders(tmp_path / "moles")
+    config = replace(tiny_config, dataset="moles", image_size=None, batch_size=4, epochs=1)
+    for folder in (tmp_path / "moles", str(tmp_path / "moles")):
+        results, _ = whole(config, data=folder)
+        assert len(results) == 1
+    with pytest.raises(DataError, match="elsewhere"):
+        whole(config, data=tmp_path / "elsewhere")
 
 
 def test_it_trains_without_ray() -> None:

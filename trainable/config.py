@@ -416,10 +416,14 @@ def _converted(name: str, value: object, wanted: object) -> bool | int | float |
     """The value in the type `wanted`, if it is of that kind."""
     if wanted is bool and isinstance(value, bool):
         return value
-    if wanted is int and type(value) is not bool and isinstance(value, Integral):
-        return int(value)
-    if wanted is float and type(value) is not bool and isinstance(value, Real):
-        return float(value)
+    if wanted in (int, float) and type(value) is not bool and isinstance(value, Real):
+        number = float(value)
+        if wanted is float:
+            return number
+        if isinstance(value, Integral):
+            return int(value)
+        if number.is_integer():  # 1e2 is a whole number too
+            return int(number)
     if wanted is str and isinstance(value, str):
         return value
     words = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}

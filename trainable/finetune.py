@@ -5,6 +5,7 @@ for result in finetune(TrialConfig(dataset="synthetic", model="plain", pretraine
 """
 
 from collections.abc import Generator
+from pathlib import Path
 
 import torch
 
@@ -19,7 +20,7 @@ from trainable.trial import Trial
 def finetune(
     config: TrialConfig,
     *,
-    data: Dataset | None = None,
+    data: Dataset | str | Path | None = None,
     checkpoint_folder: Folder | None = None,
     start_folder: Folder | None = None,
     keep_weights: bool = False,
@@ -27,7 +28,8 @@ def finetune(
 ) -> Generator[EpochResult, None, TrialResult]:
     """Train one model; yield after each evaluation and return a summary.
 
-    Without `data`, the config's data set is opened from `$DATA_DIR` or `data/`. With
+    `data` is an open data set, or the folder of the config's; without it, that is in `$DATA_DIR` or
+    `data/`. With
     `checkpoint_folder`, the state is saved there before each yield. If it already contains a state
     of the trial, the trial is resumed: the finished evaluations are yielded first, and all numbers
     equal those of an uninterrupted trial. `start_folder` is the checkpoint folder of the trial that
@@ -38,7 +40,8 @@ def finetune(
         DataError: the data is missing, broken, or too small for the batch.
         ValueError: the config does not fit its network, weights, teacher or device.
     """
-    data = data or open_data(config.dataset)
+    if not isinstance(data, Dataset):
+        data = open_data(config.dataset, Path(data) if data else None)
     trial = Trial(config, data, device or pick_device(), checkpoint_folder, start_folder)
     yield from list(trial.results)
     reason = ""

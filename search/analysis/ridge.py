@@ -12,8 +12,9 @@ def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
 
     `lr` is the best lr among the batch size's `contenders`. `edge` is `low` or `high` if it is the
     smallest or largest lr that was tried, so that a better one may lie outside; otherwise it is
-    empty. An lr whose trials diverged or were stopped counts as tried. `vertex` is the peak of the parabola in log lr through
-    the best lr and its two neighbours, or the best lr itself if it does not have two.
+    empty. An lr whose trials diverged or were stopped counts as tried. `vertex` is the peak of the
+    parabola in log lr through the best lr and its two neighbours, or the best lr itself if it does
+    not have two.
     """
     rows = []
     sign = 1.0 if mode == "max" else -1.0

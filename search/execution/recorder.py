@@ -93,7 +93,7 @@ class Recorder(TrialProgressCallback):
             "attempt": self.attempt[key],
         }
 
-    def setup(self, **info: Any) -> None:
+    def setup(self, *info: Any, **more: Any) -> None:
         """Let Ctrl-C be answered at once: Ray, whose handler is there by now, takes seconds."""
         before_interrupt(self.progress.stopping)
 
