@@ -182,7 +182,8 @@ def compare(
         # Decoded here: no side's memory and time is to have it.
         open_data("pcam", folder / name, cache_dir=folder / name / "cache")
     weights = random_vgg16(folder)
-    small = SMALL | {"augment": FLIPS}
+    # The other sides evaluate with the running averages of BatchNorm's statistics.
+    small = SMALL | {"augment": FLIPS, "precise_bn_images": 0}
     vgg16 = asdict(vgg16_config(weights, batch_size=16, augment=FLIPS))
     rows: list[Row] = []
 
