@@ -5,21 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray import tune
+from searches import beside, drawn_once, known, opened, study
 from trainings import ByHand
 
-from search.execution.schedulers import EarlyStopping, first_rung, scheduler_of
-from search.explore import Asha, Grid, HyperBand, Median, Optuna, choices
-from search.explore.ask import ask, total
+from search.explore import Optuna
+from search.explore.ask import ask
 from search.explore.journal import (
-    Journal,
     distribution_of,
     distributions_of,
     params_of,
@@ -28,39 +24,8 @@ from search.explore.journal import (
     values_of,
 )
 from search.explore.optuna import JOURNAL
-from search.study.explorer import PlannedTrial, Tables
 from search.study.space_file import SpaceFileError
-from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
-from trainable.host.storage import folder_at
-
-BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
-VARY = {"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(1e-3, 1.0)}
-
-
-def study(num_configs: int = 4, **changes: Any) -> Study:
-    given = {
-        n: changes.pop(n) for n in ("points", "space", "objectives", "warm_start") if n in changes
-    }
-    explore = Optuna(num_configs=num_configs, sampler="random", **given)
-    return Study(**({"name": "s", "base": BASE, "vary": VARY, "explore": explore} | changes))
-
-
-def opened(declared: Study, folder: Path) -> Journal:
-    explore: Any = declared.explore
-    return Journal(declared, explore, folder_at(str(folder)), data_fingerprint="d")
-
-
-def known(folder: Path, ended: dict[str, Any] | None = None) -> Tables:
-    """What a command knows of a study when it begins."""
-    return Tables(data_fingerprint="d", folder=folder_at(str(folder)), ended=ended or {})
-
-
-def beside(folder: Path) -> Path:
-    """A folder of another study."""
-    (folder / "other").mkdir()
-    return folder / "other"
-
+from trainable.config import trial_key
 
 # --- ask and tell ---------------------------------------------------------------------------------
 
@@ -265,168 +230,6 @@ def test_ranges_keep_their_steps_and_logarithms() -> None:
         assert distribution_of(domain) == expected
 
 
-# --- a later command ------------------------------------------------------------------------------
-
-
-def all_ended(trials: list[PlannedTrial], score: float = 0.5) -> dict[str, Any]:
-    return {trial.key: {"status": "completed", "val_auroc": score} for trial in trials}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"base": replace(BASE, epochs=3, optimizer="adamw")},
-        {"vary": VARY | {"base_lr": tune.loguniform(1e-4, 1.0)}},
-        {"vary": VARY | {"base_lr": tune.uniform(1e-3, 1.0)}},
-    ],
-    ids=["base", "range", "scale"],
-)
-def test_a_search_of_something_else_does_not_go_on_with_this_one(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
-    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
-    other = known(tmp_path, all_ended(before))
-    trials = ask(study(3, **changes), other, room=9)
-    assert len(trials) == 3
-    assert not {trial.key for trial in trials} & {trial.key for trial in before}
-    # Nor does the first search lose its place.
-    assert ask(study(3), known(tmp_path, all_ended(before)), room=9) == before
-
-
-def test_what_another_metric_chose_is_not_gone_on_with(tmp_path: Path) -> None:
-    opened(study(3), tmp_path).next(known(tmp_path), 9)
-    assert opened(study(3, metric="val_loss"), tmp_path).num_chosen == 0
-    assert opened(study(3), tmp_path).num_chosen == 3
-    # Not even where the epoch is picked by the same score.
-    by_loss = study(3, base=replace(BASE, select_by="val_loss"))
-    opened(by_loss, tmp_path).next(known(tmp_path), 9)
-    assert opened(replace(by_loss, metric="val_accuracy"), tmp_path).num_chosen == 0
-
-
-def test_another_first_seed_goes_on_with_the_search(tmp_path: Path) -> None:
-    opened(study(3), tmp_path).next(known(tmp_path), 9)
-    assert opened(study(3, base=replace(BASE, seed=7)), tmp_path).num_chosen == 3
-
-
-def test_a_search_on_other_data_is_another_one(tmp_path: Path) -> None:
-    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
-    other = replace(known(tmp_path, all_ended(before)), data_fingerprint="other data")
-    assert len([t for t in ask(study(3), other, room=9) if t.key not in other.ended]) == 3
-    folders = sorted(folder.name for folder in (tmp_path / "choices").iterdir())
-    assert len(folders) == 2
-
-
-def test_another_recipe_or_objective_is_another_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened(study(3), tmp_path).next(known(tmp_path), 9)
-    assert opened(study(3, objectives=["train_wall_s"]), tmp_path).num_chosen == 0
-    monkeypatch.setattr(choices, "RECIPE_VERSION", 0)
-    assert opened(study(3), tmp_path).num_chosen == 0
-
-
-def drawn_once(trial: Any) -> dict[str, object]:
-    return {"base_lr": trial.suggest_float("base_lr", 1e-3, 1.0)}
-
-
-def drawn_lower(trial: Any) -> dict[str, object]:
-    return {"base_lr": trial.suggest_float("base_lr", 1e-6, 1e-4)}
-
-
-def test_another_space_function_is_another_search(tmp_path: Path) -> None:
-    first = opened(study(3, vary={}, space=drawn_once), tmp_path).next(known(tmp_path), 9)
-    again = opened(study(3, vary={}, space=drawn_once), tmp_path)
-    assert again.next(known(tmp_path), 9) == first
-    other = opened(study(3, vary={}, space=drawn_lower), tmp_path).next(known(tmp_path), 9)
-    assert all(trial.config.base_lr <= 1e-4 for trial in other)
-
-
-def test_more_seeds_and_configurations_go_on_with_the_search(tmp_path: Path) -> None:
-    before = opened(study(2), tmp_path).next(known(tmp_path), 9)
-    more = known(tmp_path, all_ended(before))
-    declared = study(4, seeds=2)
-    trials = ask(declared, more, room=1)  # only what was chosen before: its second seeds
-    assert [t.config.seed for t in trials] == [0, 1, 0, 1]
-    assert [t.key for t in trials[::2]] == [t.key for t in before]
-    assert total(declared, more) == 8
-    more.ended.update(all_ended(trials))
-    trials = ask(declared, more, room=9)
-    assert len({t.key for t in trials}) == 4
-    more.ended.update(all_ended(trials))
-    assert ask(declared, more, room=9) == []
-    assert total(declared, more) == len({t.key for t in more.asked}) == 8
-    # Fewer again: the answer is of the first ones.
-    fewer = known(tmp_path, more.ended)
-    assert ask(study(2), fewer, room=9) == before
-    assert total(study(2), fewer) == 2
-
-
-def test_another_sampler_goes_on_with_the_search(tmp_path: Path) -> None:
-    before = opened(study(12), tmp_path).next(known(tmp_path), 12)
-    asked = Optuna(num_configs=14, sampler="tpe")
-    ours = opened(study(explore=asked), tmp_path)
-    assert ours.next(known(tmp_path, all_ended(before)), 9)[:12] == before
-    assert type(ours.optuna.sampler).__name__ == "TPESampler"
-    assert [t.state.name for t in ours.optuna.get_trials()] == ["COMPLETE"] * 12 + ["RUNNING"] * 2
-
-
-@pytest.mark.timeout(90)  # Optuna itself waits 30 s for each lock that is left
-def test_a_search_needs_neither_its_journal_nor_a_whole_one(tmp_path: Path) -> None:
-    """The file is for the dashboard: a torn one, or none, changes nothing."""
-    before = opened(study(3), tmp_path).next(known(tmp_path), 9)
-    journal = tmp_path / JOURNAL
-    content = journal.read_bytes()
-    for broken in (content[:-5], content[:-5] + b'{"op_code": 4, "worker', b"", None):
-        journal.unlink()
-        if broken is not None:
-            journal.write_bytes(broken)
-        (tmp_path / f"{JOURNAL}.lock").write_text("left by a killed command")
-        again = opened(study(4), tmp_path)
-        assert again.next(known(tmp_path, all_ended(before)), 9)[:3] == before
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        told = optuna.load_study(study_name="s", storage=storage).get_trials()
-        assert [trial.state.name for trial in told] == ["COMPLETE"] * 3 + ["RUNNING"]
-        (Path(again.folder.uri) / "000003.json").unlink()  # so that each turn begins with three
-
-
-def test_a_hundred_choices_become_one_file(tmp_path: Path) -> None:
-    first = opened(study(105), tmp_path).next(known(tmp_path), 105)
-    again = opened(study(107), tmp_path)
-    trials = again.next(known(tmp_path, all_ended(first)), 9)
-    assert trials[:105] == first
-    names = sorted(path.name for path in Path(again.folder.uri).iterdir())
-    assert names == ["000105.json", "000106.json", "packed.json"]
-    assert opened(study(107), tmp_path).next(known(tmp_path), 0) == trials
-
-
-@pytest.mark.parametrize("lost", ["deleted", "damaged"])
-def test_a_choice_that_was_lost_costs_no_other(
-    lost: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ours = opened(study(3), tmp_path)
-    first = ours.next(known(tmp_path), 9)
-    file = Path(ours.folder.uri) / "000001.json"
-    if lost == "deleted":
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:-9])
-    trials = opened(study(3), tmp_path).next(known(tmp_path, all_ended(first)), 9)
-    assert trials[:2] == [first[0], first[2]]
-    assert len({trial.key for trial in trials}) == 3
-    assert opened(study(3), tmp_path).next(known(tmp_path), 0) == trials
-    assert ("000001.json cannot be read" in caplog.text) == (lost == "damaged")
-
-
-def test_fewer_configurations_for_once_forget_no_choice(tmp_path: Path) -> None:
-    """More than a hundred files are packed by the command that asks for fewer."""
-    first = opened(study(105), tmp_path).next(known(tmp_path), 105)
-    ended = all_ended(first)
-    assert opened(study(20), tmp_path).next(known(tmp_path, ended), 9) == first[:20]
-    again = opened(study(106), tmp_path)
-    assert again.num_chosen == 105
-    assert again.next(known(tmp_path, ended), 9)[:105] == first
-
-
 # --- what cannot work -----------------------------------------------------------------------------
 
 
@@ -560,107 +363,3 @@ def test_evaluations_are_told_to_nobody_on_the_way(tmp_path: Path) -> None:
     ours.end("a", status="stopped", val_auroc=0.5, examples_seen=96)
     assert ours.told[0].intermediate_values == {96: 0.5}
     assert (ours.queue.metric, ours.queue.mode) == ("score", "max")
-
-
-# --- rungs ----------------------------------------------------------------------------------------
-
-
-def grid(stop: Any) -> Study:
-    vary = {"base_lr": tune.grid_search([0.1, 0.2])}
-    return Study(name="s", base=BASE, vary=vary, explore=Grid(), stop=stop)
-
-
-def test_rungs_are_those_of_the_longest_trial() -> None:
-    short, long = replace(BASE, epochs=4), replace(BASE, epochs=10, warmup_epochs=1.0)
-    declared = grid(Asha(grace_share=0.25))
-    assert first_rung(declared, [short, long], train_images=320) == 800  # a quarter of 10 epochs
-    warm = replace(short, warmup_epochs=3.0)
-    assert first_rung(declared, [warm, long], train_images=320) == 960
-    assert first_rung(replace(declared, stop=None), [short], train_images=320) == 0
-    grown = replace(declared, vary={"epochs": tune.grid_search([4, 10])})
-    made = scheduler_of(grown, train_images=320)
-    assert made is not None
-    assert (made.grace, made.total, made.stop) == (800, 3200, declared.stop)
-
-
-class Played:
-    """A trial as a scheduler sees it."""
-
-    def __init__(self, trial_id: str, batch_size: int = 16, *, whole: bool = False) -> None:
-        self.trial_id = trial_id
-        self.config = {"batch_size": batch_size, "total_images": 90, "whole": whole}
-
-
-class Quiet:
-    """A controller without other trials."""
-
-    def get_live_trials(self) -> list[Any]:
-        return []
-
-
-@pytest.mark.parametrize("kind", [Asha, HyperBand, Median])
-def test_one_scheduler_for_all_or_one_a_batch_size(kind: Any) -> None:
-    for by_batch_size, groups in ((False, {0}), (True, {16, 32})):
-        scheduler = EarlyStopping(kind(by_batch_size=by_batch_size), grace=10, total=90)
-        for i, size in enumerate((16, 32, 16)):
-            scheduler.on_trial_add(None, Played(f"t{i}", size))
-        assert set(scheduler.inner) == groups
-
-
-def test_asha_asks_no_one_before_grace_and_by_its_own_factor() -> None:
-    scheduler = EarlyStopping(Asha(reduction_factor=2.0), grace=20, total=90)
-    scores = {"a": 0.9, "b": 0.1}
-    for seen, verdicts in ((19, ["CONTINUE"] * 2), (20, ["CONTINUE", "STOP"])):
-        said = []
-        for name, score in scores.items():
-            if seen == 19:
-                scheduler.on_trial_add(None, Played(name))
-            result = {"score": score, "examples_seen": seen}
-            said.append(scheduler.on_trial_result(None, Played(name), result))
-        assert said == verdicts
-    assert scheduler.reasons == {"b": "asha at 20 images"}
-    assert [rung for rung, _ in scheduler.inner[0]._brackets[0]._rungs] == [80, 40, 20]
-    scheduler.on_trial_complete(None, Played("b"), {"score": 0.1, "examples_seen": 20})
-    scheduler.on_trial_remove(None, Played("a"))
-    assert scheduler.inner[0]._trial_info == {}
-
-
-@pytest.mark.parametrize(("min_trials", "stopped"), [(3, True), (4, False)])
-def test_median_waits_for_so_many_and_for_grace(min_trials: int, stopped: bool) -> None:
-    scheduler = EarlyStopping(Median(min_trials=min_trials), grace=20, total=90)
-    for name in ("a", "b", "c"):
-        scheduler.on_trial_add(Quiet(), Played(name))
-        for seen in (19, 20):
-            result = {"score": 0.8, "examples_seen": seen}
-            assert scheduler.on_trial_result(Quiet(), Played(name), result) == "CONTINUE"
-    for seen, verdict in ((19, "CONTINUE"), (20, "STOP" if stopped else "CONTINUE")):
-        result = {"score": 0.3, "examples_seen": seen}
-        assert scheduler.on_trial_result(Quiet(), Played("worse"), result) == verdict
-    assert scheduler.reasons == ({"worse": "median at 20 images"} if stopped else {})
-
-
-@pytest.mark.parametrize("kind", [Asha, HyperBand, Median])
-def test_a_whole_trial_is_neither_stopped_nor_compared_with(kind: Any) -> None:
-    """It is longer than others were when they were compared, and they would be stopped for it."""
-    alone, beside_whole = (EarlyStopping(kind(), grace=20, total=90) for _ in range(2))
-    np.random.seed(0)  # of HyperBand's brackets
-    verdicts = []
-    for scheduler in (alone, beside_whole):
-        if scheduler is beside_whole:
-            for score, name in ((0.99, "w"), (0.98, "x"), (0.97, "y"), (0.01, "z")):
-                trial = Played(name, whole=True)
-                scheduler.on_trial_add(Quiet(), trial)
-                for seen in (20, 60):
-                    result = {"score": score, "examples_seen": seen}
-                    assert scheduler.on_trial_result(Quiet(), trial, result) == "CONTINUE"
-                end = {"score": score, "examples_seen": 89}
-                scheduler.on_trial_complete(Quiet(), trial, end)
-            scheduler.on_trial_add(Quiet(), Played("v", whole=True))
-            scheduler.on_trial_remove(Quiet(), Played("v", whole=True))
-        trial = Played("a")
-        scheduler.on_trial_add(Quiet(), trial)
-        for seen in (20, 60, 80):
-            result = {"score": 0.5, "examples_seen": seen}
-            verdicts.append(scheduler.on_trial_result(Quiet(), trial, result))
-    assert set(verdicts) == {"CONTINUE"}
-    assert beside_whole.reasons == {}
