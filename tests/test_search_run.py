@@ -146,7 +146,7 @@ def test_a_node_that_has_other_data_than_the_driver_is_refused(tmp_path: Path) -
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draws.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
     more = ["--data", str(tmp_path / "data"), "--set", "dataset=pcam", "--set", "batch_size=32"]
-    more += ["--set", "train_images=None", "--set", "base_lr=0.3"]
+    more += ["--set", "train_images=none", "--set", "eval_images=none", "--set", "base_lr=0.3"]
     process = subprocess.Popen(
         search_command(SMALL, tmp_path / "out", *more),
         stdout=subprocess.PIPE,
