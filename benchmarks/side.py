@@ -115,7 +115,7 @@ def our_epochs(side: Side, work: Work, config: TrialConfig, data: Dataset) -> Me
     def once(number: int) -> dict[str, float]:
         result = one_epoch(trial)
         started = time.perf_counter()
-        trial.evaluate(trial.feed.val)
+        trial.evaluation.evaluate(trial.feed.val)
         eval_s = time.perf_counter() - started
         images = len(data.train.labels_N) // config.batch_size * config.batch_size
         return {

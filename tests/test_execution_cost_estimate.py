@@ -37,9 +37,11 @@ from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
+from trainable.evaluation import Evaluation
 from trainable.finetune import finetune
 from trainable.host.storage import Folder
 from trainable.probe import Measured
+from trainable.training.noise import NoiseSums
 from trainable.training.step import Step
 from trainable.trial import Trial
 
@@ -276,23 +278,23 @@ def test_what_is_timed_is_what_a_trial_takes(
 
     clock = SimpleNamespace(perf_counter=lambda: now_s)
     monkeypatch.setattr(device, "time", clock)
-    update, evaluate, measure = Step.update, Trial.evaluate, Trial._measure_noise
+    update, evaluate, measure = Step.update, Evaluation.evaluate, Evaluation.measure_noise
 
     def timed_update(self: Step, inputs: Any, labels: Any, lr: float) -> Any:
         work(len(labels))
         return update(self, inputs, labels, lr)
 
-    def timed_evaluate(self: Trial, split: Any) -> Any:
+    def timed_evaluate(self: Evaluation, split: Any) -> Any:
         work(len(split) / 4)
         return evaluate(self, split)
 
-    def timed_noise(self: Trial, number: int) -> None:
+    def timed_noise(self: Evaluation, number: int) -> NoiseSums:
         work(64)  # of 96 training images, the least that noise is measured on
-        measure(self, number)
+        return measure(self, number)
 
     monkeypatch.setattr(Step, "update", timed_update)
-    monkeypatch.setattr(Trial, "evaluate", timed_evaluate)
-    monkeypatch.setattr(Trial, "_measure_noise", timed_noise)
+    monkeypatch.setattr(Evaluation, "evaluate", timed_evaluate)
+    monkeypatch.setattr(Evaluation, "measure_noise", timed_noise)
     config = replace(tiny_config, width=4, epochs=3)
     timed = probe.probe(config, tiny_data, num_threads=1)
     training_s, _ = trial_cost_s(config, timed)
@@ -312,10 +314,10 @@ def test_a_part_of_a_large_split_stands_for_it(
     monkeypatch.setattr(probe, "LEAST_S", 0.0)
     seen = []
 
-    def evaluate(self: Trial, split: Any) -> None:
+    def evaluate(self: Evaluation, split: Any) -> None:
         seen.append(len(split))
 
-    monkeypatch.setattr(Trial, "evaluate", evaluate)
+    monkeypatch.setattr(Evaluation, "evaluate", evaluate)
     ticks = iter(range(100))
     monkeypatch.setattr(probe, "device_time_s", lambda device: float(next(ticks)))
     trial = Trial(tiny_config, tiny_data, probe.pick_device(), None)

@@ -11,12 +11,13 @@ from torchvision.transforms import v2
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
+from trainable.evaluation import Evaluation
 from trainable.finetune import finetune
 from trainable.networks.models import build_model, head_of
 from trainable.training import noise
 from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
+from trainable.training.noise import NoiseSums
 from trainable.training.optim import build_optimizer, set_lr
-from trainable.trial import Trial
 
 SCRATCH = TrialConfig(model="plain", pretrained="none", precision="fp32", augment="none")
 GENERATOR = torch.Generator().manual_seed(0)
@@ -179,7 +180,7 @@ def test_measuring_noise_changes_no_weight_and_every_trial_reports_it(
     config = replace(tiny_config, epochs=2)
     results = list(finetune(config, data=tiny_data))
     assert any(r.noise_scale > 0 for r in results)
-    monkeypatch.setattr(Trial, "_measure_noise", lambda *_: None)
+    monkeypatch.setattr(Evaluation, "measure_noise", lambda *_: NoiseSums())
     without = list(finetune(config, data=tiny_data))
     assert [r.val_loss for r in without] == [r.val_loss for r in results]
 

@@ -14,6 +14,7 @@ from trainable import feed
 from trainable.config import TrialConfig
 from trainable.data.augment import augment
 from trainable.data.cache import Dataset
+from trainable.evaluation import Evaluation
 from trainable.finetune import finetune
 from trainable.host.storage import Folder
 from trainable.networks.models import (
@@ -24,6 +25,7 @@ from trainable.networks.models import (
     set_training,
 )
 from trainable.networks.prefix import bypassed, find_prefix, run_prefix
+from trainable.training.noise import NoiseSums
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")
@@ -286,7 +288,7 @@ def test_features_are_kept_where_nothing_random_comes_before_them(
         return run_prefix(*arguments, **named)
 
     monkeypatch.setattr(feed, "run_prefix", counted)
-    monkeypatch.setattr(Trial, "_measure_noise", lambda *_: None)
+    monkeypatch.setattr(Evaluation, "measure_noise", lambda *_: NoiseSums())
 
     def counts(config: TrialConfig, room_bytes: int) -> tuple[int, str]:
         monkeypatch.setattr(feed, "room_bytes", lambda _: room_bytes)

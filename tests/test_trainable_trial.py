@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from trainable import checkpoint, trial
+from trainable import checkpoint, evaluation, trial
 from trainable.config import SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
@@ -254,15 +254,15 @@ def test_precise_statistics_are_those_of_so_many_training_images(
     stem.register_forward_pre_hook(
         lambda layer, given: means.append(given[0].mean((0, 2, 3))) if layer.training else None
     )
-    made.refresh_statistics(made.model)
-    made.evaluate(made.feed.val)
+    made.evaluation.refresh_statistics(made.model)
+    made.evaluation.evaluate(made.feed.val)
     assert len(means) == 2
     assert stem.running_mean is not None
     torch.testing.assert_close(stem.running_mean, torch.stack(means).mean(0))
     taken = made.feed.random_part("precise", 0, 40)
     assert len(taken) == 40
-    assert [len(each) for each in made._whole_batches(taken, 16)] == [16, 16]
-    assert [len(each) for each in made._whole_batches(taken, 40)] == [40]
+    assert [len(each) for each in made.evaluation._whole_batches(taken, 16)] == [16, 16]
+    assert [len(each) for each in made.evaluation._whole_batches(taken, 40)] == [40]
 
 
 def test_statistics_are_precise_unless_asked_otherwise(
@@ -271,7 +271,7 @@ def test_statistics_are_precise_unless_asked_otherwise(
     config = replace(config, epochs=1, batch_size=48)
     usual, of_all, running = (
         trained(replace(config, precise_bn_images=images), tiny_data).results[0].val_loss
-        for images in (None, trial.PRECISE_BN_IMAGES, 0)
+        for images in (None, evaluation.PRECISE_BN_IMAGES, 0)
     )
     assert usual == of_all != running
     # Two updates leave running averages near 0 and 1, whatever the network computes.
@@ -308,7 +308,7 @@ def test_noise_is_measured_with_precise_statistics_of_the_network_itself(
     for decay in (0.0, 0.9):
         made = Trial(replace(config, ema_decay=decay, epochs=1), tiny_data, CPU, None)
         made.train_on()
-        made.refresh_statistics(made.model)
+        made.evaluation.refresh_statistics(made.model)
         layer = next(m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d))
         assert layer.running_mean is not None
         assert torch.equal(means[-1], layer.running_mean)
@@ -352,9 +352,9 @@ def test_noise_is_measured_in_microbatches(config: TrialConfig, tiny_data: Datas
         )
         sizes: list[int] = []
         made.model.register_forward_pre_hook(lambda _, given, s=sizes: s.append(len(given[0])))
-        made._measure_noise(1)
+        measured = made.evaluation.measure_noise(1)
         assert sizes == [8] * 8 if microbatch_size is None else [2] * 32
-        scales.append(made.noise)
+        scales.append(measured)
     assert scales[0].trace_sigma == pytest.approx(scales[1].trace_sigma, rel=1e-4)
     assert scales[0].squared_gradient == pytest.approx(scales[1].squared_gradient, rel=1e-3)
 
@@ -372,7 +372,7 @@ def test_precise_statistics_of_what_fits_are_of_whole_ghosts(
             raise torch.OutOfMemoryError
 
     made.model.register_forward_pre_hook(refuse)
-    made.refresh_statistics(made.model)
+    made.evaluation.refresh_statistics(made.model)
     assert sizes == [96, 64]
     layers = [m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {layer.momentum for layer in layers} == {0.1}
@@ -480,7 +480,7 @@ def test_the_clock_of_a_trial_in_seconds_leaves_evaluation_out(
         clock[0] += 1.0
         return torch.tensor([16.0, 8.0, 1.0])
 
-    evaluate = made.evaluate
+    evaluate = made.evaluation.evaluate
 
     def slow(split: Any) -> Any:
         clock[0] += 10.0
@@ -488,7 +488,7 @@ def test_the_clock_of_a_trial_in_seconds_leaves_evaluation_out(
 
     monkeypatch.setattr(trial, "device_time_s", lambda device: clock[0])
     monkeypatch.setattr(made.step, "update", update)
-    monkeypatch.setattr(made, "evaluate", slow)
+    monkeypatch.setattr(made.evaluation, "evaluate", slow)
     while not made.is_over:
         made.train_on()
     assert lrs == pytest.approx([0.5 * (1 - i / 8) for i in range(8)])

@@ -99,9 +99,9 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
     start_s = device_time_s(device) - started
     images_per_s = _images_per_s(trial)
     val_s = _evaluation_s(trial)
-    trial.refresh_statistics(trial.step.evaluated)  # the first one is slower
+    trial.evaluation.refresh_statistics(trial.step.evaluated)  # the first one is slower
     started = device_time_s(device)
-    trial.refresh_statistics(trial.step.evaluated)
+    trial.evaluation.refresh_statistics(trial.step.evaluated)
     statistics_s = device_time_s(device) - started
     noise_s = noise.probe_images(len(trial.train)) / images_per_s
     num_test = 0 if data.test is None else len(data.test.labels_N)
@@ -147,11 +147,11 @@ def _images_per_s(trial: Trial) -> float:
 def _evaluation_s(trial: Trial) -> float:
     """Seconds for the validation split, extrapolated from a part that takes at least `LEAST_S`."""
     num_images, size = len(trial.feed.val), trial.feed.chunk_size
-    trial.evaluate(_part(trial.feed.val, size))  # the first one is slower
+    trial.evaluation.evaluate(_part(trial.feed.val, size))  # the first one is slower
     while True:
         part = _part(trial.feed.val, size)
         started = device_time_s(trial.device)
-        trial.evaluate(part)
+        trial.evaluation.evaluate(part)
         seconds = device_time_s(trial.device) - started
         if seconds >= LEAST_S or len(part) == num_images:
             return seconds * num_images / len(part)

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
 from trainable.config import SCORES, SELECT_BY, TrialConfig, trial_key
-from trainable.data.batches import DeviceSplit, Place, normalization, seed_for
+from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
+from trainable.evaluation import Evaluation
 from trainable.feed import Feed
 from trainable.host.device import (
     device_name,
     device_time_s,
-    halve_until_it_fits,
     keep_freed_memory,
     peak_memory_gib,
     reset_peak_memory,
@@ -27,20 +27,16 @@ from trainable.host.device import (
 )
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
-from trainable.networks.normalization import precise_statistics, trained_batchnorms
-from trainable.networks.prefix import bypassed, find_prefix, prefix_at
+from trainable.networks.prefix import find_prefix
 from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import EpochResult, TrialResult
-from trainable.training import noise
-from trainable.training.metrics import Scores, auroc_interval, score
+from trainable.training.metrics import Scores, auroc_interval
 from trainable.training.noise import NoiseSums
 from trainable.training.schedule import growth, lr_at, peak_lr, timetable
 from trainable.training.step import Step
 
 # Updates between two checks that the loss is finite: reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100
-# Training images of which precise statistics are taken by default.
-PRECISE_BN_IMAGES = 1024
 # What a checkpoint contains of a trial besides its model, step and results.
 COUNTERS = ("updates", "examples_seen", "train_s", "wall_s")
 
@@ -98,13 +94,14 @@ class Trial:
         self.step = Step(config, self.model, num_classes=self.num_classes, device=device)
         self._renormalize_for_teacher()
         self._attach_prefix()
+        self.evaluation = Evaluation(config, self.feed, self.step)
         self.best_model = self.weights()
         self.results: list[EpochResult] = []
         self.place = Place()
         self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
-        self.noise = self.noise_now = NoiseSums()
+        self.noise = NoiseSums()
         self.token = checkpoint.claim(folder) if folder is not None else ""
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
@@ -226,13 +223,13 @@ class Trial:
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
-        self.refresh_statistics(self.step.evaluated)
-        val, _ = self.evaluate(self.feed.val)
+        self.evaluation.refresh_statistics(self.step.evaluated)
+        val, _ = self.evaluation.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
             return None, f"validation loss not finite after epoch {number}"
-        self.noise_now = NoiseSums()
-        self._measure_noise(number)
-        is_measured = self.noise_now != NoiseSums()
+        noise = self.evaluation.measure_noise(number)
+        self.noise = self.noise.followed_by(noise)
+        is_measured = noise != NoiseSums()
         wall_s = device_time_s(self.device) - started
         self.wall_s += wall_s
         result = EpochResult(
@@ -247,8 +244,8 @@ class Trial:
             **{f"val_{name}": value for name, value in asdict(val).items()},
             grad_norm=grad_norm / applied if applied else math.nan,
             noise_scale=self.noise.scale,
-            noise_trace=self.noise_now.trace_sigma if is_measured else math.nan,
-            noise_squared_gradient=self.noise_now.squared_gradient if is_measured else math.nan,
+            noise_trace=noise.trace_sigma if is_measured else math.nan,
+            noise_squared_gradient=noise.squared_gradient if is_measured else math.nan,
             epoch_wall_s=wall_s,
             images_per_s=interval.examples / interval.train_s,
             microbatch_size=min(self.step.microbatch_size, interval.batch_size),
@@ -308,81 +305,7 @@ class Trial:
         is_last_of_epoch = self.place.start + size > len(self.train)
         return is_last_of_epoch and self.place.epoch % self.config.eval_epochs == 0
 
-    # --- evaluation -------------------------------------------------------------------------------
-
-    def refresh_statistics(self, model: nn.Module) -> None:
-        """Take BatchNorm's statistics anew with the current weights, as `precise_bn_images` says.
-
-        The running averages lag behind the weights, most where updates are few, so that they would
-        make large batches look worse than they are.
-        """
-        num_images = self.config.precise_bn_images
-        num_images = PRECISE_BN_IMAGES if num_images is None else num_images
-        if not num_images or not trained_batchnorms(model):
-            return
-        split = self.feed.random_part("precise", 0, num_images)
-
-        def refresh(size: int) -> None:
-            with self.step.autocast():
-                precise_statistics(model, self._whole_batches(split, size))
-
-        halve_until_it_fits(
-            refresh,
-            min(self.step.microbatch_size, len(split)),
-            before_retry=lambda _: None,
-            multiple_of=self.step.whole_images,
-        )
-
-    def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
-        for images_BCHW, labels_B in self.feed.plain(split, size):
-            if len(labels_B) == size:  # a smaller last batch would have the same weight
-                yield images_BCHW
-
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
-        """Scores and logits (N, K) of a split with the current weights and statistics."""
-        logits_NK = halve_until_it_fits(
-            lambda _: self._logits(split),
-            min(self.feed.chunk_size, len(split)),
-            before_retry=self.feed.take_fewer,
-        )
-        return score(logits_NK, split.labels_N), logits_NK
-
-    def _logits(self, split: DeviceSplit) -> Tensor:
-        model = self.step.evaluated
-        model.eval()
-        prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
-        logits = []
-        with torch.inference_mode(), self.step.autocast():
-            for inputs_B in self.feed.evaluation(split):
-                with bypassed(prefix):
-                    logits.append(model(inputs_B).float())
-        return torch.cat(logits)
-
-    def _measure_noise(self, number: int) -> None:
-        split = self.feed.random_part("noise", number, noise.probe_images(len(self.train)))
-        if len(split) < 2 * noise.PARTS:
-            return
-        if self.step.average is not None:  # what was evaluated is another network
-            self.refresh_statistics(self.model)
-
-        def images_between(first: int, last: int) -> tuple[Tensor, Tensor]:
-            part = split.part(torch.arange(first, last))
-            images_BCHW, labels_B = next(self.feed.plain(part, last - first))
-            return self.feed.inputs(images_BCHW), labels_B
-
-        self.noise_now = halve_until_it_fits(
-            lambda size: noise.measure(
-                self.model,
-                self.step.trained,
-                images_between,
-                lambda inputs, labels: self.step.loss(inputs, labels)[0],
-                num_images=len(split),
-                microbatch_size=size,
-            ),
-            min(self.step.microbatch_size, len(split) // noise.PARTS),
-            before_retry=lambda _: None,
-        )
-        self.noise = self.noise.followed_by(self.noise_now)
+    # --- scores -----------------------------------------------------------------------------------
 
     def best(self) -> EpochResult | None:
         """The best evaluation by `select_by`; the first of equals."""
@@ -437,7 +360,7 @@ class Trial:
         if self.data.test is None:
             return Scores(), math.nan, math.nan
         split = self.feed.on_device(self.data.test, self.config.eval_images)
-        scores, logits_NK = self.evaluate(split)
+        scores, logits_NK = self.evaluation.evaluate(split)
         return scores, *auroc_interval(logits_NK, split.labels_N)
 
     def _reason_of_end(self) -> str:

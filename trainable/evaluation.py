@@ -1,0 +1,103 @@
+"""An evaluation of a trial: BatchNorm's statistics, scores, gradient noise. Trains nothing."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from trainable.config import TrialConfig
+from trainable.data.batches import DeviceSplit
+from trainable.feed import Feed
+from trainable.host.device import halve_until_it_fits
+from trainable.networks.normalization import precise_statistics, trained_batchnorms
+from trainable.networks.prefix import bypassed, prefix_at
+from trainable.training import noise
+from trainable.training.metrics import Scores, score
+from trainable.training.noise import NoiseSums
+from trainable.training.step import Step
+
+# Training images of which precise statistics are taken by default.
+PRECISE_BN_IMAGES = 1024
+
+
+class Evaluation:
+    """What is measured between updates, of the network as it is; halved while memory runs out."""
+
+    def __init__(self, config: TrialConfig, feed: Feed, step: Step) -> None:
+        """Nothing is measured yet."""
+        self.config, self.feed, self.step = config, feed, step
+
+    def refresh_statistics(self, model: nn.Module) -> None:
+        """Take BatchNorm's statistics anew with the current weights, as `precise_bn_images` says.
+
+        The running averages lag behind the weights, most where updates are few, so that they would
+        make large batches look worse than they are.
+        """
+        num_images = self.config.precise_bn_images
+        num_images = PRECISE_BN_IMAGES if num_images is None else num_images
+        if not num_images or not trained_batchnorms(model):
+            return
+        split = self.feed.random_part("precise", 0, num_images)
+
+        def refresh(size: int) -> None:
+            with self.step.autocast():
+                precise_statistics(model, self._whole_batches(split, size))
+
+        halve_until_it_fits(
+            refresh,
+            min(self.step.microbatch_size, len(split)),
+            before_retry=lambda _: None,
+            multiple_of=self.step.whole_images,
+        )
+
+    def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
+        for images_BCHW, labels_B in self.feed.plain(split, size):
+            if len(labels_B) == size:  # a smaller last batch would have the same weight
+                yield images_BCHW
+
+    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
+        """Scores and logits (N, K) of a split with the current weights and statistics."""
+        logits_NK = halve_until_it_fits(
+            lambda _: self._logits(split),
+            min(self.feed.chunk_size, len(split)),
+            before_retry=self.feed.take_fewer,
+        )
+        return score(logits_NK, split.labels_N), logits_NK
+
+    def _logits(self, split: DeviceSplit) -> Tensor:
+        model = self.step.evaluated
+        model.eval()
+        prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
+        logits = []
+        with torch.inference_mode(), self.step.autocast():
+            for inputs_B in self.feed.evaluation(split):
+                with bypassed(prefix):
+                    logits.append(model(inputs_B).float())
+        return torch.cat(logits)
+
+    def measure_noise(self, number: int) -> NoiseSums:
+        """The two estimates of the noise scale after evaluation `number`; 0 with too few images."""
+        num_images = noise.probe_images(len(self.feed.train))
+        split = self.feed.random_part("noise", number, num_images)
+        if len(split) < 2 * noise.PARTS:
+            return NoiseSums()
+        if self.step.average is not None:  # what was evaluated is another network
+            self.refresh_statistics(self.step.model)
+
+        def images_between(first: int, last: int) -> tuple[Tensor, Tensor]:
+            part = split.part(torch.arange(first, last))
+            images_BCHW, labels_B = next(self.feed.plain(part, last - first))
+            return self.feed.inputs(images_BCHW), labels_B
+
+        return halve_until_it_fits(
+            lambda size: noise.measure(
+                self.step.model,
+                self.step.trained,
+                images_between,
+                lambda inputs, labels: self.step.loss(inputs, labels)[0],
+                num_images=len(split),
+                microbatch_size=size,
+            ),
+            min(self.step.microbatch_size, len(split) // noise.PARTS),
+            before_retry=lambda _: None,
+        )
