@@ -63,6 +63,22 @@ from trainable.config import TrialConfig, augmentations, trial_key
             {"lr_scaling": "malladi", "optimizer": "adam", "batch_size": 2560},
             "lr_scaling=malladi would make beta1 negative: batch_size must be less than 2560",
         ),
+        (
+            {"optimizer": "adam", "weight_decay_scaling": "timescale"},
+            "weight_decay_scaling=timescale is only for sgd, adamw, lamb: adam divides the decay",
+        ),
+        (
+            {"beta_scaling": "half_life"},
+            "beta_scaling=half_life is only for adam, adamw and lamb, got sgd",
+        ),
+        (
+            {"beta_scaling": "half_life", "optimizer": "adam", "lr_scaling": "malladi"},
+            "lr_scaling=malladi scales the betas itself: set lr_scaling=sqrt with beta_scaling",
+        ),
+        (
+            {"beta_scaling": "half_life", "optimizer": "adam", "decay": "batch_growth"},
+            "beta_scaling=half_life is for one batch size, and decay=batch_growth changes it",
+        ),
         ({"distill_weight": 2.0}, "distill_weight needs a teacher: set distill_from"),
     ],
 )
@@ -89,6 +105,16 @@ def test_key_is_the_same_in_every_version_that_gives_the_same_numbers() -> None:
     # A change here makes every study of every user run again: raise RECIPE_VERSION knowingly.
     config = TrialConfig(batch_size=32, base_lr=0.1, seed=3)
     assert trial_key(config, "f" * 64) == "29fae284ad73a426"
+
+
+def test_a_new_field_with_its_default_leaves_keys_as_they_were() -> None:
+    """The keys of configurations from before the fields on scaling, layers and their choices."""
+    adam = TrialConfig(optimizer="adamw", weight_decay=0.05, lr_scaling="sqrt", batch_size=32)
+    averaged = TrialConfig(ema_decay=0.99, train_blocks=2, head_lr_factor=10.0)
+    assert [trial_key(config, "d") for config in (adam, averaged)] == [
+        "abe9f7bd549bb6b2",
+        "362aeb3da315d301",
+    ]
 
 
 def test_key_tells_apart_what_decides_the_result() -> None:

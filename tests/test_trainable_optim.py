@@ -15,6 +15,7 @@ from torch import nn, optim
 
 from trainable.config import OPTIMIZERS, TrialConfig
 from trainable.training.optim import build_optimizer, parameter_groups, set_lr
+from trainable.training.schedule import peak_lr
 
 # No value is a default, of ours or of the libraries: one that is lost on the way shows.
 CONFIG = TrialConfig(
@@ -224,6 +225,42 @@ def test_malladis_constants_reach_adam() -> None:
         optimizer = build_optimizer(replace(CONFIG, optimizer=name, **changes), layer(), lr=0.1)
         assert optimizer.defaults["betas"] == pytest.approx((0.4, 0.8))
         assert optimizer.defaults["eps"] == pytest.approx(0.05 / 2**0.5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lamb"])
+def test_betas_by_half_life_reach_the_optimizer(name: str) -> None:
+    changes = {"optimizer": name, "beta_scaling": "half_life", "batch_size": 512}
+    optimizer = build_optimizer(replace(CONFIG, **changes), layer(), lr=0.1)
+    betas = {group["betas"] for group in optimizer.param_groups}
+    assert list(betas) == [pytest.approx((0.6**2, 0.8**2))]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("rule", ["constant", "inverse_lr", "timescale"])
+def test_weights_shrink_as_the_rule_of_their_decay_says(rule: str, name: str) -> None:
+    """Without gradients, over an epoch of 1024 images; sgd without momentum, by its L2 penalty."""
+
+    def left(batch_size: int, updates: int) -> float:
+        model = layer()
+        config = replace(
+            CONFIG, optimizer=name, momentum=0.0, lr_scaling="sqrt", weight_decay_scaling=rule
+        )
+        config = replace(config, batch_size=batch_size, base_lr=0.002)
+        optimizer = build_optimizer(config, model, lr=peak_lr(config))
+        set_lr(optimizer, peak_lr(config))
+        for _ in range(updates):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+        return -np.log(float((model.weight[0, 0] / 3.0).detach()))
+
+    # A quarter of the reference's batch: half its lr, and four times as many updates an epoch.
+    per_update = left(64, 1) / left(256, 1)
+    per_epoch = left(64, 16) / left(256, 4)
+    expected = {"constant": (0.5, 2.0), "inverse_lr": (1.0, 4.0), "timescale": (0.25, 1.0)}[rule]
+    assert (per_update, per_epoch) == (
+        pytest.approx(expected[0], rel=0.02),
+        pytest.approx(expected[1], rel=0.02),
+    )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -6,7 +8,15 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from trainable.config import TrialConfig
-from trainable.training.schedule import adam_constants, growth, lr_at, peak_lr, timetable
+from trainable.training.schedule import (
+    adam_constants,
+    ema_decay_at,
+    growth,
+    lr_at,
+    peak_lr,
+    timetable,
+    weight_decay_of,
+)
 
 UPDATES_PER_EPOCH, EPOCHS = 20, 5
 
@@ -168,6 +178,66 @@ def test_malladis_rule() -> None:
     assert (beta1, beta2) == pytest.approx((0.6, 0.996))
     assert eps == pytest.approx(0.5e-8)
     assert adam_constants(TrialConfig(optimizer="adam", batch_size=1024)) == ((0.9, 0.999), 1e-8)
+
+
+@pytest.mark.parametrize("lr_scaling", ["constant", "sqrt", "linear"])
+@pytest.mark.parametrize("batch_size", [16, 64, 1024])
+def test_weight_decay_keeps_what_its_rule_names(batch_size: int, lr_scaling: str) -> None:
+    at_reference = TrialConfig(
+        optimizer="adamw", weight_decay=0.05, batch_size=256, lr_scaling=lr_scaling, base_lr=3e-4
+    )
+    other = replace(at_reference, batch_size=batch_size)
+    num_images = 50_000
+
+    def decay_by(rule: str, config: TrialConfig) -> float:
+        return weight_decay_of(replace(config, weight_decay_scaling=rule))
+
+    def share_per_update(rule: str, config: TrialConfig) -> float:
+        return peak_lr(config) * decay_by(rule, config)
+
+    def tau_epochs(rule: str, config: TrialConfig) -> float:
+        """Wang & Aitchison 2024: 1 / (lr lambda) updates, each of B images, of N in an epoch."""
+        return 1 / share_per_update(rule, config) / (num_images / config.batch_size)
+
+    for rule in ("constant", "inverse_lr", "timescale"):
+        assert decay_by(rule, at_reference) == 0.05
+    assert decay_by("constant", other) == 0.05
+    kept = share_per_update("inverse_lr", other), tau_epochs("timescale", other)
+    assert kept[0] == pytest.approx(share_per_update("inverse_lr", at_reference))
+    assert kept[1] == pytest.approx(tau_epochs("timescale", at_reference))
+    is_same = decay_by("timescale", other) == pytest.approx(0.05)
+    assert is_same == (lr_scaling == "linear")
+
+
+def test_weight_decay_does_not_follow_the_base_lr() -> None:
+    config = TrialConfig(weight_decay=0.05, batch_size=64, weight_decay_scaling="inverse_lr")
+    assert weight_decay_of(config) == weight_decay_of(replace(config, base_lr=1.0)) == 0.2
+
+
+@pytest.mark.parametrize("k", [0.25, 1.0, 4.0])
+def test_averages_by_half_life_cover_as_many_images(k: float) -> None:
+    config = TrialConfig(
+        optimizer="adamw",
+        batch_size=round(256 * k),
+        beta_scaling="half_life",
+        ema_decay=0.99,
+        ema_scaling="half_life",
+    )
+
+    def half_life_images(decay: float) -> float:
+        return math.log(0.5) / math.log(decay) * config.batch_size
+
+    (beta1, beta2), eps = adam_constants(config)
+    decays = (beta1, beta2, ema_decay_at(config, config.batch_size))
+    for decay, usual in zip(decays, (0.9, 0.999, 0.99), strict=True):
+        assert half_life_images(decay) == pytest.approx(math.log(0.5) / math.log(usual) * 256)
+        assert decay == pytest.approx(usual**k, rel=1e-12)
+    assert eps == 1e-8
+    only_second = adam_constants(replace(config, beta_scaling="beta2_half_life"))
+    assert only_second == ((0.9, beta2), 1e-8)
+    assert ema_decay_at(replace(config, ema_scaling="constant"), config.batch_size) == 0.99
+    # Malladi's 1 - k (1 - beta) is the first order of it.
+    assert beta2 == pytest.approx(1 - k * 0.001, abs=(k * 0.001) ** 2 + 1e-6)
 
 
 @pytest.mark.parametrize(

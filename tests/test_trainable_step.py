@@ -320,6 +320,39 @@ def test_average_of_weights_is_the_recursion() -> None:
     assert not torch.allclose(got, weight, atol=1e-4)
 
 
+def test_an_average_by_half_life_follows_the_size_of_each_batch() -> None:
+    """Busbridge et al. 2023: decay^k for a batch of k times the reference's images."""
+    step = step_of(ema_decay=0.9, ema_scaling="half_life", reference_batch_size=16)
+    expected: torch.Tensor | None = None
+    for size in (16, 8, 32, 16):
+        step.update(*batch(size), 0.1)
+        weight = step.model.get_parameter("classifier.1.weight").detach().clone()
+        decay = 0.9 ** (size / 16)
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    got = step.evaluated.get_parameter("classifier.1.weight")
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_a_batch_that_grows_is_averaged_by_its_size(
+    tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decays: list[float] = []
+    average = Step._update_average
+
+    def noted(self: Step, averaged: Any, decay: float) -> None:
+        decays.append(decay)
+        average(self, averaged, decay)
+
+    monkeypatch.setattr(Step, "_update_average", noted)
+    changes: dict[str, Any] = {"decay": "batch_growth", "num_steps": 1, "step_factor": 0.5}
+    config = replace(tiny_config, batch_size=4, epochs=2, warmup_epochs=0.0, **changes)
+    config = replace(
+        config, ema_decay=0.8, ema_scaling="half_life", reference_batch_size=4, norm="none"
+    )
+    list(finetune(config, data=tiny_data))
+    assert sorted(set(decays)) == pytest.approx([0.64, 0.8])
+
+
 def test_an_average_of_weights_has_an_average_of_statistics() -> None:
     """Without precise ones: those of the live network belong to other weights."""
     step = normed_step("batch", ema_decay=0.9, precise_bn_images=0)

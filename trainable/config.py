@@ -161,7 +161,30 @@ class TrialConfig:
     eps: float = _setting(
         1e-8, "adam, adamw, rmsprop, adagrad, lamb: added to the denominator", above=0.0
     )
-    weight_decay: float = _setting(0.0, "weight decay", low=0.0)
+    beta_scaling: str = _setting(
+        "constant",
+        "adam, adamw, lamb: half_life: beta1 and beta2 to the power of batch_size / "
+        "reference_batch_size, so that both average over as many images as at the reference; "
+        "beta2_half_life: beta2 alone",
+        choices=("constant", "half_life", "beta2_half_life"),
+        source="Marek 2025, arXiv:2507.07101 (beta2)",
+    )
+    weight_decay: float = _setting(
+        0.0,
+        "weight decay: an L2 penalty in sgd, adam, rmsprop, adagrad and lars; decoupled from the "
+        "gradient in adamw and lamb, where an update takes the share lr x weight_decay of a weight "
+        "(in lamb times the layer's trust ratio)",
+        low=0.0,
+    )
+    weight_decay_scaling: str = _setting(
+        "constant",
+        "sgd, adamw, lamb: what stays as at the reference batch size. constant: weight_decay; "
+        "inverse_lr: peak lr x weight_decay, the share of a weight that decays in an update; "
+        "timescale: peak lr x weight_decay / batch_size, the share that decays in an epoch "
+        "(with lr_scaling=linear the same as constant)",
+        choices=("constant", "inverse_lr", "timescale"),
+        source="Wang & Aitchison 2024, arXiv:2405.13698 (timescale)",
+    )
     no_bias_decay: bool = _setting(
         True, "no weight decay for biases and normalization", source="He 2019, 3.1"
     )
@@ -249,6 +272,13 @@ class TrialConfig:
         "evaluate an exponential moving average of the weights with this decay; 0 disables it",
         low=0.0,
         high=0.99999,
+    )
+    ema_scaling: str = _setting(
+        "constant",
+        "half_life: ema_decay to the power of the update's batch size / reference_batch_size, so "
+        "that the average covers as many images as at the reference batch size",
+        choices=("constant", "half_life"),
+        source="Busbridge 2023, arXiv:2307.13813",
     )
 
     precision: str = _setting(
@@ -367,6 +397,35 @@ def _check_optimizer(config: TrialConfig) -> None:
                     f"{config.reference_batch_size / (1 - getattr(config, name)):g}, "
                     f"got {config.batch_size}"
                 )
+    _check_scalings(config)
+
+
+def _check_scalings(config: TrialConfig) -> None:
+    """Refuse rules that the optimizer, or another rule, leaves without a meaning."""
+    rule, decaying = config.weight_decay_scaling, ("sgd", "adamw", "lamb")
+    if rule != "constant" and config.optimizer not in decaying:
+        raise ValueError(
+            f"weight_decay_scaling={rule} is only for {', '.join(decaying)}: {config.optimizer} "
+            f"divides the decay by the size of the gradients, so that lr x weight_decay is not the "
+            f"share of a weight that decays"
+        )
+    if config.beta_scaling == "constant":
+        return
+    if config.optimizer not in ("adam", "adamw", "lamb"):
+        raise ValueError(
+            f"beta_scaling={config.beta_scaling} is only for adam, adamw and lamb, "
+            f"got {config.optimizer}"
+        )
+    if config.lr_scaling == "malladi":
+        raise ValueError(
+            f"lr_scaling=malladi scales the betas itself: set lr_scaling=sqrt with "
+            f"beta_scaling={config.beta_scaling}"
+        )
+    if config.decay == "batch_growth":
+        raise ValueError(
+            f"beta_scaling={config.beta_scaling} is for one batch size, and decay=batch_growth "
+            f"changes it: set another decay"
+        )
 
 
 def _check_losses(config: TrialConfig) -> None:

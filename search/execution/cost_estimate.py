@@ -18,6 +18,7 @@ MOST_KINDS = 24  # about a second each for a small network
 NO_MATTER = frozenset(
     {
         *("base_lr", "lr_scaling", "reference_batch_size", "momentum", "nesterov", "weight_decay"),
+        *("weight_decay_scaling", "beta_scaling", "ema_scaling"),
         *("no_bias_decay", "head_lr_factor", "beta1", "beta2", "eps", "zero_gamma", "select_by"),
         *("warmup_epochs", "warmup_share", "warmup_scaling", "decay", "num_steps", "step_factor"),
         *("power", "epochs", "updates", "examples", "seconds", "eval_epochs", "eval_updates"),

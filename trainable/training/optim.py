@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from trainable.config import TrialConfig
-from trainable.training.schedule import adam_constants
+from trainable.training.schedule import adam_constants, weight_decay_of
 
 # torch imports its compiler when one of these is called first, two seconds in every worker, only to
 # mark that it is not to be compiled. Nothing here is compiled: they may be called as they are.
@@ -64,7 +64,7 @@ def build_optimizer(
     """
     groups = parameter_groups(
         model,
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay_of(config),
         no_bias_decay=config.no_bias_decay,
         head=head,
         head_lr_factor=config.head_lr_factor,

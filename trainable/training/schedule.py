@@ -18,11 +18,46 @@ def peak_lr(config: TrialConfig) -> float:
     return config.base_lr * factors[config.lr_scaling]
 
 
+def weight_decay_of(config: TrialConfig) -> float:
+    """The optimizer's weight decay at this batch size, as `weight_decay_scaling` says.
+
+    Decoupled decay at the peak lr takes the share lr x weight_decay of a weight in an update, and
+    so averages updates over tau = B / (lr x weight_decay x N) epochs of N images (Wang & Aitchison
+    2024, arXiv:2405.13698). The L2 penalty of SGD does the same at lr / (1 - momentum).
+    `inverse_lr` keeps the share per update, `timescale` keeps tau: with the peak lr x r and the
+    batch size x k of the reference, weight_decay x 1/r and x k/r. A batch that grows in a trial
+    stands for an lr that falls, and lengthens tau as that would.
+    """
+    k = config.batch_size / config.reference_batch_size
+    r = peak_lr(config) / config.base_lr
+    factors = {"constant": 1.0, "inverse_lr": 1 / r, "timescale": k / r}
+    return config.weight_decay * factors[config.weight_decay_scaling]
+
+
+def ema_decay_at(config: TrialConfig, batch_size: int) -> float:
+    """The decay of the average of weights in an update with so many images.
+
+    Busbridge et al. 2023 (arXiv:2307.13813): decay^k at k times the batch size has the same
+    half-life in images.
+    """
+    if config.ema_scaling == "constant":
+        return config.ema_decay
+    return math.pow(config.ema_decay, batch_size / config.reference_batch_size)
+
+
 def adam_constants(config: TrialConfig) -> tuple[tuple[float, float], float]:
-    """Adam's betas and eps; Malladi's rule scales 1 - beta by k and eps by 1/sqrt(k)."""
+    """Adam's betas and eps at this batch size.
+
+    Malladi's rule scales 1 - beta by k and eps by 1/sqrt(k). beta^k has the same half-life in
+    images (Marek et al. 2025, arXiv:2507.07101, for beta2), and 1 - k (1 - beta) is its first
+    order.
+    """
+    k = config.batch_size / config.reference_batch_size
+    if config.beta_scaling != "constant":
+        beta1 = math.pow(config.beta1, k) if config.beta_scaling == "half_life" else config.beta1
+        return (beta1, math.pow(config.beta2, k)), config.eps
     if config.lr_scaling != "malladi":
         return (config.beta1, config.beta2), config.eps
-    k = config.batch_size / config.reference_batch_size
     betas = (1 - k * (1 - config.beta1), 1 - k * (1 - config.beta2))
     return betas, config.eps / math.sqrt(k)
 

@@ -16,7 +16,7 @@ from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
 from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
 from trainable.training.optim import build_optimizer, set_lr, take_step
-from trainable.training.schedule import peak_lr
+from trainable.training.schedule import ema_decay_at, peak_lr
 from trainable.training.snapshot import Snapshot
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,8 +42,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average: AveragedModel | None = None
         if config.ema_decay:
-            decay = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(model, multi_avg_fn=decay)
+            self.average = AveragedModel(model)  # each update sets the function that averages
         self.teacher: nn.Module | None = None
         if config.distill_from:
             teacher = load_teacher(config.distill_from, num_classes=num_classes).to(device)
@@ -133,7 +132,7 @@ class Step:
             grad_norm = self._apply_gradients()
         self.has_stepped = True
         if self.average is not None:
-            self._update_average(self.average)
+            self._update_average(self.average, ema_decay_at(self.config, len(labels_B)))
         return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
 
     def _first_step(self, lr: float) -> Callable[[], None]:
@@ -171,12 +170,13 @@ class Step:
         return grad_norm
 
     @torch.no_grad()
-    def _update_average(self, average: AveragedModel) -> None:
+    def _update_average(self, average: AveragedModel, decay: float) -> None:
         """Average the weights; and BatchNorm's statistics, unless precise ones replace them.
 
         torch copies the live network's statistics, which belong to other weights. Its option to
         average buffers would round whole numbers down.
         """
+        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
         if self.config.precise_bn_images != 0 or not int(average.n_averaged):
             average.update_parameters(self.model)
             return
@@ -185,7 +185,7 @@ class Step:
         average.update_parameters(self.model)
         if own:
             torch._foreach_copy_(own, before)
-            torch._foreach_lerp_(own, live, 1 - self.config.ema_decay)
+            torch._foreach_lerp_(own, live, 1 - decay)
 
     def _accumulate(self, images_BCHW: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the batch's mean loss, one microbatch of `size` after another.
