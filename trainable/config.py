@@ -2,14 +2,10 @@
 
 import hashlib
 import json
-import math
 import re
-import types
-from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
-from numbers import Integral, Real
-from typing import Any, get_args
+from dataclasses import dataclass, fields
 
+from trainable.fields import checked, setting
 from trainable.host import credentials
 
 # Part of every trial key. Increase it when a change of the code changes the numbers of a config.
@@ -36,32 +32,6 @@ DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FILE_FIELDS = ("pretrained", "distill_from")  # may be `PATH#DIGEST`
 
 
-def _setting(
-    default: object,
-    meaning: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] = (),
-    above: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    source: str = "",
-) -> Any:
-    """A field of TrialConfig with its meaning and the rules that check its value."""
-    return field(
-        default=default,
-        metadata={
-            "meaning": meaning,
-            "unit": unit,
-            "choices": choices,
-            "above": above,
-            "low": low,
-            "high": high,
-            "source": source,
-        },
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig:
     """One trial: network, data, training settings and seed.
@@ -71,45 +41,45 @@ class TrialConfig:
             the rule and the value.
     """
 
-    dataset: str = _setting("pcam", "name of the data set; `synthetic` and `digits` are built in")
-    image_size: int | None = _setting(
+    dataset: str = setting("pcam", "name of the data set; `synthetic` and `digits` are built in")
+    image_size: int | None = setting(
         None, "crop images to a central square of this side; None: no crop", unit="px", low=8
     )
-    train_images: int | None = _setting(
+    train_images: int | None = setting(
         None, "number of training images, stratified by class; None: all", unit="images", low=2
     )
-    eval_images: int | None = _setting(
+    eval_images: int | None = setting(
         None, "number of images of validation and of test; None: all", unit="images", low=2
     )
-    augment: str = _setting(
+    augment: str = setting(
         "hflip+vflip",
         "random augmentations, joined with +; none, or any of " + ", ".join(AUGMENTATIONS),
     )
 
-    model: str = _setting(
+    model: str = setting(
         "vgg16",
         "a torchvision classification network, `timm/NAME`, or one of our own: `plain`, or "
         "`residual`, which is `plain` with shortcuts",
     )
-    pretrained: str = _setting("imagenet", "imagenet, none, or the path of a state_dict file")
-    train_blocks: int | None = _setting(
+    pretrained: str = setting("imagenet", "imagenet, none, or the path of a state_dict file")
+    train_blocks: int | None = setting(
         None, "train the head and this many of the last blocks; None: all blocks", low=0
     )
-    dropout: float = _setting(0.0, "dropout probability before the head", low=0.0, high=0.95)
-    zero_gamma: bool = _setting(
+    dropout: float = setting(0.0, "dropout probability before the head", low=0.0, high=0.95)
+    zero_gamma: bool = setting(
         False, "initialize the last gamma of each residual block to 0", source="He 2019, 3.1"
     )
-    norm: str = _setting(
+    norm: str = setting(
         "batch",
         "replacement of the BatchNorm layers; frozen: fixed statistics and scale; none: only for "
         "our own networks",
         choices=("batch", "ghost", "group", "frozen", "none"),
         source="Wu & Johnson 2021",
     )
-    ghost_batch_size: int = _setting(
+    ghost_batch_size: int = setting(
         32, "images that norm=ghost normalizes together", unit="images", low=2, source="Hoffer 2017"
     )
-    precise_bn_images: int | None = _setting(
+    precise_bn_images: int | None = setting(
         None,
         "recompute BatchNorm's statistics on this many training images before each evaluation; "
         "None: 1024 where BatchNorm is trained, which takes as long as training about 400 images; "
@@ -118,50 +88,50 @@ class TrialConfig:
         low=0,
         source="Wu & Johnson 2021",
     )
-    width: int = _setting(16, "our own networks: filters of the first stage", low=1)
-    depth: int = _setting(3, "our own networks: convolutions after the stem", low=1, high=200)
-    kernel_size: int = _setting(3, "our own networks: kernel size, odd", unit="px", low=1, high=11)
-    activation: str = _setting("relu", "our own networks: activation function", choices=ACTIVATIONS)
+    width: int = setting(16, "our own networks: filters of the first stage", low=1)
+    depth: int = setting(3, "our own networks: convolutions after the stem", low=1, high=200)
+    kernel_size: int = setting(3, "our own networks: kernel size, odd", unit="px", low=1, high=11)
+    activation: str = setting("relu", "our own networks: activation function", choices=ACTIVATIONS)
 
-    batch_size: int = _setting(64, "effective (global) batch size", unit="images", low=1)
-    microbatch_size: int | None = _setting(
+    batch_size: int = setting(64, "effective (global) batch size", unit="images", low=1)
+    microbatch_size: int | None = setting(
         None,
         "accumulate gradients over microbatches of this size; None: the whole batch, halved while "
         "memory runs out",
         unit="images",
         low=1,
     )
-    base_lr: float = _setting(
+    base_lr: float = setting(
         0.01, "learning rate before the batch-size rule (lr_scaling)", above=0.0
     )
-    lr_scaling: str = _setting(
+    lr_scaling: str = setting(
         "linear",
         "rule that turns base_lr into the peak lr; malladi also scales Adam's betas and eps",
         choices=("constant", "sqrt", "linear", "malladi"),
         source="Goyal 2017 (linear), Krizhevsky 2014 (sqrt), Malladi 2022",
     )
-    reference_batch_size: int = _setting(
+    reference_batch_size: int = setting(
         256,
         "batch size at which the peak lr equals base_lr",
         unit="images",
         low=1,
         source="He 2019",
     )
-    optimizer: str = _setting(
+    optimizer: str = setting(
         "sgd", "optimizer", choices=OPTIMIZERS, source="torch.optim; timm.optim (LARS, LAMB)"
     )
-    momentum: float = _setting(0.9, "momentum of sgd, rmsprop and lars", low=0.0, high=0.9999)
-    nesterov: bool = _setting(False, "Nesterov momentum for sgd and lars", source="He 2019")
-    beta1: float = _setting(
+    momentum: float = setting(0.9, "momentum of sgd, rmsprop and lars", low=0.0, high=0.9999)
+    nesterov: bool = setting(False, "Nesterov momentum for sgd and lars", source="He 2019")
+    beta1: float = setting(
         0.9, "adam, adamw, lamb: decay rate of the mean gradient", low=0.0, high=0.99999
     )
-    beta2: float = _setting(
+    beta2: float = setting(
         0.999, "adam, adamw, lamb: decay rate of the mean square", low=0.0, high=0.999999
     )
-    eps: float = _setting(
+    eps: float = setting(
         1e-8, "adam, adamw, rmsprop, adagrad, lamb: added to the denominator", above=0.0
     )
-    beta_scaling: str = _setting(
+    beta_scaling: str = setting(
         "constant",
         "adam, adamw, lamb: half_life: beta1 and beta2 to the power of batch_size / "
         "reference_batch_size, so that both average over as many images as at the reference; "
@@ -169,14 +139,14 @@ class TrialConfig:
         choices=("constant", "half_life", "beta2_half_life"),
         source="Marek 2025, arXiv:2507.07101 (beta2)",
     )
-    weight_decay: float = _setting(
+    weight_decay: float = setting(
         0.0,
         "weight decay: an L2 penalty in sgd, adam, rmsprop, adagrad and lars; decoupled from the "
         "gradient in adamw and lamb, where an update takes the share lr x weight_decay of a weight "
         "(in lamb times the layer's trust ratio)",
         low=0.0,
     )
-    weight_decay_scaling: str = _setting(
+    weight_decay_scaling: str = setting(
         "constant",
         "sgd, adamw, lamb: what stays as at the reference batch size. constant: weight_decay; "
         "inverse_lr: peak lr x weight_decay, the share of a weight that decays in an update; "
@@ -185,95 +155,95 @@ class TrialConfig:
         choices=("constant", "inverse_lr", "timescale"),
         source="Wang & Aitchison 2024, arXiv:2405.13698 (timescale)",
     )
-    no_bias_decay: bool = _setting(
+    no_bias_decay: bool = setting(
         True, "no weight decay for biases and normalization", source="He 2019, 3.1"
     )
-    head_lr_factor: float = _setting(1.0, "factor of the head's learning rate", above=0.0)
-    clip_grad_norm: float = _setting(
+    head_lr_factor: float = setting(1.0, "factor of the head's learning rate", above=0.0)
+    clip_grad_norm: float = setting(
         0.0, "clip gradients to this norm; 0 disables clipping", low=0.0
     )
 
-    warmup_epochs: float = _setting(
+    warmup_epochs: float = setting(
         0.0, "linear warmup from 0 to the peak lr", unit="epochs", low=0.0, source="Goyal 2017"
     )
-    warmup_share: float = _setting(
+    warmup_share: float = setting(
         0.0, "warmup as a share of the budget, instead of warmup_epochs", low=0.0, high=0.99
     )
-    warmup_scaling: str = _setting(
+    warmup_scaling: str = setting(
         "constant",
         "linear: warmup_epochs x batch_size / reference_batch_size (LEGW, with lr_scaling=sqrt)",
         choices=("constant", "linear"),
         source="You 2019, arXiv:1901.08256",
     )
-    decay: str = _setting(
+    decay: str = setting(
         "cosine",
         "schedule after warmup; batch_growth increases the batch size where step drops the lr",
         choices=("cosine", "step", "polynomial", "constant", "batch_growth"),
         source="He 2019 (cosine), Smith 2018 (batch_growth)",
     )
-    num_steps: int = _setting(
+    num_steps: int = setting(
         3, "step, batch_growth: number of changes, evenly spaced over the budget", low=1, high=100
     )
-    step_factor: float = _setting(
+    step_factor: float = setting(
         0.1, "step: lr x this factor; batch_growth: batch size / this factor", above=0.0, high=0.99
     )
-    power: float = _setting(1.0, "polynomial: (1 - t/T) to this power", above=0.0)
+    power: float = setting(1.0, "polynomial: (1 - t/T) to this power", above=0.0)
 
-    epochs: int | None = _setting(None, "budget; 10 if no budget is set", unit="epochs", low=1)
-    updates: int | None = _setting(None, "budget", unit="updates", low=1)
-    examples: int | None = _setting(None, "budget", unit="images", low=1)
-    seconds: float | None = _setting(None, "budget of training time", unit="s", above=0.0)
-    eval_epochs: int = _setting(1, "evaluate every this many epochs", unit="epochs", low=1)
-    eval_updates: int | None = _setting(
+    epochs: int | None = setting(None, "budget; 10 if no budget is set", unit="epochs", low=1)
+    updates: int | None = setting(None, "budget", unit="updates", low=1)
+    examples: int | None = setting(None, "budget", unit="images", low=1)
+    seconds: float | None = setting(None, "budget of training time", unit="s", above=0.0)
+    eval_epochs: int = setting(1, "evaluate every this many epochs", unit="epochs", low=1)
+    eval_updates: int | None = setting(
         None, "evaluate every this many updates, instead of eval_epochs", unit="updates", low=1
     )
-    until_share: float = _setting(
+    until_share: float = setting(
         1.0,
         "stop at this share of the budget; the schedule is that of the whole budget",
         above=0.0,
         high=1.0,
     )
-    begins_from: str | None = _setting(
+    begins_from: str | None = setting(
         None, "key of a trial of the same study; start from its last state"
     )
-    early_stop_patience: int | None = _setting(
+    early_stop_patience: int | None = setting(
         None, "stop after this many evaluations without improvement; None: never", low=1
     )
 
-    label_smoothing: float = _setting(
+    label_smoothing: float = setting(
         0.0, "epsilon of label smoothing", low=0.0, high=0.5, source="He 2019, 5.2"
     )
-    smoothing_convention: str = _setting(
+    smoothing_convention: str = setting(
         "paper",
         "paper: eps/(K-1) for each wrong class; torch: eps/K for every class",
         choices=("paper", "torch"),
     )
-    mixup_alpha: float = _setting(
+    mixup_alpha: float = setting(
         0.0, "alpha of mixup; 0: no mixup", low=0.0, source="He 2019, 5.4: 0.2"
     )
-    cutmix_alpha: float = _setting(
+    cutmix_alpha: float = setting(
         0.0,
         "alpha of CutMix; 0: no CutMix; with mixup, each batch uses one of the two",
         low=0.0,
         source="Yun 2019",
     )
-    distill_from: str | None = _setting(
+    distill_from: str | None = setting(
         None,
         "teacher: NETWORK:FILE (a state_dict), a trial's kept weights, or the results folder of "
         "a study (its best trial with kept weights)",
         source="He 2019, 5.3",
     )
-    distill_temperature: float = _setting(
+    distill_temperature: float = setting(
         20.0, "temperature T of both softmaxes", above=0.0, source="He 2019"
     )
-    distill_weight: float = _setting(1.0, "factor of the teacher's term", above=0.0)
-    ema_decay: float = _setting(
+    distill_weight: float = setting(1.0, "factor of the teacher's term", above=0.0)
+    ema_decay: float = setting(
         0.0,
         "evaluate an exponential moving average of the weights with this decay; 0 disables it",
         low=0.0,
         high=0.99999,
     )
-    ema_scaling: str = _setting(
+    ema_scaling: str = setting(
         "constant",
         "half_life: ema_decay to the power of the update's batch size / reference_batch_size, so "
         "that the average covers as many images as at the reference batch size",
@@ -281,28 +251,28 @@ class TrialConfig:
         source="Busbridge 2023, arXiv:2307.13813",
     )
 
-    precision: str = _setting(
+    precision: str = setting(
         "bf16",
         "floating-point format of the network; tf32 and fp16 need a GPU",
         choices=("fp32", "tf32", "bf16", "fp16"),
     )
-    select_by: str | None = _setting(
+    select_by: str | None = setting(
         None,
         "score that selects the epoch whose weights are tested; None: the study's metric, and "
         "val_auroc without a study",
         choices=tuple(SCORES),
     )
-    seed: int = _setting(0, "seed of initialization, data order, augmentation and dropout", low=0)
+    seed: int = setting(0, "seed of initialization, data order, augmentation and dropout", low=0)
 
     def __post_init__(self) -> None:
         """Check each field, then the fields that depend on each other."""
-        for setting in fields(self):
-            value = _checked(setting, getattr(self, setting.name))
-            object.__setattr__(self, setting.name, value)
-        for setting in fields(self):
-            value = getattr(self, setting.name)
+        for declared in fields(self):
+            value = checked(declared, getattr(self, declared.name))
+            object.__setattr__(self, declared.name, value)
+        for declared in fields(self):
+            value = getattr(self, declared.name)
             if isinstance(value, str) and credentials.in_uri(value):
-                raise ValueError(f"{setting.name} {credentials.REFUSED}")
+                raise ValueError(f"{declared.name} {credentials.REFUSED}")
         if not DATASET.fullmatch(self.dataset):
             raise ValueError(
                 f"dataset names folders: it may contain letters, digits, dots, dashes and "
@@ -436,7 +406,7 @@ def _check_losses(config: TrialConfig) -> None:
 
 
 def _default(name: str) -> object:
-    return next(setting.default for setting in fields(TrialConfig) if setting.name == name)
+    return next(declared.default for declared in fields(TrialConfig) if declared.name == name)
 
 
 def warmup_epochs_of(config: TrialConfig) -> float:
@@ -448,57 +418,6 @@ def warmup_epochs_of(config: TrialConfig) -> float:
 def file_of(value: str) -> str:
     """The path in a field that names a file, without the digest that the driver appends."""
     return value.partition("#")[0]
-
-
-def _checked(setting: Field[Any], value: object) -> object:
-    """The value in its field's type (1 becomes 1.0 in a float field), or ValueError."""
-    name = setting.name
-    is_union = isinstance(setting.type, types.UnionType)
-    types_of_field = get_args(setting.type) if is_union else (setting.type,)
-    if value is None and types.NoneType in types_of_field:
-        return None
-    value = _converted(name, value, types_of_field[0])
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        choices = setting.metadata["choices"]
-        if choices and value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if not value:
-            raise ValueError(f"{name} must not be empty")
-        return value
-    _check_bounds(name, value, setting.metadata)
-    return value
-
-
-def _converted(name: str, value: object, wanted: object) -> bool | int | float | str:
-    """The value in the type `wanted`, if it is of that kind."""
-    if wanted is bool and isinstance(value, bool):
-        return value
-    if wanted in (int, float) and type(value) is not bool and isinstance(value, Real):
-        number = float(value)
-        if wanted is float:
-            return number
-        if isinstance(value, Integral):
-            return int(value)
-        if number.is_integer():  # 1e2 is a whole number too
-            return int(number)
-    if wanted is str and isinstance(value, str):
-        return value
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    raise ValueError(f"{name} must be {words[wanted]}, got {value!r}")  # type: ignore[index]
-
-
-def _check_bounds(name: str, value: float, rules: Mapping[str, Any]) -> None:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    if rules["above"] is not None and number <= rules["above"]:
-        raise ValueError(f"{name} must be > {rules['above']:g}, got {value!r}")
-    if rules["low"] is not None and number < rules["low"]:
-        raise ValueError(f"{name} must be >= {rules['low']:g}, got {value!r}")
-    if rules["high"] is not None and number > rules["high"]:
-        raise ValueError(f"{name} must be <= {rules['high']:g}, got {value!r}")
 
 
 def augmentations(augment: str) -> tuple[str, ...]:
@@ -523,9 +442,9 @@ def trial_key(config: TrialConfig, data_fingerprint: str) -> str:
     Fields with their default value are left out, so a new field does not change existing keys.
     """
     values = {
-        setting.name: getattr(config, setting.name)
-        for setting in fields(config)
-        if getattr(config, setting.name) != setting.default
+        declared.name: getattr(config, declared.name)
+        for declared in fields(config)
+        if getattr(config, declared.name) != declared.default
     }
     for name in FILE_FIELDS:  # a file is identified by its content, not by its path
         if "#" in str(values.get(name)):
