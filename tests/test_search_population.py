@@ -142,6 +142,7 @@ def test_a_changed_value_stays_in_its_domain_and_near() -> None:
     ("changes", "message"),
     [
         ({"vary": {"model": tune.choice(["plain", "residual"])}}, "model: cannot change while"),
+        ({"vary": {"layer_decay": tune.uniform(0.5, 1)}}, "layer_decay: cannot change while"),
         ({"vary": {}}, "Pbt needs domains"),
         ({"stop": Asha()}, "Pbt goes without stop"),
         ({"leaders": Leaders()}, "Pbt goes without stop and leaders"),

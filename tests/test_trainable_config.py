@@ -67,6 +67,7 @@ from trainable.config import TrialConfig, augmentations, trial_key
             {"optimizer": "adam", "weight_decay_scaling": "timescale"},
             "weight_decay_scaling=timescale is only for sgd, adamw, lamb: adam divides the decay",
         ),
+        ({"layer_decay": 1.1}, "layer_decay must be <= 1, got 1.1"),
         (
             {"beta_scaling": "half_life"},
             "beta_scaling=half_life is only for adam, adamw and lamb, got sgd",

@@ -50,6 +50,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "base_lr": 0.01},
     "within an epoch": {"epochs": None, "updates": 20, "eval_updates": 5, "warmup_epochs": 0.0},
     "growing batch": {"decay": "batch_growth", "step_factor": 0.5, "batch_size": 4},
+    "by images": {
+        "decay": "batch_growth",
+        "step_factor": 0.5,
+        "batch_size": 4,
+        "reference_batch_size": 8,
+        "optimizer": "adamw",
+        "base_lr": 0.01,
+        "weight_decay_scaling": "timescale",
+        "ema_decay": 0.9,
+        "ema_scaling": "half_life",
+        "layer_decay": 0.7,
+    },
     "all at once": {
         "ema_decay": 0.9,
         "mixup_alpha": 0.2,

@@ -153,6 +153,7 @@ def test_a_loss_that_blew_up_on_the_way_is_not_stable(
 
 def test_each_training_starts_anew(tiny_config: TrialConfig, tiny_data: Dataset) -> None:
     config = replace(tiny_config, optimizer="adam", mixup_alpha=0.2, ema_decay=0.9)
+    config = replace(config, layer_decay=0.7, head_lr_factor=2.0)
     trial = Trial(config, tiny_data, CPU, None)
     initial = deepcopy((trial.model.state_dict(), trial.step.state_dict()))
     first = list(losses(trial, initial, [0.01] * 8))

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
+from timm.optim import param_groups_layer_decay
 from timm.optim.lamb import Lamb
 from timm.optim.lars import Lars
 from torch import nn, optim
 
 from trainable.config import OPTIMIZERS, TrialConfig
+from trainable.networks.models import freeze_all_but, head_of
 from trainable.training.optim import build_optimizer, parameter_groups, set_lr
 from trainable.training.schedule import peak_lr
 
@@ -284,6 +287,82 @@ def test_groups_hold_what_is_trained_by_decay_and_lr() -> None:
     everything = parameter_groups(model, weight_decay=0.1, no_bias_decay=False)
     assert [(g["weight_decay"], g["lr_factor"]) for g in everything] == [(0.1, 1.0)]
     assert len(everything[0]["params"]) == 4
+
+
+def factors_of(model: nn.Module, **changes: Any) -> dict[str, tuple[float, float]]:
+    """The lr's factor and the weight decay of each trained parameter, by name."""
+    config = replace(CONFIG, **{"optimizer": "adamw", "layer_decay": 0.5, **changes})
+    optimizer = build_optimizer(config, model, lr=1.0, head=head_of(model))
+    set_lr(optimizer, 1.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "convnext_atto"])
+def test_layers_of_timms_networks_have_timms_rates(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=2)
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = param_groups_layer_decay(
+        model, weight_decay=0.03, no_weight_decay_list=skip, layer_decay=0.5
+    )
+    names = {id(p): name for name, p in model.named_parameters()}
+    expected = {
+        names[id(p)]: (group["lr_scale"], group["weight_decay"])
+        for group in theirs
+        for p in group["params"]
+    }
+    assert len({rate for rate, _ in expected.values()}) > 3
+    assert factors_of(model) == expected
+
+
+def test_blocks_of_torchvisions_networks_are_layers() -> None:
+    with torch.device("meta"):
+        vgg, resnet, swin, vit = (
+            torchvision.models.get_model(name, num_classes=2)
+            for name in ("vgg11", "resnet18", "swin_t", "vit_b_16")
+        )
+    rates = {name: rate for name, (rate, _) in factors_of(vgg).items()}
+    assert rates["classifier.6.weight"] == 1.0
+    numbers = (0, 3, 6, 8, 11, 13, 16, 18)  # convolutions of five blocks
+    powers = (5, 4, 3, 3, 2, 2, 1, 1)
+    for number, power in zip(numbers, powers, strict=True):
+        assert rates[f"features.{number}.weight"] == rates[f"features.{number}.bias"] == 0.5**power
+    rates = {name: rate for name, (rate, _) in factors_of(resnet).items()}
+    expected = {"fc": 0, "layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4, "bn1": 5, "conv1": 6}
+    assert {name.split(".")[0]: rate for name, rate in rates.items()} == {
+        name: 0.5**power for name, power in expected.items()
+    }
+    assert {factors_of(swin)[name][0] for name in ("norm.weight", "head.weight")} == {1.0}
+    assert factors_of(vit)["class_token"][0] == factors_of(vit)["conv_proj.weight"][0] == 0.25
+
+
+def test_layers_keep_their_rates_beside_frozen_ones_and_a_heads_own() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.resnet18(num_classes=2)
+    whole = factors_of(model)
+    freeze_all_but(model, 2)
+    parts = factors_of(model, head_lr_factor=10.0)
+    assert {name.split(".")[0] for name in parts} == {"layer3", "layer4", "fc"}
+    for name, (rate, decay) in parts.items():
+        expected = 10.0 if name.startswith("fc") else whole[name][0]
+        assert (rate, decay) == (
+            expected,
+            0.03
+            if name.endswith("weight") and "bn" not in name and "downsample.1" not in name
+            else 0.0,
+        )
+
+
+def test_a_trial_without_a_decay_of_layers_has_the_groups_that_it_had() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.resnet18(num_classes=2)
+    groups = parameter_groups(model, weight_decay=0.1, no_bias_decay=True)
+    assert [(g["weight_decay"], g["lr_factor"]) for g in groups] == [(0.1, 1.0), (0.0, 1.0)]
 
 
 def test_what_a_network_says_does_not_decay_does_not() -> None:

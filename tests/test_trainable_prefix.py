@@ -347,10 +347,17 @@ def test_mixed_images_go_through_the_whole_network(
     assert trial.step.prefix is None
 
 
-def test_averaged_weights_are_evaluated_behind_the_same_prefix(
-    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ema_decay": 0.9},
+        {"layer_decay": 0.5, "head_lr_factor": 3.0, "train_blocks": 2},
+    ],
+)
+def test_what_is_trained_behind_a_prefix_is_trained_the_same(
+    change: dict[str, Any], weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = frozen_config(weights, ema_decay=0.9)
+    config = frozen_config(weights, **change)
     apart = numbers(config, tiny_data)
     plainly(monkeypatch)
     assert apart == numbers(config, tiny_data)

@@ -392,8 +392,9 @@ def test_a_graph_is_for_a_batch_in_one_part() -> None:
     assert taken == [8]
 
 
-def test_a_step_goes_on_from_its_state_with_its_own_settings() -> None:
-    changes: dict[str, Any] = {"optimizer": "adam", "ema_decay": 0.9}
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+def test_a_step_goes_on_from_its_state_with_its_own_settings(layer_decay: float) -> None:
+    changes: dict[str, Any] = {"optimizer": "adam", "ema_decay": 0.9, "layer_decay": layer_decay}
     first = step_of(weight_decay=0.1, **changes)
     first.microbatch_size, first.oom_retries = 4, 2
     weights_after(first)

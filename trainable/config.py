@@ -159,6 +159,14 @@ class TrialConfig:
         True, "no weight decay for biases and normalization", source="He 2019, 3.1"
     )
     head_lr_factor: float = setting(1.0, "factor of the head's learning rate", above=0.0)
+    layer_decay: float = setting(
+        1.0,
+        "factor of the learning rate from each layer to the one before it; the head's is 1. Layers "
+        "are timm's groups, and of other networks the blocks that train_blocks counts",
+        above=0.0,
+        high=1.0,
+        source="Howard & Ruder 2018, arXiv:1801.06146; timm.optim",
+    )
     clip_grad_norm: float = setting(
         0.0, "clip gradients to this norm; 0 disables clipping", low=0.0
     )

@@ -291,6 +291,32 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
     return [block for block in blocks if any(any(True for _ in m.parameters()) for m in block)]
 
 
+def layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """`decay` to the power of each parameter's distance from the head, by the parameter's name.
+
+    Layers are those of timm's networks themselves, in which the last one and the head are at
+    distance 0; of other networks they are the blocks, of which the last is at distance 1. Frozen
+    layers count. What belongs to no block is as far as the first if the network itself has it (a
+    class token), and else as near as the head (a last normalization).
+    """
+    if hasattr(model, "group_matcher"):
+        from timm.models import group_parameters
+
+        matcher: Any = model.group_matcher
+        layers = group_parameters(model, matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        return {name: decay ** (last - layer) for name, layer in layers.items()}
+    blocks = blocks_of(model)
+    distances = {
+        id(parameter): len(blocks) - number
+        for number, block in enumerate(blocks)
+        for module in block
+        for parameter in module.parameters()
+    }
+    distances |= {id(parameter): len(blocks) for parameter in model.parameters(recurse=False)}
+    return {name: decay ** distances.get(id(p), 0) for name, p in model.named_parameters()}
+
+
 def freeze_all_but(model: nn.Module, train_blocks: int) -> None:
     """Freeze all but the last `train_blocks` blocks; the head is always trained.
 

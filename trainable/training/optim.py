@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from trainable.config import TrialConfig
+from trainable.networks.models import layer_factors
 from trainable.training.schedule import adam_constants, weight_decay_of
 
 # torch imports its compiler when one of these is called first, two seconds in every worker, only to
@@ -24,6 +25,7 @@ def parameter_groups(
     no_bias_decay: bool,
     head: nn.Module | None = None,
     head_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
     """The trained parameters in groups that share `weight_decay` and `lr_factor`.
 
@@ -32,13 +34,15 @@ def parameter_groups(
     nor does what a network of timm excludes, such as the position embeddings of a transformer.
     """
     in_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    factors = layer_factors(model, layer_decay) if layer_decay != 1 else {}
     spared = _not_to_decay(model) if no_bias_decay else set()
     groups: dict[tuple[bool, float], list[Tensor]] = {}  # the same groups for every weight_decay
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = not no_bias_decay or (parameter.ndim > 1 and name not in spared)
-        factor = head_lr_factor if id(parameter) in in_head else 1.0
+        factor = factors.get(name, 1.0)
+        factor *= head_lr_factor if id(parameter) in in_head else 1.0
         groups.setdefault((decays, factor), []).append(parameter)
     return [
         {"params": params, "weight_decay": weight_decay * decays, "lr_factor": factor}
@@ -68,6 +72,7 @@ def build_optimizer(
         no_bias_decay=config.no_bias_decay,
         head=head,
         head_lr_factor=config.head_lr_factor,
+        layer_decay=config.layer_decay,
     )
     betas, eps = adam_constants(config)
     momentum = config.momentum
