@@ -15,6 +15,7 @@ from made_tables import analysed as of
 
 from search.analysis.leaderboard import ablation
 from search.report import page
+from search.report.confounds import confounds
 from search.report.findings import (
     Findings,
     cautions_of,
@@ -337,6 +338,62 @@ def test_a_results_root_in_place_of_a_study_names_its_studies(tmp_path: Path) ->
         f"{tmp_path} has results of 2 studies (a_grid and b_grid): give the folder of one, such as "
         f"{tmp_path / 'a_grid'}"
     )
+
+
+AVERAGING = {  # of which no column may be missing in a study's table
+    "weight_decay": [0.05] * 2,
+    "weight_decay_scaling": ["constant"] * 2,
+    "optimizer": ["adamw"] * 2,
+    "ema_decay": [0.99] * 2,
+    "ema_scaling": ["constant"] * 2,
+    "batch_size": [16, 256],
+    "base_lr": [0.1, 0.1],
+    "peak_lr": [0.025, 0.1],  # the square-root rule
+    "updates": [None, None],
+}
+DECAY = (
+    "weight_decay is the same at every batch size (weight_decay_scaling=constant). At one base_lr "
+    "the weights of adamw then average over {}: part of the difference between batch sizes may be "
+    "that of the decay. weight_decay_scaling={} keeps the number of {}."
+)
+EMA = (
+    "ema_decay averages the weights of as many updates at every batch size (ema_scaling=constant), "
+    "and so over 16 times as many images at batch size 256 as at 16. ema_scaling=half_life keeps "
+    "the number of images."
+)
+EPOCHS = DECAY.format("4 times as many epochs at batch size 256 as at 16", "timescale", "epochs")
+UPDATES = DECAY.format(
+    "4 times as many updates at batch size 16 as at 256", "inverse_lr", "updates"
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, [EPOCHS, EMA]),
+        ({"weight_decay_scaling": [None] * 2, "ema_scaling": [None] * 2}, [EPOCHS, EMA]),  # old
+        ({"optimizer": ["sgd"] * 2}, [EMA]),
+        ({"weight_decay": [0.0] * 2}, [EMA]),
+        ({"weight_decay_scaling": ["timescale"] * 2}, [EMA]),
+        ({"peak_lr": [0.1 / 16, 0.1]}, [EMA]),  # under the linear rule the epochs are the same
+        ({"ema_decay": [0.0] * 2}, [EPOCHS]),
+        ({"ema_scaling": ["half_life"] * 2}, [EPOCHS]),
+        ({"batch_size": [16, 16], "peak_lr": [0.025] * 2}, []),
+        ({"updates": [100, 100]}, [UPDATES]),
+        ({"peak_lr": [None, 0.1]}, [EMA]),
+    ],
+)
+def test_what_averages_over_more_images_at_larger_batches_is_said(
+    changes: dict[str, Any], said: list[str]
+) -> None:
+    trials = pd.DataFrame({**AVERAGING, **changes})
+    assert confounds(trials, {}, "val_auroc") == said
+
+
+def test_a_table_without_such_fields_has_no_such_caution() -> None:
+    trials = pd.DataFrame({name: AVERAGING[name] for name in ("batch_size", "base_lr")})
+    assert confounds(trials, {}, "val_auroc") == []
+    assert confounds(trials.iloc[:0], {}, "val_auroc") == []
 
 
 def test_what_else_the_scores_depend_on_is_said(make_study: MakeStudy) -> None:

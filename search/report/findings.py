@@ -24,6 +24,7 @@ from search.analysis.importance import importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
 from search.analysis.surface import USABLE
+from search.report.confounds import confounds
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
 from search.report.sentences import listed
@@ -107,7 +108,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     varied = varied or varied_fields(trials)
     ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
     cautions += _mixed(trials, exploration.kind, num_unplanned=len(unplanned))
-    cautions += _confounds(trials, about, metric)
+    cautions += confounds(trials, about, metric)
     search = exploration.is_search or len(varied) > 3
     weights = pd.DataFrame(columns=["field", "importance"])
     if search and exploration.kind != "Pbt":
@@ -244,24 +245,6 @@ def _mixed(trials: pd.DataFrame, kind: str, *, num_unplanned: int) -> list[str]:
         warnings.append(
             "A population's trials change batch size and lr as they train, so none is a cell of "
             "the surface: the best configurations below name what the members ended with."
-        )
-    return warnings
-
-
-def _confounds(trials: pd.DataFrame, about: Mapping[str, Any], metric: str) -> list[str]:
-    """What else than batch size and lr the scores depend on."""
-    warnings = []
-    select_by = about.get("base", {}).get("select_by")
-    if select_by and select_by != metric:
-        warnings.append(
-            f"A trial's scores are those of its evaluation with the best {select_by}, while "
-            f"{metric} ranks the trials."
-        )
-    lagging = trials.get("precise_bn_images", pd.Series(dtype=float)) == 0
-    if lagging.any() and trials["batch_size"].nunique() > 1:
-        warnings.append(
-            "BatchNorm's running averages lag where updates are few (precise_bn_images=0): at "
-            "large batches losses and early evaluations look worse than the weights are."
         )
     return warnings
 
