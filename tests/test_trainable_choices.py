@@ -35,7 +35,7 @@ from trainable.networks.models import available_weights, build_model, pretrained
 from trainable.networks.plain import ResidualBlock, activation_of
 from trainable.training.losses import smoothing_of, training_loss
 from trainable.training.optim import build_optimizer
-from trainable.training.schedule import growth, lr_at, peak_lr, timetable
+from trainable.training.schedule import ema_decay_at, growth, lr_at, peak_lr, timetable
 from trainable.training.step import Step
 from trainable.trial import Trial
 
@@ -129,6 +129,34 @@ def check_optimizer(name: str, _: Path) -> None:
     built = build_optimizer(replace(SCRATCH, optimizer=name), nn.Linear(2, 2), lr=0.1)
     assert type(built).__name__ == classes.get(name, name.capitalize())
     assert built.param_groups[0]["lr"] == 0.1
+
+
+def check_weight_decay_scaling(rule: str, _: Path) -> None:
+    config = TrialConfig(
+        optimizer="adamw", weight_decay=0.1, batch_size=64, reference_batch_size=1024
+    )
+    config = replace(config, weight_decay_scaling=rule, lr_scaling="sqrt")
+    expected = {"constant": 0.1, "inverse_lr": 0.1 * 4, "timescale": 0.1 * 4 / 16}[rule]
+    built = build_optimizer(config, nn.Linear(2, 2), lr=1.0)
+    decays = sorted(g["weight_decay"] for g in built.param_groups)
+    assert decays == pytest.approx([0.0, expected])
+
+
+def check_beta_scaling(rule: str, _: Path) -> None:
+    config = TrialConfig(
+        optimizer="adam", beta_scaling=rule, batch_size=64, reference_batch_size=1024
+    )
+    powers = {"constant": (1, 1), "half_life": (1 / 16, 1 / 16), "beta2_half_life": (1, 1 / 16)}
+    expected = tuple(beta**k for beta, k in zip((0.9, 0.999), powers[rule], strict=True))
+    built = build_optimizer(config, nn.Linear(2, 2), lr=1.0)
+    assert built.defaults["betas"] == pytest.approx(expected)
+    assert built.defaults["eps"] == 1e-8
+
+
+def check_ema_scaling(rule: str, _: Path) -> None:
+    config = TrialConfig(ema_decay=0.99, ema_scaling=rule, reference_batch_size=1024)
+    expected = {"constant": 0.99, "half_life": 0.99 ** (1 / 16)}[rule]
+    assert ema_decay_at(config, 64) == pytest.approx(expected)
 
 
 def check_warmup_scaling(scaling: str, _: Path) -> None:
@@ -232,6 +260,9 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "activation": check_activation,
     "lr_scaling": check_lr_scaling,
     "optimizer": check_optimizer,
+    "weight_decay_scaling": check_weight_decay_scaling,
+    "beta_scaling": check_beta_scaling,
+    "ema_scaling": check_ema_scaling,
     "warmup_scaling": check_warmup_scaling,
     "decay": check_decay,
     "smoothing_convention": check_smoothing_convention,
