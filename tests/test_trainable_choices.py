@@ -126,7 +126,10 @@ def check_lr_scaling(rule: str, _: Path) -> None:
 def check_optimizer(name: str, _: Path) -> None:
     """Which class it is; its steps are those of its library in test_trainable_optim.py."""
     classes = {"sgd": "SGD", "rmsprop": "RMSprop", "adamw": "AdamW"}
-    built = build_optimizer(replace(SCRATCH, optimizer=name), nn.Linear(2, 2), lr=0.1)
+    classes |= {"schedulefree_sgd": "SGDScheduleFree", "schedulefree_adamw": "AdamWScheduleFree"}
+    built = build_optimizer(
+        replace(SCRATCH, optimizer=name, decay="constant"), nn.Linear(2, 2), lr=0.1
+    )
     assert type(built).__name__ == classes.get(name, name.capitalize())
     assert built.param_groups[0]["lr"] == 0.1
 

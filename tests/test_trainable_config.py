@@ -22,7 +22,8 @@ from trainable.config import TrialConfig, augmentations, trial_key
         ({"momentum": 1.0}, "momentum must be <= 0.9999, got 1.0"),
         (
             {"optimizer": "sdg"},
-            "optimizer must be one of sgd, adam, adamw, rmsprop, adagrad, lars, lamb, got 'sdg'",
+            "optimizer must be one of sgd, adam, adamw, rmsprop, adagrad, lars, lamb, "
+            "schedulefree_sgd, schedulefree_adamw, got 'sdg'",
         ),
         ({"model": ""}, "model must not be empty"),
         ({"augment": "hflip+wave"}, "augment must be none, or any of hflip"),
@@ -65,7 +66,8 @@ from trainable.config import TrialConfig, augmentations, trial_key
         ),
         (
             {"optimizer": "adam", "weight_decay_scaling": "timescale"},
-            "weight_decay_scaling=timescale is only for sgd, adamw, lamb: adam divides the decay",
+            "weight_decay_scaling=timescale is only for sgd, adamw, lamb, schedulefree_sgd, "
+            "schedulefree_adamw: adam divides",
         ),
         ({"layer_decay": 1.1}, "layer_decay must be <= 1, got 1.1"),
         (
@@ -79,6 +81,30 @@ from trainable.config import TrialConfig, augmentations, trial_key
         (
             {"beta_scaling": "half_life", "optimizer": "adam", "decay": "batch_growth"},
             "beta_scaling=half_life is for one batch size, and decay=batch_growth changes it",
+        ),
+        (
+            {"optimizer": "schedulefree_sgd"},
+            "optimizer=schedulefree_sgd goes without a schedule after warmup: set decay='constant'",
+        ),
+        (
+            {"optimizer": "schedulefree_adamw", "decay": "constant", "ema_decay": 0.9},
+            "optimizer=schedulefree_adamw evaluates an average of its own: set ema_decay=0",
+        ),
+        (
+            {"optimizer": "schedulefree_sgd", "decay": "constant", "momentum": 0.0},
+            "optimizer=schedulefree_sgd needs momentum > 0",
+        ),
+        (
+            {"optimizer": "schedulefree_adamw", "decay": "constant", "beta1": 0.0},
+            "optimizer=schedulefree_adamw needs beta1 > 0",
+        ),
+        (
+            {"optimizer": "schedulefree_sgd", "decay": "constant", "precise_bn_images": 0},
+            "optimizer=schedulefree_sgd evaluates other weights than it trains",
+        ),
+        (
+            {"optimizer": "schedulefree_adamw", "decay": "constant", "beta_scaling": "half_life"},
+            "beta_scaling=half_life is only for adam, adamw and lamb, got schedulefree_adamw",
         ),
         ({"distill_weight": 2.0}, "distill_weight needs a teacher: set distill_from"),
     ],

@@ -62,6 +62,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "ema_scaling": "half_life",
         "layer_decay": 0.7,
     },
+    "schedule-free sgd": {
+        "optimizer": "schedulefree_sgd",
+        "decay": "constant",
+        "base_lr": 5.0,
+        "weight_decay": 1e-3,
+        "microbatch_size": 8,
+        "layer_decay": 0.7,
+    },
+    "schedule-free adamw": {
+        "optimizer": "schedulefree_adamw",
+        "decay": "constant",
+        "base_lr": 0.05,
+        "clip_grad_norm": 1.0,
+        "eval_updates": 6,
+        "precision": "bf16",
+    },
     "all at once": {
         "ema_decay": 0.9,
         "mixup_alpha": 0.2,

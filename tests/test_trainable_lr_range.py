@@ -207,7 +207,7 @@ def test_each_training_of_a_range_starts_anew(
     optimizer: str, tiny_config: TrialConfig, tiny_data: Dataset
 ) -> None:
     """Each optimizer forgets its moments and its count of updates: the same losses again."""
-    config = replace(tiny_config, optimizer=optimizer, image_size=16, dropout=0.0)
+    config = replace(tiny_config, optimizer=optimizer, decay="constant", image_size=16, dropout=0.0)
     trial = Trial(config, tiny_data, CPU, None)
     initial = deepcopy((trial.model.state_dict(), trial.step.state_dict()))
     first, again = (list(losses(trial, initial, [0.03] * 4)) for _ in range(2))

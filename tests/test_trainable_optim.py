@@ -10,14 +10,21 @@ import pytest
 import timm
 import torch
 import torchvision
+from schedulefree import AdamWScheduleFree, SGDScheduleFree
 from timm.optim import param_groups_layer_decay
 from timm.optim.lamb import Lamb
 from timm.optim.lars import Lars
 from torch import nn, optim
 
-from trainable.config import OPTIMIZERS, TrialConfig
+from trainable.config import OPTIMIZERS, SCHEDULE_FREE, TrialConfig
 from trainable.networks.models import freeze_all_but, head_of
-from trainable.training.optim import build_optimizer, parameter_groups, set_lr
+from trainable.training.optim import (
+    build_optimizer,
+    parameter_groups,
+    set_lr,
+    to_evaluation,
+    to_training,
+)
 from trainable.training.schedule import peak_lr
 
 # No value is a default, of ours or of the libraries: one that is lost on the way shows.
@@ -29,6 +36,7 @@ CONFIG = TrialConfig(
     beta2=0.8,
     eps=0.05,
     weight_decay=0.03,
+    decay="constant",  # which schedule-free optimizers need
 )
 GRADIENTS = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)) * 0.3
 LRS = (0.1, 0.2, 0.05)
@@ -43,6 +51,10 @@ BY_HAND: dict[str, Callable[[Groups, bool], optim.Optimizer]] = {
     "lars": lambda g, n: Lars(g, lr=1, momentum=0.7, nesterov=n, always_adapt=True, foreach=False),
     "lamb": lambda g, _: Lamb(
         g, lr=1, betas=(0.6, 0.8), eps=0.05, always_adapt=True, max_grad_norm=None, foreach=False
+    ),
+    "schedulefree_sgd": lambda g, _: SGDScheduleFree(g, lr=1, momentum=0.7, foreach=False),
+    "schedulefree_adamw": lambda g, _: AdamWScheduleFree(
+        g, lr=1, betas=(0.6, 0.8), eps=0.05, foreach=False
     ),
 }
 
@@ -66,6 +78,7 @@ def trained(config: TrialConfig) -> list[torch.Tensor]:
     after = []
     for update, lr in enumerate(LRS):
         set_lr(optimizer, lr)
+        to_training(optimizer)
         give_gradient(model, update)
         optimizer.step()
         after.append(torch.cat([model.weight.detach()[0], model.bias.detach()]))
@@ -85,6 +98,7 @@ def test_every_optimizer_takes_the_steps_of_its_library(name: str, nesterov: boo
         ],
         nesterov,
     )
+    to_training(by_hand)
     got = trained(replace(CONFIG, optimizer=name, nesterov=nesterov))
     for update, lr in enumerate(LRS):
         for group in by_hand.param_groups:
@@ -133,10 +147,41 @@ def test_optimizers_take_three_steps_of_their_formulas() -> None:
                 w = w - lr * step
         return w
 
-    for name in (*OPTIMIZERS, "sgd nesterov", "lars nesterov"):
+    others = [name for name in OPTIMIZERS if name not in SCHEDULE_FREE]
+    for name in (*others, "sgd nesterov", "lars nesterov"):
         kind, _, nesterov = name.partition(" ")
         got = trained(replace(CONFIG, optimizer=kind, nesterov=bool(nesterov)))[-1][:4]
         np.testing.assert_allclose(got.numpy(), run(name), atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("lrs", [(0.1, 0.1, 0.1), (0.05, 0.1, 0.2)])  # and in a warmup
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
+def test_schedule_free_optimizers_keep_the_papers_three_sequences(
+    name: str, lrs: tuple[float, ...]
+) -> None:
+    """Defazio et al. 2024, algorithm 1: z takes the steps, x is their average, y in between."""
+    beta, wd = (0.7 if name == "schedulefree_sgd" else 0.6), 0.03
+    model = layer()
+    optimizer = build_optimizer(replace(CONFIG, optimizer=name), model, lr=lrs[0])
+    x = z = np.array([3.0, -4.0, 1.0, 2.0])
+    second, weight_sum = np.zeros(4), 0.0
+    for t, lr in enumerate(lrs, 1):
+        set_lr(optimizer, lr)
+        to_training(optimizer)
+        y = (1 - beta) * z + beta * x
+        np.testing.assert_allclose(model.weight.detach()[0].numpy(), y, atol=2e-6)
+        give_gradient(model, t - 1)
+        gradient = GRADIENTS[t - 1, 0].double().numpy()
+        optimizer.step()
+        if name == "schedulefree_adamw":
+            second = 0.8 * second + 0.2 * gradient**2
+            gradient = gradient / (np.sqrt(second / (1 - 0.8**t)) + 0.05)
+        z = z - lr * (gradient + wd * y)
+        weight_sum += max(lrs[:t]) ** 2
+        c = max(lrs[:t]) ** 2 / weight_sum
+        x = (1 - c) * x + c * z
+        to_evaluation(optimizer)
+        np.testing.assert_allclose(model.weight.detach()[0].numpy(), x, atol=2e-6)
 
 
 def lars_of_the_paper(

@@ -236,7 +236,8 @@ def test_an_optimizers_first_step_may_run_out_of_memory(
     optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half-way, with weights changed and a state begun: both are as before, and it goes on."""
-    expected = weights_after(step_of(optimizer=optimizer, microbatch_size=8))
+    changes = {"optimizer": optimizer, "decay": "constant"}
+    expected = weights_after(step_of(**changes, microbatch_size=8))
     take_step, taken = step_module.take_step, [0]
 
     def runs_out_once(of: torch.optim.Optimizer) -> None:
@@ -246,7 +247,7 @@ def test_an_optimizers_first_step_may_run_out_of_memory(
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(step_module, "take_step", runs_out_once)
-    step = step_of(optimizer=optimizer)
+    step = step_of(**changes)
     got = weights_after(step)
     assert taken == [4]
     assert (step.microbatch_size, step.oom_retries) == (8, 1)

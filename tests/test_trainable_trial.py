@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from trainable import checkpoint, evaluation, trial
-from trainable.config import SCORES, TrialConfig
+from trainable.config import SCHEDULE_FREE, SCORES, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
 from trainable.feed import Feed
@@ -21,6 +21,7 @@ from trainable.networks.teacher import KEPT, kept_network
 from trainable.record import EpochResult
 from trainable.training import noise
 from trainable.training.noise import NoiseSums
+from trainable.training.optim import to_training
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")
@@ -312,6 +313,32 @@ def test_noise_is_measured_with_precise_statistics_of_the_network_itself(
         layer = next(m for m in made.model.modules() if isinstance(m, nn.BatchNorm2d))
         assert layer.running_mean is not None
         assert torch.equal(means[-1], layer.running_mean)
+
+
+@pytest.mark.parametrize("optimizer", SCHEDULE_FREE)
+def test_a_schedule_free_trial_is_scored_with_the_average_of_its_weights(
+    optimizer: str, config: TrialConfig, tiny_data: Dataset
+) -> None:
+    """With BatchNorm's statistics of those weights; then it trains on from the others."""
+    config = replace(config, optimizer=optimizer, decay="constant", base_lr=0.2, momentum=0.8)
+    made = Trial(replace(config, beta1=0.8, epochs=2), tiny_data, CPU, None)
+    row, _ = made.train_on()
+    assert row is not None
+    x = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    statistics = {name: b.clone() for name, b in made.model.named_buffers()}
+    for name, value in x.items():
+        assert torch.equal(made.best_model[name], value)
+    made.evaluation.refresh_statistics(made.model)
+    for name, buffer in made.model.named_buffers():
+        assert name.endswith("num_batches_tracked") or torch.equal(buffer, statistics[name])
+    assert made.evaluation.evaluate(made.feed.val)[0].loss == row.val_loss
+    to_training(made.step.optimizer)
+    for name, p in made.model.named_parameters():
+        y = 0.8 * x[name] + 0.2 * made.step.optimizer.state[p]["z"]
+        torch.testing.assert_close(p.detach(), y)
+        assert p.ndim < 2 or not torch.allclose(p, x[name], rtol=1e-3)
+    made.evaluation.refresh_statistics(made.model)
+    assert made.evaluation.evaluate(made.feed.val)[0].loss != row.val_loss
 
 
 @pytest.mark.parametrize("norm", ["none", "ghost"])

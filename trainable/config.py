@@ -25,7 +25,11 @@ AUGMENTATIONS = (
     *("hflip", "vflip", "rot180", "shift", "crop", "rotate", "zoom", "color", "stain", "erase"),
 )
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb")
+OPTIMIZERS = (
+    *("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"),
+    *("schedulefree_sgd", "schedulefree_adamw"),
+)
+SCHEDULE_FREE = ("schedulefree_sgd", "schedulefree_adamw")
 OWN_MODELS = ("plain", "residual")
 BUDGETS = ("epochs", "updates", "examples", "seconds")
 DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -118,18 +122,37 @@ class TrialConfig:
         source="He 2019",
     )
     optimizer: str = setting(
-        "sgd", "optimizer", choices=OPTIMIZERS, source="torch.optim; timm.optim (LARS, LAMB)"
+        "sgd",
+        "optimizer; schedulefree: evaluates an average of the weights instead of letting the "
+        "learning rate fall, with decay=constant",
+        choices=OPTIMIZERS,
+        source="torch.optim; timm.optim (LARS, LAMB); Defazio 2024, arXiv:2405.15682",
     )
-    momentum: float = setting(0.9, "momentum of sgd, rmsprop and lars", low=0.0, high=0.9999)
+    momentum: float = setting(
+        0.9,
+        "momentum of sgd, rmsprop and lars; schedulefree_sgd: the share of the averaged weights in "
+        "those at which gradients are taken",
+        low=0.0,
+        high=0.9999,
+    )
     nesterov: bool = setting(False, "Nesterov momentum for sgd and lars", source="He 2019")
     beta1: float = setting(
-        0.9, "adam, adamw, lamb: decay rate of the mean gradient", low=0.0, high=0.99999
+        0.9,
+        "adam, adamw, lamb: decay rate of the mean gradient; schedulefree_adamw: share of the "
+        "averaged weights in those at which gradients are taken",
+        low=0.0,
+        high=0.99999,
     )
     beta2: float = setting(
-        0.999, "adam, adamw, lamb: decay rate of the mean square", low=0.0, high=0.999999
+        0.999,
+        "adam, adamw, lamb, schedulefree_adamw: decay rate of the mean square",
+        low=0.0,
+        high=0.999999,
     )
     eps: float = setting(
-        1e-8, "adam, adamw, rmsprop, adagrad, lamb: added to the denominator", above=0.0
+        1e-8,
+        "adam, adamw, rmsprop, adagrad, lamb, schedulefree_adamw: added to the denominator",
+        above=0.0,
     )
     beta_scaling: str = setting(
         "constant",
@@ -141,15 +164,16 @@ class TrialConfig:
     )
     weight_decay: float = setting(
         0.0,
-        "weight decay: an L2 penalty in sgd, adam, rmsprop, adagrad and lars; decoupled from the "
-        "gradient in adamw and lamb, where an update takes the share lr x weight_decay of a weight "
-        "(in lamb times the layer's trust ratio)",
+        "weight decay: an L2 penalty in sgd, schedulefree_sgd, adam, rmsprop, adagrad and lars; "
+        "decoupled from the gradient in adamw, schedulefree_adamw and lamb, where an update takes "
+        "the share lr x weight_decay of a weight (in lamb times the layer's trust ratio)",
         low=0.0,
     )
     weight_decay_scaling: str = setting(
         "constant",
-        "sgd, adamw, lamb: what stays as at the reference batch size. constant: weight_decay; "
-        "inverse_lr: peak lr x weight_decay, the share of a weight that decays in an update; "
+        "sgd, adamw, lamb, schedulefree: what stays as at the reference batch size. constant: "
+        "weight_decay; inverse_lr: peak lr x weight_decay, the share of a weight that decays in an "
+        "update; "
         "timescale: peak lr x weight_decay / batch_size, the share that decays in an epoch "
         "(with lr_scaling=linear the same as constant)",
         choices=("constant", "inverse_lr", "timescale"),
@@ -376,11 +400,13 @@ def _check_optimizer(config: TrialConfig) -> None:
                     f"got {config.batch_size}"
                 )
     _check_scalings(config)
+    if config.optimizer in SCHEDULE_FREE:
+        _check_schedule_free(config)
 
 
 def _check_scalings(config: TrialConfig) -> None:
     """Refuse rules that the optimizer, or another rule, leaves without a meaning."""
-    rule, decaying = config.weight_decay_scaling, ("sgd", "adamw", "lamb")
+    rule, decaying = config.weight_decay_scaling, ("sgd", "adamw", "lamb", *SCHEDULE_FREE)
     if rule != "constant" and config.optimizer not in decaying:
         raise ValueError(
             f"weight_decay_scaling={rule} is only for {', '.join(decaying)}: {config.optimizer} "
@@ -403,6 +429,26 @@ def _check_scalings(config: TrialConfig) -> None:
         raise ValueError(
             f"beta_scaling={config.beta_scaling} is for one batch size, and decay=batch_growth "
             f"changes it: set another decay"
+        )
+
+
+def _check_schedule_free(config: TrialConfig) -> None:
+    """Refuse what a schedule-free optimizer does itself, or what would leave it without sense."""
+    name = config.optimizer
+    if config.decay != "constant":
+        raise ValueError(
+            f"optimizer={name} goes without a schedule after warmup: set decay='constant', "
+            f"got {config.decay!r}"
+        )
+    if config.ema_decay:
+        raise ValueError(f"optimizer={name} evaluates an average of its own: set ema_decay=0")
+    share = "momentum" if name == "schedulefree_sgd" else "beta1"
+    if not getattr(config, share):
+        raise ValueError(f"optimizer={name} needs {share} > 0")
+    if config.precise_bn_images == 0 and config.norm in ("batch", "ghost"):
+        raise ValueError(
+            f"optimizer={name} evaluates other weights than it trains, to which BatchNorm's "
+            f"running averages do not belong: leave precise_bn_images at none, got 0"
         )
 
 

@@ -223,6 +223,7 @@ class Trial:
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
+        self.step.to_evaluation()
         self.evaluation.refresh_statistics(self.step.evaluated)
         val, _ = self.evaluation.evaluate(self.feed.val)
         if not math.isfinite(val.loss):

@@ -9,7 +9,7 @@ import pandas as pd
 from search.report.sentences import listed
 from search.study.shown import show
 
-DECOUPLED = ("adamw", "lamb")  # their weight decay is no part of the gradient
+DECOUPLED = ("adamw", "lamb", "schedulefree_adamw")  # their weight decay is no part of the gradient
 
 
 def confounds(trials: pd.DataFrame, about: Mapping[str, Any], metric: str) -> list[str]:

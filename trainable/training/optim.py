@@ -1,4 +1,4 @@
-"""Optimizers and their parameter groups: torch.optim's, LARS and LAMB from timm."""
+"""Optimizers and their parameter groups: torch.optim's, timm's and schedulefree's."""
 
 import inspect
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from trainable.config import TrialConfig
+from trainable.config import SCHEDULE_FREE, TrialConfig
 from trainable.networks.models import layer_factors
 from trainable.training.schedule import adam_constants, weight_decay_of
 
@@ -65,6 +65,11 @@ def build_optimizer(
     gradients: timm's defaults do otherwise. A tensor of zeros takes its step unadapted, where the
     papers' ratio |w| / |step| would keep it at zero for ever. As torch's SGD, LARS multiplies its
     momentum by the current lr; the paper adds up steps at the lr of their time.
+
+    A schedule-free optimizer keeps the weights z that take its steps and their average x. The
+    network has y = (1 - beta) z + beta x while it is trained and x while it is evaluated
+    (`to_training`, `to_evaluation`); beta is its momentum or beta1. x weighs a step by the square
+    of the largest lr so far, so that those of a warmup count less.
     """
     groups = parameter_groups(
         model,
@@ -86,6 +91,15 @@ def build_optimizer(
         return optim.RMSprop(groups, lr=lr, momentum=momentum, eps=eps)
     if config.optimizer == "adagrad":
         return optim.Adagrad(groups, lr=lr, eps=eps)
+    if config.optimizer in SCHEDULE_FREE:
+        from schedulefree import AdamWScheduleFree, SGDScheduleFree
+
+        made: optim.Optimizer = (
+            SGDScheduleFree(groups, lr=lr, momentum=momentum)
+            if config.optimizer == "schedulefree_sgd"
+            else AdamWScheduleFree(groups, lr=lr, betas=betas, eps=eps)
+        )
+        return made
     from timm.optim.lamb import Lamb  # seconds that other optimizers need not wait
     from timm.optim.lars import Lars
 
@@ -99,6 +113,18 @@ def take_step(optimizer: optim.Optimizer) -> None:
     """`optimizer.step()` without its wrappers, which import torch's compiler too."""
     with torch.no_grad():
         inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def to_training(optimizer: optim.Optimizer) -> None:
+    """Give the network the weights to train, if the optimizer is schedule-free."""
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+
+
+def to_evaluation(optimizer: optim.Optimizer) -> None:
+    """Give the network the average of its weights, if the optimizer is schedule-free."""
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
 
 
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:

@@ -15,10 +15,19 @@ from trainable.networks.prefix import Prefix, bypassed
 from trainable.networks.teacher import load_teacher
 from trainable.training.graph import graph_if_faster, may_be_graphed
 from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
-from trainable.training.optim import build_optimizer, set_lr, take_step
+from trainable.training.optim import (
+    build_optimizer,
+    set_lr,
+    take_step,
+    to_evaluation,
+    to_training,
+)
 from trainable.training.schedule import ema_decay_at, peak_lr
 from trainable.training.snapshot import Snapshot
 
+# What optimizers count in their groups: LAMB its updates, schedule-free ones the average's weight
+# and which weights the network has.
+COUNTED = ("params", "step", "k", "weight_sum", "lr_max", "scheduled_lr", "train_mode")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +73,10 @@ class Step:
         """The network that is evaluated: the average of the weights if one is kept."""
         return self.model if self.average is None else self.average.module
 
+    def to_evaluation(self) -> None:
+        """Make `evaluated` what is to be evaluated; the next update trains on from where it was."""
+        to_evaluation(self.optimizer)
+
     @property
     def whole_images(self) -> int:
         """Microbatches are multiples of this many images where they can: those of a ghost."""
@@ -88,9 +101,8 @@ class Step:
         """Restore what `state_dict` returned, but keep this config's own settings."""
         settings = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        kept = ("params", "step")  # LAMB counts its updates in its groups
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update({name: value for name, value in own.items() if name not in kept})
+            group.update({name: value for name, value in own.items() if name not in COUNTED})
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -105,6 +117,7 @@ class Step:
         and the failed attempt leaves statistics, random states and gradients as they were.
         """
         set_lr(self.optimizer, lr)
+        to_training(self.optimizer)
         images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
         if self.graphed_images < 0:
             self._measure_graph(images, targets)
@@ -149,6 +162,7 @@ class Step:
                     parameter.copy_(before)
             self.optimizer = self._new_optimizer()
             set_lr(self.optimizer, lr)
+            to_training(self.optimizer)
             # A new one too: the old one refuses to unscale gradients a second time.
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.scaler.is_enabled())
             self.scaler.load_state_dict(scaler)
