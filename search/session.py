@@ -139,7 +139,7 @@ def _prepared(order: Order, console: Console) -> "Ready":
 def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
     from search.execution.dry_run import plan_of, print_cost, print_plan
-    from search.execution.preflight import check_trials
+    from search.execution.preflight import check_precision, check_trials
     from search.explore.ask import ask, total
 
     ready = _prepared(order, console)
@@ -149,6 +149,7 @@ def dry_run(order: Order, console: Console) -> None:
     plan = plan_of(ready.study, known, total=total(ready.study, known))
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
+        check_precision(ready.study, address=order.address)
         with _connected(order.address, console) as connecting:
             cluster = connecting.result()
             stop_on_sigterm()  # Ray, once started, has a handler of its own
@@ -171,7 +172,7 @@ def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tabl
 
 def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tables, bool]:
     """Train all that the study calls for; returns what is known then, and whether all ended."""
-    from search.execution.preflight import check_trials
+    from search.execution.preflight import check_precision, check_trials
     from search.explore.ask import ask, total
 
     rows = tables.trials(ready.results)
@@ -187,6 +188,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     if num_done == num_trials and not ask(ready.study, known, room=1):
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
+    check_precision(ready.study, address=order.address)
     # Ray takes seconds to start, and so does torch to be imported: both at once.
     with _connected(order.address, console) as connecting:
         with console.status("starting Ray" if order.address == "local" else "connecting to Ray"):

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import ROOT, SMALL, Run
 from ray import tune
 from rich.console import Console
 
 import trainable.networks.models
-from search.execution.preflight import Ready, prepare
+from search.execution.preflight import Ready, check_precision, prepare
 from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -46,6 +47,21 @@ def test_our_own_space_without_data_is_a_preview(
     ready = prepared(load_study(FLAGSHIP), tmp_path, space_file=FLAGSHIP, console=console)
     assert (ready.study.base.dataset, ready.study.base.model) == ("synthetic", "plain")
     assert "this is a preview on the embedded synthetic patches" in console.export_text()
+
+
+def test_fp16_without_a_gpu_is_refused_before_ray_is_started(
+    tmp_path: Path, run_here: Run, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("search.session._connected", lambda address, _: started.append(address))
+    done = run_here(SMALL, tmp_path, "--set", "precision=fp16")
+    assert (done.returncode, started) == (2, [])
+    assert "precision=fp16 needs a GPU, and there is none: take bf16 or fp32" in done.stderr
+    assert done.stderr.count("\n") == 1
+    check_precision(digits(precision="fp16"), address="auto")  # a cluster may have one
+    check_precision(digits(), address="local")
+    monkeypatch.setattr("trainable.host.device.pick_device", lambda: torch.device("cuda"))
+    check_precision(digits(precision="fp16"), address="local")
 
 
 @pytest.mark.parametrize("base", ["", 'dataset="moles"'])

@@ -129,6 +129,20 @@ def check_trials(ready: Ready) -> None:
         _check_trial(config, ready.data)
 
 
+def check_precision(study: Study, *, address: str) -> None:
+    """Refuse fp16 on this machine's cores before Ray is started; of a cluster, Ray says more.
+
+    Raises:
+        SpaceFileError: there is no GPU here.
+    """
+    if address != "local" or all(config.precision != "fp16" for config in study.configs):
+        return
+    from trainable.host.device import pick_device  # torch: only for those who ask for fp16
+
+    if pick_device().type == "cpu":
+        raise SpaceFileError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+
+
 def _with_files(study: Study, data: Dataset, console: Console, *, preview: bool) -> Study:
     """The study with weights and teacher as they can be had here, files with their digests.
 
