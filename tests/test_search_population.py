@@ -177,11 +177,15 @@ def in_two(
     return first, ended, rows, summary
 
 
+FREE = {"optimizer": "schedulefree_sgd", "decay": "constant", "layer_decay": 0.7}
+
+
+@pytest.mark.parametrize("choices", [{}, FREE, {"ema_decay": 0.9, "ema_scaling": "half_life"}])
 def test_a_member_that_is_not_changed_trains_as_if_it_were_one_trial(
-    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+    choices: dict[str, Any], tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
 ) -> None:
     # Dropout's draws count a trial's evaluations, and so begin anew with each generation.
-    config = replace(tiny_config, dropout=0.0)
+    config = replace(tiny_config, dropout=0.0, **choices)
     whole, end, _ = train(config, tiny_data, tmp_path)
     first, ended, rows, summary = in_two(config, tiny_data, tmp_path)
     assert (len(first), len(rows)) == (2, 2)
@@ -197,11 +201,13 @@ def test_a_member_that_is_not_changed_trains_as_if_it_were_one_trial(
     assert math.isfinite(summary.test_auroc)
 
 
+@pytest.mark.parametrize("choices", [{}, FREE])
 def test_changed_values_take_effect_on_the_way(
-    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+    choices: dict[str, Any], tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
 ) -> None:
     changes = {"batch_size": 32, "base_lr": 0.1, "momentum": 0.5, "weight_decay": 0.0}
-    *_, rows, summary = in_two(tiny_config, tiny_data, tmp_path, **changes)
+    config = replace(tiny_config, **choices)
+    *_, rows, summary = in_two(config, tiny_data, tmp_path, **changes)
     assert [row.batch_size_now for row in rows] == [32, 32]
     state = next(
         torch_state
