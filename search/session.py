@@ -181,7 +181,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     num_trials = total(ready.study, known)
     console.print(
         f"[bold]{ready.study.name}[/bold]: {num_trials} trials on "
-        f"dataset={ready.study.base.dataset}, {num_done} done before, "
+        f"dataset={ready.data.name}, {num_done} done before, "
         f"{num_trials - num_done} to run"
     )
     if num_done == num_trials and not ask(ready.study, known, room=1):
@@ -238,6 +238,8 @@ def _train(
             results=ready.results,
             tables=known,
             data_folder=str(ready.data_folder) if ready.data_folder else None,
+            dataset=ready.data.name,
+            split=ready.data.split,
             data_fingerprint=ready.data_fingerprint,
             train_images=ready.train_images,
             attempts=attempts,

@@ -46,6 +46,8 @@ class Played:
             study=STUDY,
             results=opened,
             data_folder=None,
+            dataset="synthetic",
+            split="given",
             data_fingerprint="d",
             train_images=96,
             tables=self.known,

@@ -32,8 +32,11 @@ from torchvision.datasets import PCAM
 
 from trainable.data.__main__ import main
 from trainable.data.cache import EMBEDDED, LAYOUTS, Dataset, default_cache_dir, open_data
+from trainable.data.folders import find_folders
 from trainable.data.hdf5 import find_hdf5
-from trainable.data.sources import DataError, Source, find_folders, find_kaggle, find_parquet
+from trainable.data.kaggle import find_kaggle
+from trainable.data.parquet import find_parquet
+from trainable.data.sources import DataError, Source
 from trainable.data.standard import find_torchvision
 from trainable.data.synthetic import CENTRE_PX, draw_patches
 

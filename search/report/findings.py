@@ -28,7 +28,7 @@ from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
 from search.report.sentences import listed
 from search.results import files
-from search.results.tables import TABLES, Results, ResultsError
+from search.results.tables import TABLES, Results, ResultsError, named_alike
 from search.study.shown import number_of, show
 from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
@@ -161,7 +161,7 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
             f"{name}/{part} cannot be read and is left out ({why}): run the study again."
             for part, why in damaged.items()
         ]
-    return tables["trials"], tables["epochs"], cautions
+    return named_alike(tables["trials"]), tables["epochs"], cautions
 
 
 def of_table(
@@ -256,6 +256,12 @@ def _confounds(trials: pd.DataFrame, about: Mapping[str, Any], metric: str) -> l
         warnings.append(
             f"A trial's scores are those of its evaluation with the best {select_by}, while "
             f"{metric} ranks the trials."
+        )
+    if (trials.get("split", pd.Series(dtype=str)) == "by_image").any():
+        warnings.append(
+            "Validation was drawn from the training images one by one (split=by_image): images of "
+            "one slide or patient may be in both, which makes scores too good. --set split_by=... "
+            "keeps them together."
         )
     lagging = trials.get("precise_bn_images", pd.Series(dtype=float)) == 0
     if lagging.any() and trials["batch_size"].nunique() > 1:
