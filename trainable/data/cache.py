@@ -143,6 +143,7 @@ def nothing_in(folder: Path) -> str:
         return f"no recognised data set in {folder}: there is no such folder. {expected}"
     if (folder / "study.json").is_file() or next(folder.glob("*/study.json"), None):
         return f"no recognised data set in {folder}, which has results of studies. {expected}"
+    grouped = _if_grouped(folder)
     level = [folder]
     for _ in range(NESTED):
         level = [sub for parent in level for sub in sorted(subfolders(parent))][:MOST_LOOKED_AT]
@@ -151,8 +152,10 @@ def nothing_in(folder: Path) -> str:
                 return (
                     f"no recognised data set in {folder} itself, but one of {len(source.classes)} "
                     f"classes ({', '.join(source.classes[:4])}) in {sub}: pass that folder"
-                    f"{_or_grouped(folder)}"
+                    f"{grouped and '; or, ' + grouped}"
                 )
+    if grouped:
+        return f"no recognised data set in {folder} itself: {grouped}"
     if images := sum(1 for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
         return (
             f"no recognised data set in {folder}: it has {images} images, but no folder per class; "
@@ -161,8 +164,8 @@ def nothing_in(folder: Path) -> str:
     return f"no recognised data set in {folder}. {expected}"
 
 
-def _or_grouped(folder: Path) -> str:
-    """That folders of folders of images may be classes, and theirs slides, where there are any."""
+def _if_grouped(folder: Path) -> str:
+    """What to pass if folders of folders of images are classes of slides; empty if there are none."""
     try:
         source = find_folders(folder, FOLDER)
     except DataError:  # such as too few groups
@@ -170,8 +173,8 @@ def _or_grouped(folder: Path) -> str:
     if source is None or len(source.classes) < 2:
         return ""
     return (
-        f"; or, if {', '.join(source.classes[:4])} are the classes and the folders in them slides "
-        f"or patients, take split_by={FOLDER}"
+        f"if {', '.join(source.classes[:4])} are the classes and the folders in them slides or "
+        f"patients, take split_by={FOLDER}"
     )
 
 
