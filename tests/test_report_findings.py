@@ -339,6 +339,17 @@ def test_a_results_root_in_place_of_a_study_names_its_studies(tmp_path: Path) ->
     )
 
 
+def test_a_validation_split_drawn_image_by_image_is_cautioned_about(make_study: MakeStudy) -> None:
+    caution = (
+        "Validation was drawn from the training images one by one (split=by_image): images of one "
+        "slide or patient may be in both, which makes scores too good. --set split_by=... keeps "
+        "them together."
+    )
+    for split, times in (("by_image", 1), ("by_slide", 0), ("given", 0), (None, 0)):
+        found = of_study(make_study(name=f"{split}", seeds=1, split=split))
+        assert cautions_of(found).count(caution) == times
+
+
 def test_what_else_the_scores_depend_on_is_said(make_study: MakeStudy) -> None:
     found = of_study(make_study(seeds=1, changes=[{"precise_bn_images": 0}]))
     assert any("BatchNorm's running averages lag" in caution for caution in found.cautions)

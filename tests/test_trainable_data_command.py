@@ -55,6 +55,25 @@ def test_of_whole_splits_of_one_size_nothing_is_changed(
     assert "differ in size" not in shown
 
 
+def test_groups_are_told_and_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_moles(tmp_path / "moles", sides=(40, 40))
+    for path in (tmp_path / "moles").rglob("*.png"):
+        path.rename(path.with_name(f"p{int(path.stem) % 5}_{path.name}"))
+    assert look_at(tmp_path / "moles", monkeypatch) == 0
+    assert "split=by_image: There is no validation split" in capsys.readouterr().out
+    assert look_at(tmp_path / "moles", monkeypatch, "--split-by", "prefix") == 0
+    assert (
+        "split=by_prefix: There is no validation split: 1 of the 5 groups of split_by=prefix are "
+        "taken for it, with 20% of the training images. No group is in both."
+    ) in capsys.readouterr().out
+    assert look_at(tmp_path / "moles", monkeypatch, "--split-by", "slide") == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "split_by=slide names a column, but there is no" in refused
+
+
 def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainable.data", str(tmp_path)]
     refused = subprocess.run(command, capture_output=True, text=True)

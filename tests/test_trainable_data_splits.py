@@ -350,7 +350,12 @@ def remove(name: str) -> Callable[[Path], None]:
         (write_named_slides, nothing, "slide", "write metadata.csv with the columns file_name,sl"),
         (write_named_slides, nothing, "folder", "are in the folder of their class itself"),
         (write_nested_slides, image_beside, "folder", "1 images of class tumour are in no group's"),
-        (write_nested_slides, nothing, None, "are slides or patients, take split_by=folder"),
+        (
+            write_nested_slides,
+            nothing,
+            None,
+            "in them slides or patients, take split_by=folder",
+        ),
         (write_listed_slides, nothing, "patient", "no column patient: take split_by=slide or"),
         (write_listed_slides, drop_row, None, "has no row of 1 of 80 images, the first is normal"),
         (write_listed_slides, double_row, None, "has more than one row of normal/s0_0.png"),

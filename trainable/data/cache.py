@@ -165,7 +165,7 @@ def nothing_in(folder: Path) -> str:
 
 
 def _if_grouped(folder: Path) -> str:
-    """What to pass if folders of folders of images are classes of slides; empty if there are none."""
+    """What to pass if folders of folders of images are classes of slides; else nothing."""
     try:
         source = find_folders(folder, FOLDER)
     except DataError:  # such as too few groups
