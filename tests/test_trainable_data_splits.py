@@ -338,7 +338,7 @@ def remove(name: str) -> Callable[[Path], None]:
             write_kaggle_slides,
             lambda d: leave_slides(d, 4),
             None,
-            "split_by=slide gives 4 groups (slide 0, slide 1, slide 2, slide 3), and 5 are needed",
+            "split_by=slide gives too few groups: slide 0, slide 1, slide 2, slide 3. At least",
         ),
         (
             write_kaggle_slides,

@@ -61,7 +61,7 @@ def column_of(
     known = [name for name in columns if name not in ("", "id", "image", "label", "file_name")]
     raise DataError(
         f"split_by={split_by}, but {where} has no column {split_by}: take "
-        f"{' or '.join(f'split_by={name}' for name in [*known, *rules, IMAGE])}"
+        f"{' or '.join(f'split_by={name}' for name in [*known[:MOST_NAMED], *rules, IMAGE])}"
     )
 
 

@@ -83,8 +83,8 @@ def _by_group(labels_N: Labels, groups: Groups, where: Path, classes: Sequence[s
     names, number_N = np.unique(groups.of_images, return_inverse=True)
     if len(names) < LEAST_GROUPS:
         raise DataError(
-            f"{where}: split_by={groups.by} gives {len(names)} groups ({named(names.tolist())}), "
-            f"and {LEAST_GROUPS} are needed to take {VAL_SHARE:.0%} of them for validation: "
+            f"{where}: split_by={groups.by} gives too few groups: {named(names.tolist())}. "
+            f"At least {LEAST_GROUPS} are needed to take {VAL_SHARE:.0%} of them for validation: "
             f"{OWN_VAL}"
         )
     _check_classes(labels_N, number_N, groups, where, classes)
