@@ -136,6 +136,8 @@ def ours(
             results=results,
             tables=known,
             data_folder=None,
+            dataset="synthetic",
+            split="given",
             data_fingerprint="benchmark",
             train_images=1,
             attempts={},

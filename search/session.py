@@ -5,6 +5,7 @@ results = run_study(study, preview=True)
 """
 
 import errno
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -182,10 +183,12 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     num_trials = total(ready.study, known)
     console.print(
         f"[bold]{ready.study.name}[/bold]: {num_trials} trials on "
-        f"dataset={ready.study.base.dataset}, {num_done} done before, "
+        f"dataset={ready.data.name}, {num_done} done before, "
         f"{num_trials - num_done} to run"
     )
     if num_done == num_trials and not ask(ready.study, known, room=1):
+        if _another_was_run(ready, known):
+            _commit_study(order, ready, known)
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     check_precision(ready.study, address=order.address)
@@ -240,6 +243,8 @@ def _train(
             results=ready.results,
             tables=known,
             data_folder=str(ready.data_folder) if ready.data_folder else None,
+            dataset=ready.data.name,
+            split=ready.data.split,
             data_fingerprint=ready.data_fingerprint,
             train_images=ready.train_images,
             attempts=attempts,
@@ -249,6 +254,16 @@ def _train(
             finished = run_trials(setting, todo, cluster, progress)
         _commit_study(order, ready, known)
         return finished
+
+
+def _another_was_run(ready: "Ready", known: Tables) -> bool:
+    """Whether study.json is of other trials: with other settings, by a later command."""
+    try:
+        about = json.loads(storage.read(ready.results.folder, "study.json"))
+    except (FileNotFoundError, ValueError):
+        return True
+    asked = {trial.key for trial in known.asked}
+    return (set(about.get("planned", ())), about.get("metric")) != (asked, ready.study.metric)
 
 
 def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:

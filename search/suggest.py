@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         check_trials(ready)
         configs = probed_configs(ready.study)
-        _print_study(console, ready.study)
+        _print_study(console, ready.study, ready.data.name)
         ranges = _probe(console, ready.study, configs, ready.data_folder)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -114,13 +114,12 @@ def probed_configs(study: Study) -> list[TrialConfig]:
         raise SpaceFileError(f"the study's base trial: {error}") from error
 
 
-def _print_study(console: Console, study: Study) -> None:
-    base = study.base
+def _print_study(console: Console, study: Study, dataset: str) -> None:
     others = [name for name in study.vary if name not in ("batch_size", "base_lr")]
-    named = dict.fromkeys(["dataset", "model", "optimizer", *others])
-    values = (f"{n}={show(getattr(base, n))}{' (varies)' * (n in others)}" for n in named)
+    named = dict.fromkeys(["model", "optimizer", *others])
+    values = (f"{n}={show(getattr(study.base, n))}{' (varies)' * (n in others)}" for n in named)
     console.print(
-        f"{study.name}  {' '.join(values)}",
+        f"{study.name}  dataset={dataset} {' '.join(values)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
@@ -137,7 +136,7 @@ def _probe(
     """
     from trainable.lr_range import find_lr_range
 
-    data = open_data(study.base.dataset, data_folder)
+    data = open_data(study.base.dataset, data_folder, split_by=study.base.split_by)
     ranges = {}
     for config in configs:
         started = time.monotonic()

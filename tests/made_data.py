@@ -3,6 +3,7 @@
 import csv
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from trainable.data.cache import Dataset
 
 SIZES = {"train": 40, "val": 20, "test": 12}
 IMAGES = {
@@ -71,3 +74,54 @@ def write_cifar(folder: Path) -> None:
         part = {"data": flat[i * 40 : i * 40 + 40], "labels": list(range(10)) * 4}
         (batches / name).write_bytes(pickle.dumps(part))
     (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+
+WRITERS = {
+    "hdf5": write_hdf5,
+    "kaggle": write_kaggle,
+    "parquet": write_parquet,
+    "folder": write_folders,
+}
+
+
+def images_by_label(data: Dataset, split: str) -> list[tuple[int, bytes]]:
+    part = getattr(data, split)
+    return sorted(
+        (int(y), x.tobytes()) for x, y in zip(part.images_NHWC, part.labels_N, strict=True)
+    )
+
+
+def written(*splits: str) -> list[tuple[int, bytes]]:
+    return sorted(
+        (int(y), x.tobytes()) for s in splits for x, y in zip(IMAGES[s], LABELS[s], strict=True)
+    )
+
+
+def write_moles(folder: Path, *, sides: Sequence[int] = (40, 60)) -> None:
+    """Two classes of ten images, without a validation split."""
+    for name, side in zip(("benign", "melanoma"), sides, strict=True):
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (side, side), (20 * i, 90, 10)).save(folder / name / f"{i}.png")
+
+
+SPLITS = {"train": 200, "t10k": 20}
+
+
+def write_mnist(folder: Path) -> dict[str, np.ndarray]:
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {n: rng.integers(0, 256, (k, 28, 28), dtype=np.uint8) for n, k in SPLITS.items()}
+    for name, array in images.items():
+        n = len(array)
+        head = b"\0\0\x08\x03" + b"".join(x.to_bytes(4, "big") for x in (n, 28, 28))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(head + array.tobytes())
+        labels = (np.arange(n) % 10).astype(np.uint8)
+        head = b"\0\0\x08\x01" + n.to_bytes(4, "big")
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    return images
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from commands import ROOT, SMALL, Run
+from PIL import Image
 from ray import tune
 from rich.console import Console
 
@@ -85,6 +86,61 @@ def test_our_own_space_on_other_data_that_is_not_there_is_refused(
     monkeypatch.chdir(tmp_path)
     done = run_here(FLAGSHIP, tmp_path, "--set", "dataset=moles")
     assert (done.returncode, "no recognised data set" in done.stderr) == (2, True)
+
+
+def write_lesions(folder: Path) -> None:
+    """Two classes of 30 images each, of five patients."""
+    for name, label in (("benign", 0), ("melanoma", 1)):
+        (folder / name).mkdir(parents=True)
+        for i in range(30):
+            image = Image.new("RGB", (12, 12), (40 * (i % 5), 8 * i, 255 * label))
+            image.save(folder / name / f"p{i % 5}_{i}.png")
+
+
+def test_the_screen_names_what_was_read(
+    tmp_path: Path, run_here: Run, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The space file names no data set, so its study is one of pcam."""
+
+    def enough(ready: Ready) -> None:
+        raise SpaceFileError("the first line is there")
+
+    monkeypatch.setattr("search.execution.preflight.check_trials", enough)
+    write_lesions(tmp_path / "moles")
+    (tmp_path / "mine.py").write_text(OWN.format('model="plain", pretrained="none", batch_size=8'))
+    done = run_here(tmp_path / "mine.py", tmp_path, "--data", str(tmp_path / "moles"))
+    assert "mine: 2 trials on dataset=moles, 0 done before" in done.stdout
+    ready = prepared(load_study(tmp_path / "mine.py"), tmp_path, data=tmp_path / "moles")
+    assert ready.study.base.dataset == "pcam"  # so its trials' keys are those of before
+
+
+def test_groups_come_from_the_study_or_from_a_setting(tmp_path: Path, run_here: Run) -> None:
+    write_lesions(tmp_path / "moles")
+    by_patient = digits(dataset="pcam", split_by="prefix")
+    for study, settings, split in (
+        (digits(dataset="pcam"), [], "by_image"),
+        (digits(dataset="pcam"), ["split_by=prefix"], "by_prefix"),
+        (by_patient, [], "by_prefix"),
+        (by_patient, ["split_by=None"], "by_image"),
+    ):
+        ready = prepared(study, tmp_path, data=tmp_path / "moles", settings=settings)
+        assert ready.data.split == split
+    (tmp_path / "mine.py").write_text(OWN.format('model="plain", pretrained="none", batch_size=8'))
+    more = ("--data", str(tmp_path / "moles"), "--set", "split_by=slide")
+    done = run_here(tmp_path / "mine.py", tmp_path, *more)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "split_by=slide names a column, but there is no" in done.stderr
+
+
+def test_a_preview_on_drawn_patches_has_no_groups(
+    tmp_path: Path, drawn_patches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = digits(dataset="pcam", split_by="slide")
+    for settings in ([], ["split_by=patient"]):
+        ready = prepared(study, tmp_path, preview=True, settings=settings)
+        assert (ready.data.name, ready.study.base.split_by) == ("synthetic", None)
 
 
 def test_a_study_from_python_without_data_is_refused(

@@ -36,7 +36,7 @@ from PIL import Image
 from search.results import files, tables
 from trainable import checkpoint
 from trainable.checkpoint import TrialState
-from trainable.data import hdf5, sources
+from trainable.data import hdf5, images, kaggle, parquet
 from trainable.data.sources import DataError
 from trainable.host.storage import Folder
 
@@ -90,7 +90,7 @@ def valid_image(kind: str, **options: Any) -> bytes:
 
 
 def read_image(folder: Path, content: bytes) -> Any:
-    return sources._decode([("image", content)]).tolist()
+    return images.decode([("image", content)]).tolist()
 
 
 def valid_csv(folder: Path) -> bytes:
@@ -104,7 +104,7 @@ def read_csv(folder: Path, content: bytes) -> Any:
     for i in range(10):
         (folder / "train" / f"{i:040x}.tif").touch()
     (folder / "train_labels.csv").write_bytes(content)
-    source = sources.find_kaggle(folder)
+    source = kaggle.find_kaggle(folder)
     assert source is not None
     return {name: split.labels_N.tolist() for name, split in source.splits.items()}
 
@@ -119,7 +119,7 @@ def valid_data_parquet(folder: Path) -> bytes:
 def read_data_parquet(folder: Path, content: bytes) -> Any:
     for name in ("train", "valid"):
         (folder / f"{name}.parquet").write_bytes(content)
-    source = sources.find_parquet(folder)
+    source = parquet.find_parquet(folder)
     assert source is not None
     return [np.concatenate(list(split.read())).tolist() for split in source.splits.values()]
 

@@ -396,6 +396,17 @@ def test_a_table_without_such_fields_has_no_such_caution() -> None:
     assert confounds(trials.iloc[:0], {}, "val_auroc") == []
 
 
+def test_a_validation_split_drawn_image_by_image_is_cautioned_about(make_study: MakeStudy) -> None:
+    caution = (
+        "Validation was drawn from the training images one by one (split=by_image): images of one "
+        "slide or patient may be in both, which makes scores too good. --set split_by=... keeps "
+        "them together."
+    )
+    for split, times in (("by_image", 1), ("by_slide", 0), ("given", 0), (None, 0)):
+        found = of_study(make_study(name=f"{split}", seeds=1, split=split))
+        assert cautions_of(found).count(caution) == times
+
+
 def test_what_else_the_scores_depend_on_is_said(make_study: MakeStudy) -> None:
     found = of_study(make_study(seeds=1, changes=[{"precise_bn_images": 0}]))
     assert any("BatchNorm's running averages lag" in caution for caution in found.cautions)

@@ -249,7 +249,8 @@ def test_two_data_sets_in_one_folder_are_not_averaged(make_study: MakeStudy) -> 
     results = make_study(seeds=1)
     folder = Path(results.folder.uri)
     rows = pd.read_parquet(folder / "trials")
-    more = rows.assign(dataset="synthetic", trial_key=rows["trial_key"].str.replace("made", "real"))
+    keys = rows["trial_key"].str.replace("made", "real")
+    more = rows.assign(dataset="synthetic", data_fingerprint="def", trial_key=keys)
     more.to_parquet(folder / "trials" / "more.parquet")
     found = of_study(results)
     assert {each.of["dataset"] for each in found.analyses} == {"pcam", "synthetic"}

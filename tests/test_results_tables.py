@@ -74,12 +74,30 @@ def test_a_part_from_before_a_column_came_is_read_with_nulls(
 ) -> None:
     with monkeypatch.context() as patch:
         older = TRIALS.remove(TRIALS.get_field_index("momentum"))
+        older = older.remove(older.get_field_index("split"))
         patch.setattr(tables, "TRIALS", older)
         tables.commit_trial(opened, row("old"))
-    tables.commit_trial(opened, row("new"))
+    tables.commit_trial(opened, row("new", split="by_image"))
     table = tables.trials(opened).set_index("trial_key")
+    assert pd.isna(table.loc["old", "split"])
+    assert table.loc["new", "split"] == "by_image"
     assert math.isnan(table.loc["old", "momentum"])
     assert table.loc["new", "momentum"] == 0.9
+
+
+def test_a_data_set_has_one_name_the_last_it_was_read_by(opened: Results) -> None:
+    """Its folder was renamed, or the row is of a version that wrote the study's name for it."""
+    earlier, later = (pd.Timestamp(f"2026-11-{day}", tz="UTC") for day in (20, 21))
+    for key, dataset, fingerprint, ended_at in (
+        ("a", "pcam", "f1", earlier),
+        ("b", "moles", "f1", later),
+        ("c", "pcam", "f2", later),
+        ("d", "pcam", None, earlier),
+    ):
+        more = {"data_fingerprint": fingerprint, "ended_at": ended_at}
+        tables.commit_trial(opened, row(key, dataset=dataset, **more))
+    table = tables.trials(opened).set_index("trial_key")
+    assert table["dataset"].to_dict() == {"a": "moles", "b": "moles", "c": "pcam", "d": "pcam"}
 
 
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:

@@ -313,6 +313,8 @@ def test_a_search_keeps_every_slot_busy_where_the_stock_one_has_one_trial_pendin
         results=tables.open_results(str(tmp_path), declared.name),
         tables=known,
         data_folder=None,
+        dataset="synthetic",
+        split="given",
         data_fingerprint="d",
         train_images=100,
         attempts={},

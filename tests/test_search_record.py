@@ -46,6 +46,8 @@ class Played:
             study=STUDY,
             results=opened,
             data_folder=None,
+            dataset="moles",
+            split="by_slide",
             data_fingerprint="d",
             train_images=96,
             tables=self.known,
@@ -115,6 +117,15 @@ def state_of(opened: Results, key: str) -> storage.Folder:
     folder = opened / "checkpoints" / key
     storage.write(folder, "even.pt", b"state")
     return folder
+
+
+def test_a_row_names_what_was_read_and_how_validation_was_made(opened: Results) -> None:
+    """A study that names no data set is one of `pcam`, whatever its folder has."""
+    played = Played(opened)
+    played.end(status="completed")
+    row = only_row(opened)
+    assert (row["dataset"], row["split"]) == ("moles", "by_slide")
+    assert row["trial_key"] == played.planned.key
 
 
 def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 from ray import tune
 from trainings import TUNER, Cell, Trainings, without_ray
 
@@ -434,6 +435,45 @@ def test_study_json_names_all_trials_that_were_asked_for(
     assert len(planned) == len(set(planned)) == 15
     assert set(planned) == set(rows_of(results)["trial_key"])
     assert all(re.fullmatch(r"[0-9a-f]{16}", key) for key in planned)
+
+
+def test_a_study_gone_back_to_with_nothing_to_run_is_the_one_in_study_json(
+    train: Callable[..., Trainings], tmp_path: Path
+) -> None:
+    """What is answered and reported is of this command, not of the one that trained last."""
+    train()
+    first = about(run_study(study(), out=tmp_path))
+    other = about(run_study(study(), out=tmp_path, settings=["momentum=0.5"]))
+    assert not set(first["planned"]) & set(other["planned"])
+    again = about(run_study(study(), out=tmp_path))
+    assert (again["planned"], again["settings"]) == (first["planned"], [])
+    same = about(run_study(study(), out=tmp_path))
+    assert same == again  # with nothing new, it says how the trials were made
+
+
+def test_own_data_is_named_by_its_folder_and_its_splits_do_not_mix(
+    train: Callable[..., Trainings], tmp_path: Path
+) -> None:
+    """The study names none, so it is one of pcam."""
+    train()
+    for i in range(120):
+        path = tmp_path / "moles" / "ab"[i % 2] / f"p{i % 7}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 2 * i, 100)).save(path)
+    mine = study(base=replace(BASE, dataset="pcam", train_images=None, eval_images=None))
+    planned = []
+    for settings in ([], ["split_by=prefix"], [], ["split_by=prefix"]):
+        results = run_study(mine, out=tmp_path, data=tmp_path / "moles", settings=settings)
+        planned.append(about(results)["planned"])
+    rows = rows_of(results)
+    assert set(rows["dataset"]) == {"moles"}
+    assert rows.groupby("split")["trial_key"].nunique().to_dict() == {"by_image": 6, "by_prefix": 6}
+    assert rows["data_fingerprint"].nunique() == 2
+    assert (
+        rows["split_by"].fillna("") == rows["split"].map({"by_prefix": "prefix"}).fillna("")
+    ).all()
+    assert planned[0] == planned[2] != planned[1] == planned[3]
+    assert about(results)["base"]["dataset"] == "pcam"
 
 
 def test_sigterm_stops_also_where_ctrl_c_is_ignored() -> None:

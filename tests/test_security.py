@@ -37,7 +37,7 @@ from search.study.space_file import SpaceFileError, load_study
 from search.study.study import TRIAL_FIELDS, Study
 from trainable.checkpoint import load
 from trainable.config import TrialConfig
-from trainable.data import sources
+from trainable.data import images
 from trainable.data.cache import open_data
 from trainable.data.sources import DataError
 from trainable.host import storage
@@ -342,17 +342,17 @@ def test_an_image_larger_than_the_limit_is_not_decoded(
         open_data("pcam", tmp_path)
     packed = png_that_claims(side, side)
     with pytest.raises(DataError, match=r"million pixels|decompression bomb"):
-        sources._decode([("x", packed)])
+        images.decode([("x", packed)])
 
 
 def test_an_image_at_the_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = io.BytesIO()
     Image.new("RGB", (30, 20)).save(packed, "PNG")
-    monkeypatch.setattr(sources, "MAX_PIXELS", 600)
-    assert sources._decode([("x", packed.getvalue())]).shape == (1, 20, 30, 3)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 599)
+    monkeypatch.setattr(images, "MAX_PIXELS", 600)
+    assert images.decode([("x", packed.getvalue())]).shape == (1, 20, 30, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 599)
     with pytest.raises(DataError, match="30x20 px"):
-        sources._decode([("x", packed.getvalue())])
+        images.decode([("x", packed.getvalue())])
 
 
 def test_a_lock_that_somebody_made_up_locks_nothing(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_a_grid_is_every_combination() -> None:
         ({"preview": None}, "preview must be a dict of fields"),
         ({"explore": "grid"}, "explore must be such as Grid() or Optuna(...)"),
         ({"vary": {"dataset": tune.grid_search(["a", "b"])}}, "dataset cannot vary"),
+        ({"vary": {"split_by": tune.grid_search(["image", "slide"])}}, "split_by cannot vary"),
         ({"vary": {"base_lr": tune.grid_search([1, 1.0])}}, "repeats a value"),
         ({"preview": {"epoch": 3}}, "there is no field 'epoch'; did you mean 'epochs'?"),
     ],

@@ -6,13 +6,15 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainable import ray_adaptor
 from trainable.config import TrialConfig
@@ -97,6 +99,22 @@ def test_a_node_with_other_data_trains_nothing_and_says_whose_differ(
     assert row["trial_row"]["traceback"].startswith("Traceback (most recent call last):")
     assert math.isfinite(row["score"])
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_worker_keeps_the_groups_together_that_the_driver_did(
+    reports: Reports, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (60, 12, 12, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        path = tmp_path / "moles" / "ab"[i % 2] / f"p{i % 6}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    changes = {"dataset": "moles", "split_by": "prefix", "train_images": None, "epochs": 1}
+    config = replace(CONFIG, **changes, batch_size=8)
+    data = open_data("moles", tmp_path, split_by="prefix")
+    task = {"config": asdict(config), "data_folder": str(tmp_path)}
+    train_trial(sent(tmp_path, **task, data_fingerprint=data.fingerprint))
+    assert reports[-1]["trial_row"]["status"] == "completed"
 
 
 def test_a_full_disk_interrupts_and_any_other_error_fails(

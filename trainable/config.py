@@ -55,6 +55,13 @@ class TrialConfig:
     eval_images: int | None = setting(
         None, "number of images of validation and of test; None: all", unit="images", low=2
     )
+    split_by: str | None = setting(
+        None,
+        "what train and validation must not share where validation is drawn: a column of the data "
+        "set's table; `folder`, the folder that an image is in; `prefix`, its file's name before "
+        "the first _; or `image`, nothing. None: the column group, patient, patient_id, slide, "
+        "slide_id or wsi if there is one, else nothing",
+    )
     augment: str = setting(
         "hflip+vflip",
         "random augmentations, joined with +; none, or any of " + ", ".join(AUGMENTATIONS),

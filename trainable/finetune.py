@@ -41,7 +41,7 @@ def finetune(
         ValueError: the config does not fit its network, weights, teacher or device.
     """
     if not isinstance(data, Dataset):
-        data = open_data(config.dataset, Path(data) if data else None)
+        data = open_data(config.dataset, Path(data) if data else None, split_by=config.split_by)
     trial = Trial(config, data, device or pick_device(), checkpoint_folder, start_folder)
     yield from list(trial.results)
     reason = ""

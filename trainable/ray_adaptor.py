@@ -65,8 +65,8 @@ def probe_trial(planned: dict[str, Any]) -> Any:
     """Time a few updates and an evaluation of `planned["config"]` here; a `probe.Measured`."""
     from trainable.probe import probe
 
-    data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
+    data = _open_data(config.dataset, planned["data_folder"], config.split_by)
     _claim_device(planned["num_cpus"])
     return probe(config, data, num_threads=planned["num_cpus"])
 
@@ -75,8 +75,8 @@ def measure_trial(planned: dict[str, Any]) -> Any:
     """Measure the memory of `planned["config"]` on the GPU of this process: `probe.MemoryUse`."""
     from trainable.probe import measure_memory
 
-    data = _open_data(planned["config"]["dataset"], planned["data_folder"])
     config = TrialConfig(**planned["config"])
+    data = _open_data(config.dataset, planned["data_folder"], config.split_by)
     _claim_device(planned["num_cpus"])
     return measure_memory(config, data, num_threads=planned["num_cpus"])
 
@@ -138,7 +138,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
     # Imported here, in the worker: the driver plans and prints without torch's training stack.
     from trainable.finetune import finetune
 
-    data = _open_data(config.dataset, trial["data_folder"])
+    data = _open_data(config.dataset, trial["data_folder"], config.split_by)
     if data.fingerprint != trial["data_fingerprint"]:
         raise ValueError(
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
@@ -161,10 +161,10 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
 
 
 @lru_cache(KEPT_DATASETS)
-def _open_data(name: str, folder: str | None) -> Any:
+def _open_data(name: str, folder: str | None, split_by: str | None) -> Any:
     from trainable.data.cache import open_data
 
-    return open_data(name, Path(folder) if folder else None)
+    return open_data(name, Path(folder) if folder else None, split_by=split_by)
 
 
 def _report(metric: str, **row: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ NO_DATA = (
     "--data DIR names the real ones"
 )
 
+OF_THE_DATA = ("dataset=", "split_by=")  # settings that mean nothing to embedded patches
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
@@ -55,23 +57,24 @@ def prepare(
     Raises:
         SpaceFileError, DataError, ResultsError: the study, the data or `out` is wrong.
     """
-    datasets = [text.partition("=")[2] for text in settings if text.startswith("dataset=")]
-    dataset = datasets[-1] if datasets else study.base.dataset
+    dataset = _set_to(settings, "dataset") or study.base.dataset
+    asked = _set_to(settings, "split_by") or study.base.split_by or "none"
+    split_by = None if asked.lower() == "none" else asked
     folder = data or Path(os.environ.get("DATA_DIR", "data"))
-    is_there = dataset in EMBEDDED or locate(dataset, folder) is not None
+    is_there = dataset in EMBEDDED or locate(dataset, folder, split_by=split_by) is not None
     if not is_there:
         shows_itself = dataset == "pcam" and _is_ours(space_file)
         if data or not (preview or shows_itself):
-            _refuse(dataset, folder)
+            _refuse(dataset, folder, split_by)
         console.print(NO_DATA.format(dataset, folder), style="yellow", markup=False)
         dataset, preview = "synthetic", True
     if preview:
         study = _previewed(study, dataset)
     study = apply_settings(
-        study, [text for text in settings if is_there or not text.startswith("dataset=")]
+        study, [text for text in settings if is_there or not text.startswith(OF_THE_DATA)]
     )
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
-    opened = open_data(study.base.dataset, data_folder)
+    opened = open_data(study.base.dataset, data_folder, split_by=study.base.split_by)
     if not preview:
         _check_size(study, opened)
     study = _with_files(study, opened, console, preview=preview)
@@ -85,17 +88,25 @@ def prepare(
     )
 
 
+def _set_to(settings: Sequence[str], field: str) -> str | None:
+    """What `--set` gives a field, last; None if it is not set."""
+    values = [text.partition("=")[2] for text in settings if text.startswith(f"{field}=")]
+    return values[-1] if values else None
+
+
 def _previewed(study: Study, dataset: str) -> Study:
+    if dataset in EMBEDDED:  # which have no groups
+        study = replace(study, base=replace(study.base, split_by=None))
     try:
         return as_preview(study, dataset=dataset)
     except ValueError as error:
         raise SpaceFileError(str(error)) from error
 
 
-def _refuse(dataset: str, folder: Path) -> None:
+def _refuse(dataset: str, folder: Path, split_by: str | None) -> None:
     """Raises DataError with what was looked for."""
     try:
-        open_data(dataset, folder)
+        open_data(dataset, folder, split_by=split_by)
     except DataError as error:
         raise DataError(
             f"{error}; --data DIR names the folder, --preview takes embedded patches"

@@ -31,6 +31,8 @@ class Setting:
     study: Study
     results: Results
     data_folder: str | None
+    dataset: str  # the name of what was read, which `study.base.dataset` may not be
+    split: str
     data_fingerprint: str
     train_images: int
     tables: Tables
@@ -201,6 +203,8 @@ class Recorder(TrialProgressCallback):
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
         made_with = {
+            "dataset": self.setting.dataset,
+            "split": self.setting.split,
             "data_fingerprint": self.setting.data_fingerprint,
             "code_version": self.setting.code_version,
         }

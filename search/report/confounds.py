@@ -21,6 +21,12 @@ def confounds(trials: pd.DataFrame, about: Mapping[str, Any], metric: str) -> li
             f"A trial's scores are those of its evaluation with the best {select_by}, while "
             f"{metric} ranks the trials."
         )
+    if (trials.get("split", pd.Series(dtype=str)) == "by_image").any():
+        warnings.append(
+            "Validation was drawn from the training images one by one (split=by_image): images of "
+            "one slide or patient may be in both, which makes scores too good. --set split_by=... "
+            "keeps them together."
+        )
     lagging = trials.get("precise_bn_images", pd.Series(dtype=float)) == 0
     if lagging.any() and trials["batch_size"].nunique() > 1:
         warnings.append(

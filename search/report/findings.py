@@ -29,7 +29,7 @@ from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
 from search.report.sentences import listed
 from search.results import files
-from search.results.tables import TABLES, Results, ResultsError
+from search.results.tables import TABLES, Results, ResultsError, named_alike
 from search.study.shown import number_of, show
 from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
@@ -162,7 +162,7 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
             f"{name}/{part} cannot be read and is left out ({why}): run the study again."
             for part, why in damaged.items()
         ]
-    return tables["trials"], tables["epochs"], cautions
+    return named_alike(tables["trials"]), tables["epochs"], cautions
 
 
 def of_table(

@@ -327,6 +327,7 @@ def provenance(findings: Findings) -> str:
         "table": about.get("table"),
         "columns": ", ".join(f"{k} is {v}" for k, v in about.get("columns", {}).items()),
         "dataset": ", ".join(sorted({str(d) for d in trials.get("dataset", [])})),
+        "split": ", ".join(sorted({str(s) for s in trials.get("split", []) if isinstance(s, str)})),
         "data fingerprint": about.get("data_fingerprint"),
         "preview": "yes: small network, few images, few epochs" if about.get("preview") else None,
         "metric": f"{findings.metric}, {findings.mode} is best",

@@ -60,6 +60,7 @@ TRIALS = pa.schema(
         ("started_at", _UTC),
         ("ended_at", _UTC),
         ("data_fingerprint", pa.string()),
+        ("split", pa.string()),
         ("code_version", pa.string()),
     ]
 )
@@ -122,7 +123,19 @@ def commit_traceback(results: Results, key: str, text: str) -> str:
 
 def trials(results: Results) -> pd.DataFrame:
     """One row per trial that ended or was interrupted; unreadable files are left out."""
-    return _read(results / "trials", TRIALS)
+    return named_alike(_read(results / "trials", TRIALS))
+
+
+def named_alike(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials with one name of each data set, the last one, in `dataset`.
+
+    Its folder may have been renamed, and older versions wrote the name that the study has for it.
+    """
+    by_data = trials.sort_values("ended_at").groupby("data_fingerprint")["dataset"]
+    if not (by_data.nunique() > 1).any():
+        return trials
+    last = trials["data_fingerprint"].map(by_data.last())
+    return trials.assign(dataset=last.fillna(trials["dataset"]))
 
 
 def epochs(results: Results) -> pd.DataFrame:

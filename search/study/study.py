@@ -199,6 +199,8 @@ def check_field(name: str) -> None:
         raise ValueError("seed cannot vary: say how many with seeds=3")
     if name == "dataset":
         raise ValueError("dataset cannot vary: a study is on one, make a study of each")
+    if name == "split_by":
+        raise ValueError("split_by cannot vary: a study has one validation split, make two studies")
     if name in ("until_share", "begins_from"):
         raise ValueError(f"{name} is set by Pbt, not by a space file")
     if credentials.is_secret_name(str(name)):

@@ -1,6 +1,6 @@
 """Image data: files of several layouts to batches on the device.
 
 Imports `trainable.config` and `trainable.host`. Others use `cache` (open_data, locate, Dataset,
-EMBEDDED), `sources` (DataError) and, inside a trial, `batches`. The other files read one layout
-each, and only `cache` uses them.
+EMBEDDED), `sources` (DataError) and, inside a trial, `batches`. `images` decodes files, `groups`
+and `splits` make validation, and the other files read one layout each: only `cache` uses them.
 """

@@ -1,13 +1,13 @@
 """Describe the data in a folder, and draw some of its images.
 
 python -m trainable.data DIR [--out sheet.png]
+python -m trainable.data DIR --split-by slide
 python -m trainable.data DIR --augment hflip+stain --out augmented.png
 python -m trainable.data synthetic
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,11 @@ from rich.table import Table
 from trainable.config import augmentations
 from trainable.data.augment import DRAWS, augment
 from trainable.data.batches import generator_for, stratified_subset
-from trainable.data.cache import EMBEDDED, Dataset, Split, locate, open_data
-from trainable.data.hdf5 import find_hdf5
-from trainable.data.sources import DataError
+from trainable.data.cache import EMBEDDED, PCAM, Dataset, Split, locate, open_data
+from trainable.data.sources import DataError, Source
+from trainable.data.splits import BY_IMAGE
 
 ROWS, COLUMNS = 4, 10
-PCAM = "pcam"  # the data set of the shipped studies
 
 
 def describe(data: Dataset) -> Table:
@@ -87,13 +86,16 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, help="image file to draw a sheet of training images into"
     )
+    parser.add_argument(
+        "--split-by", help="groups that train and validation do not share, as a trial's split_by"
+    )
     parser.add_argument("--augment", help="draw augmented images: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
         if arguments.augment and not arguments.out:
             raise ValueError("--augment draws a picture: add --out FILE, such as augmented.png")
-        data, changes = _opened(arguments.folder)
+        data, source = _opened(arguments.folder, arguments.split_by)
         if arguments.out:
             names = arguments.augment
             sheet = augmented_sheet(data, names) if names else contact_sheet(data)
@@ -106,25 +108,25 @@ def main() -> int:
     console.print(describe(data))
     console.print(f"mean {_three(data.mean)}  std {_three(data.std)} (train, 0..1)")
     console.print(f"fingerprint {data.fingerprint} (SHA-256 of images and labels)")
-    for change in changes:
+    style = "yellow" if data.split == BY_IMAGE else None
+    note = f"split={data.split}: {source.division.note}"
+    console.print(note, style=style, soft_wrap=True, highlight=False, markup=False)
+    for change in source.changes():
         console.print(change, style="yellow", soft_wrap=True, highlight=False)
     if arguments.out:
         console.print(f"contact sheet: {arguments.out}")
     return 0
 
 
-def _opened(folder: str) -> tuple[Dataset, Sequence[str]]:
-    """The data in a folder, or an embedded set; and what is done to it, in sentences.
-
-    Its name is the folder's, as a study would name it in `dataset`.
-    """
+def _opened(folder: str, split_by: str | None) -> tuple[Dataset, Source]:
+    """The data in a folder, or an embedded set; and what it was before decoding."""
     if folder in EMBEDDED:
-        return open_data(folder), ()
+        return open_data(folder, split_by=split_by), EMBEDDED[folder]()
     path = Path(folder)
-    is_pcam = path.is_dir() and find_hdf5(path) is not None
-    name = PCAM if is_pcam or (path / PCAM).is_dir() else path.resolve().name or PCAM
-    source = locate(name, path)
-    return open_data(name, path), source.changes() if source else ()
+    data = open_data(PCAM, path, split_by=split_by)
+    source = locate(PCAM, path, split_by=split_by)
+    assert source is not None  # noqa: S101 - it was opened
+    return data, source
 
 
 def _three(values: tuple[float, float, float]) -> str:

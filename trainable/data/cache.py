@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,20 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from trainable.data.folders import find_folders, subfolders
+from trainable.data.groups import FOLDER
 from trainable.data.hdf5 import find_hdf5
-from trainable.data.sources import (
-    IMAGE_SUFFIXES,
-    DataError,
-    Images,
-    Labels,
-    Source,
-    SplitSource,
-    find_folders,
-    find_kaggle,
-    find_parquet,
-    subfolders,
-)
-from trainable.data.standard import digits_source, find_torchvision
+from trainable.data.images import IMAGE_SUFFIXES
+from trainable.data.kaggle import find_kaggle
+from trainable.data.parquet import find_parquet
+from trainable.data.sources import DataError, Images, Labels, Source, SplitSource
+from trainable.data.splits import BY_IMAGE, GIVEN
+from trainable.data.standard import check_ungrouped, digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
 
 CACHE_VERSION = 1
@@ -35,6 +31,8 @@ NESTED, MOST_LOOKED_AT = 3, 200  # levels of subfolders, and folders of a level,
 LINE_S = 5.0  # between two progress lines while the cache is built
 LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
+PCAM = "pcam"  # the data set of the shipped studies, and of those that do not name theirs
+NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")  # what a data set's name cannot contain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,10 @@ class Split:
 class Dataset:
     """A data set that is ready for training. `test` is None if its labels are not available.
 
-    `fingerprint` is the SHA-256 of all images and labels. `mean` and `std` are those of the
-    training images' channels, on a scale from 0 to 1.
+    `name` is that of what was read: the folder's, where a study of `pcam` reads another data set.
+    `fingerprint` is the SHA-256 of all images and labels, split by split. `mean` and `std` are
+    those of the training images' channels, on a scale from 0 to 1. `split` says how validation was
+    made: `given`, `by_image`, or `by_` and what its groups are of.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split | None
+    split: str = GIVEN
 
 
 def default_cache_dir() -> Path:
@@ -71,42 +72,55 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batch-lr-search"
 
 
-def locate(name: str, folder: Path) -> Source | None:
+def locate(name: str, folder: Path, *, split_by: str | None = None) -> Source | None:
     """The data set in `folder/name` or in `folder`; None if neither contains one.
 
     Raises:
-        DataError: there is a data set, but it is broken.
+        DataError: there is a data set, but it is broken, or has no such groups.
     """
+    found = _found(name, folder, split_by)
+    return found and found[0]
+
+
+def _found(name: str, folder: Path, split_by: str | None) -> tuple[Source, Path] | None:
+    """The data set, and the folder that it is in."""
     for candidate in (folder / name, folder):
         for find in LAYOUTS:
-            source = find(candidate)
+            source = find(candidate, split_by)
             if source is not None:
-                return source
+                return source, candidate
     return None
 
 
-def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None = None) -> Dataset:
+def open_data(
+    name: str,
+    folder: Path | None = None,
+    *,
+    split_by: str | None = None,
+    cache_dir: Path | None = None,
+) -> Dataset:
     """The data set `name`; the first call on a node decodes it into the node's cache.
 
-    `folder` None means `$DATA_DIR` or `data/`; `synthetic` and `digits` need no folder.
+    `folder` None means `$DATA_DIR` or `data/`; `synthetic` and `digits` need no folder. `split_by`
+    is the trial's field.
 
     Raises:
-        DataError: there is no data set, or it is broken.
+        DataError: there is no data set, it is broken, or has no such groups.
     """
-    source, origin = _source_of(name, folder)
+    source, origin, real_name = _source_of(name, folder, split_by)
     cache_dir = cache_dir or default_cache_dir()
     entry = cache_dir / f"{name}-{_source_key(source, origin)}"
-    if (ready := _open(entry)) is not None:
+    if (ready := _open(entry, source, real_name)) is not None:
         return ready
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(entry.with_suffix(".lock")):
             # Another process may have built it while this one waited.
-            if (ready := _open(entry)) is not None:
+            if (ready := _open(entry, source, real_name)) is not None:
                 return ready
             shutil.rmtree(entry, ignore_errors=True)  # its files were lost or truncated
             try:
-                _build(name, source, entry)
+                _build(real_name, source, entry)
             finally:
                 shutil.rmtree(entry.with_suffix(".building"), ignore_errors=True)
     except OSError as error:
@@ -114,7 +128,7 @@ def open_data(name: str, folder: Path | None = None, *, cache_dir: Path | None =
             f"cannot write the data cache {entry}: {error}; set DATA_CACHE_DIR to a folder with "
             f"enough free space"
         ) from error
-    built = _open(entry)
+    built = _open(entry, source, real_name)
     assert built is not None  # noqa: S101 - it was written completely
     return built
 
@@ -129,6 +143,7 @@ def nothing_in(folder: Path) -> str:
         return f"no recognised data set in {folder}: there is no such folder. {expected}"
     if (folder / "study.json").is_file() or next(folder.glob("*/study.json"), None):
         return f"no recognised data set in {folder}, which has results of studies. {expected}"
+    grouped = _if_grouped(folder)
     level = [folder]
     for _ in range(NESTED):
         level = [sub for parent in level for sub in sorted(subfolders(parent))][:MOST_LOOKED_AT]
@@ -137,13 +152,30 @@ def nothing_in(folder: Path) -> str:
                 return (
                     f"no recognised data set in {folder} itself, but one of {len(source.classes)} "
                     f"classes ({', '.join(source.classes[:4])}) in {sub}: pass that folder"
+                    f"{grouped and '; or, ' + grouped}"
                 )
+    if grouped:
+        return f"no recognised data set in {folder} itself: {grouped}"
     if images := sum(1 for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES):
         return (
             f"no recognised data set in {folder}: it has {images} images, but no folder per class; "
             f"move them into one folder for each class"
         )
     return f"no recognised data set in {folder}. {expected}"
+
+
+def _if_grouped(folder: Path) -> str:
+    """What to pass if folders of folders of images are classes of slides; else nothing."""
+    try:
+        source = find_folders(folder, FOLDER)
+    except DataError:  # such as too few groups
+        source = None
+    if source is None or len(source.classes) < 2:
+        return ""
+    return (
+        f"if {', '.join(source.classes[:4])} are the classes and the folders in them slides or "
+        f"patients, take split_by={FOLDER}"
+    )
 
 
 def _source_in(folder: Path) -> Source | None:
@@ -157,20 +189,33 @@ def _source_in(folder: Path) -> Source | None:
     return None
 
 
-def _source_of(name: str, folder: Path | None) -> tuple[Source, str]:
-    """The data set before decoding, and where it is from."""
+def _source_of(name: str, folder: Path | None, split_by: str | None) -> tuple[Source, str, str]:
+    """The data set before decoding, where it is from, and its name."""
     if name in EMBEDDED:
-        return EMBEDDED[name](), "embedded"
+        check_ungrouped(name, split_by)
+        return EMBEDDED[name](), "embedded", name
     folder = folder or Path(os.environ.get("DATA_DIR", "data"))
-    source = locate(name, folder)
-    if source is None:
+    found = _found(name, folder, split_by)
+    if found is None:
         raise DataError(nothing_in(folder))
-    return source, str(folder.resolve())
+    source, where = found
+    return source, str(folder.resolve()), _real_name(name, source, where)
+
+
+def _real_name(name: str, source: Source, where: Path) -> str:
+    """What was read: `pcam` is what a study is on if nobody named its data set."""
+    if name != PCAM or source.layout == "hdf5":
+        return name
+    of_folder = NO_NAME.sub("-", where.resolve().name).strip("-.")
+    return name if of_folder in ("", *EMBEDDED) else of_folder
 
 
 def _source_key(source: Source, origin: str) -> str:
+    """What the decoded arrays depend on: the files, and which of them are validation."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
-    description = json.dumps([CACHE_VERSION, source.layout, origin, stats])
+    # Entries from before groups could be kept together are those of the other ways.
+    grouped = [] if source.division.kind in (GIVEN, BY_IMAGE) else [source.division.kind]
+    description = json.dumps([CACHE_VERSION, source.layout, origin, stats, *grouped])
     return hashlib.sha256(description.encode()).hexdigest()[:16]
 
 
@@ -293,7 +338,7 @@ def _write_split(
     return mean_C.tolist(), std_C.tolist(), images.shape[1:]
 
 
-def _open(entry: Path) -> Dataset | None:
+def _open(entry: Path, source: Source, name: str) -> Dataset | None:
     """The cached data set; None if there is none, or a file of it is missing or truncated."""
     try:
         description = json.loads((entry / "about.json").read_text())
@@ -309,7 +354,7 @@ def _open(entry: Path) -> Dataset | None:
     if any(len(split.images_NHWC) != len(split.labels_N) for split in splits.values()):
         return None
     return Dataset(
-        name=description["name"],
+        name=name,
         layout=description["layout"],
         classes=tuple(description["classes"]),
         fingerprint=description["fingerprint"],
@@ -318,4 +363,5 @@ def _open(entry: Path) -> Dataset | None:
         train=splits["train"],
         val=splits["val"],
         test=splits.get("test"),
+        split=source.division.kind,
     )

@@ -6,17 +6,17 @@ import gzip
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainable.data.groups import IMAGE, Groups, column_of, groups_in, read_rows
+from trainable.data.images import MAX_PIXELS, TOO_LARGE
 from trainable.data.sources import (
     CHUNK_IMAGES,
-    MAX_PIXELS,
-    TOO_LARGE,
     DataError,
     Images,
     Labels,
@@ -25,33 +25,38 @@ from trainable.data.sources import (
     as_labels,
     classes_of,
 )
+from trainable.data.splits import given
 
 if TYPE_CHECKING:
     import h5py
 
+STEM = "camelyonpatch_level_2_split_"
+OFFICIAL = {"train": "train", "val": "valid", "test": "test"}
 MAX_LABELS = 100_000_000
 # The filters that are part of h5py. Others would be loaded as code from a plug-in folder.
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 
 
-def find_hdf5(folder: Path) -> Source | None:
-    """PatchCamelyon's official files, gzipped or not; the test split is optional."""
-    stem = "camelyonpatch_level_2_split_"
+def find_hdf5(folder: Path, split_by: str | None = None) -> Source | None:
+    """PatchCamelyon's official files, gzipped or not; the test split is optional.
+
+    Its `*_meta.csv` name each patch's slide: no slide may be in two splits.
+    """
     files: dict[str, dict[str, Path]] = {}
-    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
+    for split, official in OFFICIAL.items():
         for key in "xy":
-            name = f"{stem}{official}_{key}.h5"
+            name = f"{STEM}{official}_{key}.h5"
             path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
             if path is not None:
                 files.setdefault(split, {})[key] = path
     if not files:
         return None
-    for split, official in (("train", "train"), ("val", "valid"), ("test", "test")):
+    for split, official in OFFICIAL.items():
         for key in "xy":
             is_required = split != "test" or split in files
             if is_required and key not in files.get(split, {}):
                 raise DataError(
-                    f"{folder} has no {stem}{official}_{key}.h5 (or .h5.gz): put it next to the "
+                    f"{folder} has no {STEM}{official}_{key}.h5 (or .h5.gz): put it next to the "
                     f"other files"
                 )
     splits = {}
@@ -65,7 +70,37 @@ def find_hdf5(folder: Path) -> Source | None:
         files=tuple(path for paths in files.values() for path in paths.values()),
         classes=classes_of(splits),
         splits=splits,
+        division=given(list(splits), _slides(folder, splits, split_by), folder),
     )
+
+
+def _slides(
+    folder: Path, splits: Mapping[str, SplitSource], split_by: str | None
+) -> dict[str, Groups]:
+    """The slide of each patch, of the splits that have a table of it.
+
+    Raises:
+        DataError: `split_by` names no column of theirs, or a table is of other patches.
+    """
+    tables = {split: folder / f"{STEM}{OFFICIAL[split]}_meta.csv" for split in splits}
+    groups = {}
+    for split, table in tables.items():
+        if split_by == IMAGE or (split_by is None and not table.is_file()):
+            continue
+        if not table.is_file():
+            raise DataError(
+                f"split_by={split_by} names a column of {table}, which does not exist: put it next "
+                f"to the other files, or leave split_by out, for the splits are PatchCamelyon's"
+            )
+        rows = read_rows(table)
+        num_images = len(splits[split].labels_N)
+        if len(rows) != num_images:
+            raise DataError(f"{table} has {len(rows)} rows, but there are {num_images} images")
+        column = column_of(split_by, rows[0], table)
+        if column is not None:
+            names = [f"that of row {i + 1}" for i in range(num_images)]
+            groups[split] = groups_in(column, [r[column] for r in rows], table, names=names)
+    return groups
 
 
 @contextmanager

@@ -7,27 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
+from trainable.data.groups import IMAGE
 from trainable.data.sources import (
     CHUNK_IMAGES,
-    VAL_SHARE,
     DataError,
+    Division,
     Images,
     Labels,
     Source,
     SplitSource,
     as_labels,
-    stratified,
 )
+from trainable.data.splits import BY_IMAGE, VAL_SHARE, draw, stratified
 
 ADMINISTRATOR = 0
 
 
-def find_torchvision(folder: Path) -> Source | None:
+def find_torchvision(folder: Path, split_by: str | None = None) -> Source | None:
     """CIFAR and MNIST-like files as torchvision stores them; 10 % of train becomes validation."""
     names = ("cifar-10-batches-py", "cifar-100-python", "MNIST", "FashionMNIST", "KMNIST")
     name = next((name for name in names if (folder / name).is_dir()), None)
     if name is None:
         return None
+    check_ungrouped(name, split_by)
     from torchvision import datasets  # a second that other layouts need not wait
 
     kinds = {
@@ -48,14 +50,24 @@ def find_torchvision(folder: Path) -> Source | None:
         for split, part in (("train", train), ("test", test))
     }
     images, labels = arrays["train"]
-    kept, held_out = stratified(labels, VAL_SHARE / 2, folder / name)
-    arrays |= {"train": (images[kept], labels[kept]), "val": (images[held_out], labels[held_out])}
+    drawn = draw(labels, folder / name, share=VAL_SHARE / 2)
+    arrays |= {
+        split: (images[index], labels[index])
+        for split, index in (("train", drawn.train), ("val", drawn.val))
+    }
     return Source(
         layout=name.lower(),
         files=tuple(sorted(p for p in (folder / name).rglob("*") if p.is_file())),
         classes=tuple(train.classes),
         splits={split: in_memory(*arrays[split]) for split in ("train", "val", "test")},
+        division=drawn.division,
     )
+
+
+def check_ungrouped(name: str, split_by: str | None) -> None:
+    """Raises DataError where groups are asked for of a data set that names none."""
+    if split_by not in (None, IMAGE):
+        raise DataError(f"split_by={split_by}: {name} has no groups of images: leave split_by out")
 
 
 def _check_owner(folder: Path) -> None:
@@ -103,4 +115,8 @@ def digits_source() -> Source:
         files=(),
         classes=tuple(str(d) for d in range(10)),
         splits={split: in_memory(images[i], labels[i]) for split, i in index.items()},
+        division=Division(
+            kind=BY_IMAGE,
+            note="60%, 20% and 20% of the images are train, val and test, at random by class.",
+        ),
     )

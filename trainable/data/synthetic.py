@@ -7,11 +7,13 @@ of 1.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainable.data.sources import Images, Labels, Source, SplitSource
+from trainable.data.splits import given
 
 SIZE_PX = 96
 CENTRE_PX = (32, 64)
@@ -35,7 +37,13 @@ def synthetic_source() -> Source:
         split: SplitSource(labels_N=_given_labels(split, n), read=_reader(split, n))
         for split, n in NUM_IMAGES.items()
     }
-    return Source(layout="synthetic", files=(), classes=("normal", "tumour"), splits=splits)
+    return Source(
+        layout="synthetic",
+        files=(),
+        classes=("normal", "tumour"),
+        splits=splits,
+        division=given(list(splits), {}, Path("synthetic")),
+    )
 
 
 def _rng(split: str, purpose: int) -> np.random.Generator:

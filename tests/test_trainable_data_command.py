@@ -1,0 +1,82 @@
+"""`python -m trainable.data`: what is in a folder, and what is done to it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_data import write_folders, write_hdf5, write_moles
+from PIL import Image
+
+from trainable.data.__main__ import main
+
+
+def test_command_says_what_is_there_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_hdf5(tmp_path)
+    sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr(sys, "argv", ["trainable.data", str(tmp_path), "--out", str(sheet)])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "layout=hdf5" in said
+    assert "40" in said
+    with Image.open(sheet) as drawn:
+        assert drawn.size[0] > 500
+
+
+def look_at(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(sys, "argv", ["trainable.data", str(folder), *more])
+    return main()
+
+
+def test_the_command_names_own_data_by_its_folder_and_says_what_is_done_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_moles(tmp_path / "moles")
+    assert look_at(tmp_path / "moles", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "dataset=moles layout=folder" in shown
+    assert "There is no validation split: 20% of the training images are taken for it" in shown
+    assert "The images differ in size: their short side is resized to 224 px" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moles"]  # no picture unasked
+    assert look_at(tmp_path / "moles", monkeypatch, "--augment", "hflip") == 2
+    assert "--augment draws a picture: add --out FILE" in capsys.readouterr().err
+
+
+def test_of_whole_splits_of_one_size_nothing_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folders(tmp_path / "patches")
+    assert look_at(tmp_path / "patches", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "validation split" not in shown
+    assert "differ in size" not in shown
+
+
+def test_groups_are_told_and_kept_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_moles(tmp_path / "moles", sides=(40, 40))
+    for path in (tmp_path / "moles").rglob("*.png"):
+        path.rename(path.with_name(f"p{int(path.stem) % 5}_{path.name}"))
+    assert look_at(tmp_path / "moles", monkeypatch) == 0
+    assert "split=by_image: There is no validation split" in capsys.readouterr().out
+    assert look_at(tmp_path / "moles", monkeypatch, "--split-by", "prefix") == 0
+    assert (
+        "split=by_prefix: There is no validation split: 1 of the 5 groups of split_by=prefix are "
+        "taken for it, with 20% of the training images. No group is in both."
+    ) in capsys.readouterr().out
+    assert look_at(tmp_path / "moles", monkeypatch, "--split-by", "slide") == 2
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "split_by=slide names a column, but there is no" in refused
+
+
+def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "trainable.data", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "no recognised data set in" in refused.stderr
