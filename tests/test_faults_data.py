@@ -23,7 +23,7 @@ def write_tif(folder: Path) -> Path:
     """Kaggle's layout; returns the images' folder."""
     (folder / "train").mkdir(parents=True)
     lines = ["id,label"]
-    for i, (image, label) in enumerate(zip(*patches(1200), strict=True)):
+    for i, (image, label) in enumerate(zip(*patches(1400), strict=True)):
         Image.fromarray(image).save(folder / "train" / f"{i:040x}.tif")
         lines.append(f"{i:040x},{label}")
     (folder / "train_labels.csv").write_text("\n".join(lines) + "\n")
