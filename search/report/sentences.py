@@ -160,13 +160,7 @@ def _interaction(analysis: Analysis) -> str:
         return f"{_sentence(shares)}; {why}."
     p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
     if mixed.p_value <= SIGNIFICANT:
-        text = f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
-        if mixed.p_robust > SIGNIFICANT:
-            text += (
-                f" A test that allows unequal noise does not confirm this "
-                f"(p = {mixed.p_robust:.2g}): train with more seeds."
-            )
-        return text
+        return f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
     return (
         f"No interaction of batch size and {analysis.lr_name} is visible above the noise ({p}, "
         f"permutation test): {shares}."
