@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from statsmodels.formula.api import ols, wls
 from statsmodels.stats.anova import anova_lm
 
-from search.analysis.interaction import interaction, spearman
+from search.analysis.interaction import crossing_p, interaction, spearman
 from search.analysis.surface import surface
 
 Draw = Callable[..., pd.DataFrame]
@@ -200,6 +201,25 @@ def test_what_cannot_be_said_is_said(
     found = interaction(change(additive(np.random.default_rng(5))), metric="val_auroc")
     assert said in found.why
     assert math.isnan(found.p_value)
+
+
+@pytest.mark.parametrize("sizes", [3, 4, 5])
+def test_the_order_turns_by_noise_in_no_more_than_five_of_a_hundred(sizes: int) -> None:
+    rng = np.random.default_rng(4)
+    grid = list(itertools.product([16 * 2**i for i in range(sizes)], range(1, 8)))
+    cells = pd.DataFrame(grid, columns=["batch_size", "lr"])
+    p_values = [crossing_p(cells.assign(mean=rng.normal(size=len(grid)))) for _ in range(200)]
+    assert np.mean(np.array(p_values) <= LEVEL) <= 0.08
+
+
+def test_kandels_order_turns_by_more_than_noise() -> None:
+    low = [0.9677, 0.9636, 0.9616, 0.9567, 0.9585]
+    high = [0.9144, 0.9332, 0.9381, 0.9432, 0.9652]
+    grid = [(b, lr) for lr in (1e-4, 1e-3) for b in (16, 32, 64, 128, 256)]
+    cells = pd.DataFrame(grid, columns=["batch_size", "lr"]).assign(mean=low + high)
+    # By all 120 x 120 orders: five of 120 have a rho of 0.9 or more, and as many -0.9 or less.
+    assert crossing_p(cells) == pytest.approx(2 * (5 / 120) ** 2, abs=0.003)
+    assert math.isnan(crossing_p(cells[cells["batch_size"] < 64]))
 
 
 def test_ranks_want_three_batch_sizes_that_differ() -> None:

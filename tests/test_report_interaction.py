@@ -103,12 +103,20 @@ def test_crossed_cells_act_together_and_the_order_turns() -> None:
 def test_an_order_turns_where_it_is_strong_both_ways(
     ranks: dict[float, float], said: tuple[str, str] | None
 ) -> None:
-    found = replace(of({(16, 0.1): [0.5], (32, 0.1): [0.6]}), spearman=ranks)
+    found = replace(of({(16, 0.1): [0.5], (32, 0.1): [0.6]}), spearman=ranks, crossing_p=0.05)
     wanted = []
     if said:
         falls, rises = said
         wanted = [CROSSING.format(falls=falls, rises=rises, falls_are="worse", rises_are="better")]
     assert conclusions(found)[3:] == wanted
+
+
+@pytest.mark.parametrize(("crossing", "together"), [(0.051, 0.01), (0.01, 0.051)])
+def test_what_noise_turns_as_often_is_not_said_to_turn(crossing: float, together: float) -> None:
+    made = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    mixed = replace(made.interaction, p_value=together)
+    turned = replace(made, spearman={0.1: -1.0, 0.2: 1.0}, crossing_p=crossing, interaction=mixed)
+    assert not any(sentence.startswith("Larger batches") for sentence in conclusions(turned))
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,29 @@ def spearman(cells: pd.DataFrame) -> dict[float, float]:
         rho = stats.spearmanr(group["batch_size"], group["mean"]).statistic if is_enough else np.nan
         correlations[float(lr)] = float(rho)
     return correlations
+
+
+def crossing_p(cells: pd.DataFrame) -> float:
+    """How often noise alone gives rank correlations as strong in both directions.
+
+    Of several lrs one may always rise and another one fall. The p value is of the weaker of the
+    strongest two, over permutations of the batch sizes at each lr; NaN if no lr has three.
+    """
+    ranks = []
+    for _, group in cells[cells["mean"].notna()].groupby("lr"):
+        if len(group) >= 3 and group["mean"].nunique() > 1:
+            sizes, means = (stats.zscore(stats.rankdata(group[n])) for n in ("batch_size", "mean"))
+            ranks.append((sizes / len(group), means))
+    if not ranks:
+        return float("nan")
+    rng = np.random.default_rng(SEED)
+    rho = np.array(
+        [
+            np.append(
+                sizes @ rng.permuted(np.tile(means, (PERMUTATIONS, 1)), axis=1).T, sizes @ means
+            )
+            for sizes, means in ranks
+        ]
+    )
+    both = np.minimum(rho.max(axis=0), -rho.min(axis=0))
+    return float((both >= both[-1] - 1e-9).mean())

@@ -171,7 +171,8 @@ def _crossing(analysis: Analysis) -> str:
     known = {lr: rho for lr, rho in analysis.spearman.items() if math.isfinite(rho)}
     falls = {lr: rho for lr, rho in known.items() if rho <= -0.8}
     rises = {lr: rho for lr, rho in known.items() if rho >= 0.8}
-    if not falls or not rises:
+    is_noise = analysis.crossing_p > SIGNIFICANT or analysis.interaction.p_value > SIGNIFICANT
+    if not falls or not rises or is_noise:
         return ""
     better = "better" if analysis.mode == "max" else "worse"
     worse = "worse" if analysis.mode == "max" else "better"
