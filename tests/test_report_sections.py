@@ -16,6 +16,7 @@ from search.analysis.analysis import analyse
 from search.analysis.scaling import EDGE_WITHIN_NOISE, Exponent
 from search.report import sections
 from search.report.findings import Findings
+from search.report.markup import cell_text
 
 NAN = math.nan
 Table = tuple[str, list[str], list[list[str]]]
@@ -110,7 +111,9 @@ def test_the_ridge_has_its_intervals() -> None:
         *("batch size", "best peak lr", "95 % from", "to", "bracketed", "best peak lr tried"),
         "its val_auroc",
     ]
-    assert rows == [["16", "0.2", "0.2", "0.2", "yes", "0.2", "0.9"]]
+    beside = 2**0.2  # a fifth of a step
+    low, high = (cell_text(0.2 * factor) for factor in (1 / beside, beside))
+    assert rows == [["16", "0.2", low, high, "yes", "0.2", "0.9"]]
     (edge,) = read(sections.ridge_table(of({(16, 0.1): [0.5], (16, 0.2): [0.6]})))
     assert edge[2] == [["16", "0.2", "-", "-", "no", "0.2", "0.6"]]
 
@@ -155,7 +158,7 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
     found = of(CELLS)
     mixed = replace(
         found.interaction, share_batch_size=0.1234, share_lr=0.5, share_interaction=0.3766,
-        p_value=0.02, p_robust=0.0345678, f=4.56789, replicates=2, left_out=1, why="",
+        p_value=0.02, p_flat=0.0345678, f=4.56789, replicates=2, left_out=1, why="",
     )  # fmt: skip
     found = replace(found, interaction=mixed, spearman={0.2: 0.5, 0.1: -1.0, 0.3: NAN})
     part = sections.interaction_table(found)
@@ -169,8 +172,8 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
         "Test of the interaction",
         ["", ""],
         [
-            ["p, permutation (Freedman-Lane)", "0.02"],
-            ["p, robust to unequal noise (HC3)", "0.03457"],
+            ["p of the interaction (permutations)", "0.02"],
+            ["p of any difference (permutations)", "0.03457"],
             ["F", "4.568"],
             ["batch sizes used", "16, 32"],
             ["learning rates used", "0.1, 0.2"],
@@ -184,7 +187,7 @@ def test_the_interactions_shares_tests_and_ranks_are_told() -> None:
         [["0.1", "-1.00"], ["0.2", "+0.50"]],
     )
     assert paragraphs(part) == []
-    untested = replace(mixed, p_value=NAN, p_robust=NAN, f=NAN, left_out=0, why="of this")
+    untested = replace(mixed, p_value=NAN, p_flat=NAN, f=NAN, left_out=0, why="of this")
     part = sections.interaction_table(replace(found, interaction=untested, spearman={}))
     assert [row[0] for row in read(part)[1][2]] == [
         *("batch sizes used", "learning rates used", "fewest seeds of a setting"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.analysis.interaction import Interaction, interaction, spearman
+from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
 from search.analysis.noise_scale import noise_scales
 from search.analysis.ridge import ridge_interval
 from search.analysis.scaling import Collapse, Exponent, collapse, exponent, rival_forms
@@ -56,6 +56,7 @@ class Analysis:
     collapse: Collapse
     interaction: Interaction
     spearman: Mapping[float, float]
+    crossing_p: float
     best_set: pd.DataFrame
     optimism: float
     stable: pd.DataFrame
@@ -87,6 +88,7 @@ def analyse(
     grid_lr = rows.groupby(["batch_size", "peak"])["grid_lr"].first()
     cells["grid_lr"] = grid_lr.reindex(pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])).array
     noise, freedom = noise_of(cells, mode=mode)
+    by_grid_lr = surface(rows, metric=metric, lr="grid_lr")
     return Analysis(
         of=dict(of or {}),
         metric=metric,
@@ -102,7 +104,8 @@ def analyse(
         forms=rival_forms(cells, mode=mode),
         collapse=collapse(cells),
         interaction=interaction(rows, metric=metric, lr="grid_lr"),
-        spearman=spearman(surface(rows, metric=metric, lr="grid_lr")),
+        spearman=spearman(by_grid_lr),
+        crossing_p=crossing_p(by_grid_lr),
         best_set=best_set(cells, mode=mode),
         optimism=optimism(cells, mode=mode),
         stable=stable_lr(cells),

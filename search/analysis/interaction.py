@@ -9,30 +9,32 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import linalg, stats
 
 from search.analysis.surface import SEED, usable
 
 PERMUTATIONS = 999
 
+Array = NDArray[np.float64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """The parts of the variance between cells, and whether the interaction is more than noise.
+    """The parts of the variance between settings, and whether the interaction is more than noise.
 
-    The shares are parts of the sum of squares of the cell means and add up to one. `p_value` is of
-    a permutation test with the statistic `f`; both are NaN without replicates, because interaction
-    and noise cannot be separated then. `p_robust` is of the F test with HC3 errors, NaN unless each
-    cell has two seeds. `replicates` is the smallest number of trials in a cell. `why` explains
-    missing values. `batch_sizes` and `lrs` are the complete grid that was used; `left_out` counts
-    the scored cells outside it.
+    The shares add up to one. With replicates the noise's part of the variance is subtracted from
+    each (omega squared, Hays 1963); without, they include it. `p_value` is of a permutation test
+    with the statistic `f`, and `p_flat` of one for any difference between the settings; all are NaN
+    without replicates, because interaction and noise cannot be separated then. `replicates` is the
+    smallest number of trials in a cell. `why` explains missing values. `batch_sizes` and `lrs` are
+    the complete grid that was used; `left_out` counts the scored cells outside it.
     """
 
     share_batch_size: float = float("nan")
     share_lr: float = float("nan")
     share_interaction: float = float("nan")
     p_value: float = float("nan")
-    p_robust: float = float("nan")
+    p_flat: float = float("nan")
     f: float = float("nan")
     replicates: int = 0
     batch_sizes: tuple[float, ...] = ()
@@ -42,13 +44,13 @@ class Interaction:
 
 
 def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> Interaction:
-    """Two-way analysis of variance of a metric over batch size and lr.
+    """Two-way analysis of variance of a metric over batch size and lr, with seeds as blocks.
 
-    Type II sums of squares. The p value is from permutations of the residuals of the additive model
-    (Freedman & Lane 1983): it only assumes that the noise has the same distribution in all cells.
-    The robust p value is from statsmodels with HC3 errors: it does not assume equal noise, but with
-    three seeds it rejects about one true hypothesis in ten at the 5 % level. If the two disagree,
-    trust neither.
+    The p values are from permutations of residuals under the null hypothesis (Freedman & Lane
+    1983). Noise may differ between lrs, as it does near the edge of stability: cells are weighted
+    by the variance of their lr, residuals are permuted after division by its root, and each
+    permutation estimates the variances anew. Seeds that several cells share, such as the order of
+    the images, are an effect of their own, and no noise.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
@@ -60,35 +62,28 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
     )
     if min(grid.shape, default=0) < 2:
         return replace(result, why="there are no scores for a grid of two batch sizes and two lrs")
-    y = grid.to_numpy()
-    if np.ptp(y) <= 1e-12:
+    if np.ptp(grid.to_numpy()) <= 1e-12:
         return replace(result, why="the metric is the same in every cell")
-    main_b = y.mean(axis=1, keepdims=True) - y.mean()
-    main_lr = y.mean(axis=0, keepdims=True) - y.mean()
-    both = y - y.mean() - main_b - main_lr
-    squares = [(main_b**2).sum() * y.shape[1], (main_lr**2).sum() * y.shape[0], (both**2).sum()]
-    share_b, share_lr, share_both = (float(part / sum(squares)) for part in squares)
     inside = rows[rows["batch_size"].isin(grid.index) & rows[lr].isin(grid.columns)]
     seeds = inside.groupby(["batch_size", lr])[metric]
-    result = replace(
-        result,
-        share_batch_size=share_b,
-        share_lr=share_lr,
-        share_interaction=share_both,
-        replicates=int(seeds.size().min()),
-    )
+    result = replace(result, replicates=int(seeds.size().min()))
     if len(inside) == grid.size:
         why = "with one seed per setting, interaction and noise cannot be separated"
-        return replace(result, why=why)
+        return replace(_with_shares(result, grid.to_numpy(), 0.0), why=why)
     if np.allclose(seeds.transform("std").fillna(0.0), 0):
-        return replace(result, why="all seeds of a setting have the same score")
-    values = inside[metric].to_numpy(dtype=float)
-    codes_b = pd.Categorical(inside["batch_size"]).codes.astype(int)
-    codes_lr = pd.Categorical(inside[lr]).codes.astype(int)
-    f, p_value = _freedman_lane(values, codes_b, codes_lr)
-    is_replicated = result.replicates > 1
-    robust = _robust_p(values, codes_b, codes_lr) if is_replicated else float("nan")
-    return replace(result, f=f, p_value=p_value, p_robust=robust)
+        why = "all seeds of a setting have the same score"
+        return replace(_with_shares(result, grid.to_numpy(), 0.0), why=why)
+    layout = _layout(inside, lr)
+    scores = inside[metric].to_numpy(dtype=float)
+    if np.allclose(scores, layout.full @ (layout.full.T @ scores), atol=1e-9):
+        why = "the seeds differ by the same amount in every setting"
+        return replace(_with_shares(result, grid.to_numpy(), 0.0), why=why)
+    fit = _fits(layout, scores[:, None], layout.additive)
+    noise = float((fit.variances[layout.lr_of_cell, 0] / layout.counts).mean())
+    f, p_value = _permutation_test(layout, scores, layout.additive)
+    _, p_flat = _permutation_test(layout, scores, np.ones((len(layout.counts), 1)))
+    result = _with_shares(result, grid.to_numpy(), noise)
+    return replace(result, f=f, p_value=p_value, p_flat=p_flat)
 
 
 def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
@@ -103,57 +98,122 @@ def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
     return grid
 
 
-def _bases(
-    codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orthonormal columns that span the additive model, and the model of one mean per cell."""
-    b, lr = np.eye(codes_b.max() + 1)[codes_b], np.eye(codes_lr.max() + 1)[codes_lr]
-    cell = np.eye((codes_b.max() + 1) * (codes_lr.max() + 1))[codes_b * lr.shape[1] + codes_lr]
-    additive = np.linalg.qr(np.hstack([b, lr[:, 1:]]))[0]
-    return additive, cell / np.sqrt(cell.sum(axis=0))
+def _with_shares(result: Interaction, means: Array, noise: float) -> Interaction:
+    """The parts of the sum of squares of `means` (batch sizes, lrs), which have variance `noise`.
+
+    A part below its share of the noise counts as zero; if all are, there is nothing to share.
+    """
+    rows, columns = means.shape
+    main_b = means.mean(axis=1, keepdims=True) - means.mean()
+    main_lr = means.mean(axis=0, keepdims=True) - means.mean()
+    both = means - means.mean() - main_b - main_lr
+    squares = np.array([(main_b**2).sum() * columns, (main_lr**2).sum() * rows, (both**2).sum()])
+    freedom = np.array([rows - 1, columns - 1, (rows - 1) * (columns - 1)])
+    parts = np.maximum(squares - freedom * noise, 0.0)
+    if not parts.sum():
+        return result
+    share_b, share_lr, share_both = (float(part) for part in parts / parts.sum())
+    return replace(
+        result, share_batch_size=share_b, share_lr=share_lr, share_interaction=share_both
+    )
 
 
-def _freedman_lane(
-    y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
-) -> tuple[float, float]:
-    """F of the interaction and its permutation p value, which counts the observed order too."""
-    additive, cells = _bases(codes_b, codes_lr)
-    between = cells.shape[1] - additive.shape[1]
-    within = len(y) - cells.shape[1]
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Which of N trials is in which of C cells, and what the models of their scores span.
 
-    def f_of(many: NDArray[np.float64]) -> NDArray[np.float64]:
-        total = (many**2).sum(axis=0)
-        rss_additive = total - ((additive.T @ many) ** 2).sum(axis=0)
-        rss_cells = total - ((cells.T @ many) ** 2).sum(axis=0)
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # a permutation can make all seeds of a cell equal
-            out: NDArray[np.float64] = (rss_additive - rss_cells) / between / (rss_cells / within)
-        return out
+    `full` is an orthonormal basis of one mean per cell and one effect per seed; `seed_effects` maps
+    scores to what their seeds add to them. `averages` maps scores to cell means. `additive` spans
+    the cell means of the model without interaction. `freedom` counts the degrees of freedom of the
+    residuals at each of L lrs.
+    """
 
-    # The fit of the additive model changes neither sum, so permute only the residuals.
-    residuals = y - additive @ (additive.T @ y)
+    full: Array  # (N, F)
+    seed_effects: Array  # (N, N)
+    averages: Array  # (C, N)
+    additive: Array  # (C, B + L - 1)
+    counts: Array  # (C,)
+    cell: NDArray[np.int_]  # (N,)
+    lr_of_cell: NDArray[np.int_]  # (C,)
+    at_lr: Array  # (N, L)
+    freedom: Array  # (L,)
+
+
+def _layout(trials: pd.DataFrame, lr: str) -> _Layout:
+    b, at_lr = (_indicators(trials[name]) for name in ("batch_size", lr))
+    num_b, num_lr = b.shape[1], at_lr.shape[1]
+    cell = (b.argmax(axis=1) * num_lr + at_lr.argmax(axis=1)).astype(int)
+    in_cell = np.eye(num_b * num_lr)[cell]
+    counts = in_cell.sum(axis=0)
+    seeds = _indicators(trials["seed"])[:, 1:] if "seed" in trials else np.empty((len(trials), 0))
+    both = np.hstack([in_cell, seeds])
+    full = linalg.orth(both)
+    fit = np.linalg.pinv(both)[len(counts) :]
+    lr_of_cell = np.arange(num_b * num_lr) % num_lr
+    b_of_cell = np.arange(num_b * num_lr) // num_lr
+    return _Layout(
+        full=full,
+        seed_effects=seeds @ fit,
+        averages=in_cell.T / counts[:, None],
+        additive=np.hstack([np.eye(num_b)[b_of_cell], np.eye(num_lr)[lr_of_cell][:, 1:]]),
+        counts=counts,
+        cell=cell,
+        lr_of_cell=lr_of_cell,
+        at_lr=at_lr,
+        freedom=at_lr.T @ (1 - (full**2).sum(axis=1)),
+    )
+
+
+def _indicators(column: "pd.Series[float]") -> Array:
+    """(N, values): one where a row has the value."""
+    codes = pd.Categorical(column).codes.astype(int)
+    indicators: Array = np.eye(codes.max() + 1)[codes]
+    return indicators
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Weighted fits of a null model to K sets of scores: F (K,), variances (L, K), means (C, K)."""
+
+    f: Array
+    variances: Array
+    means: Array
+
+
+def _fits(layout: _Layout, scores: Array, null: Array) -> _Fit:
+    """Fit the null model of the cell means, `null` (C, P), to scores (N, K).
+
+    Each cell mean is weighted by its number of trials over the variance of its lr, which is that of
+    the residuals of the full model. An lr without replicates gets the pooled variance.
+    """
+    residuals = scores - layout.full @ (layout.full.T @ scores)
+    pooled = (residuals**2).sum(axis=0) / layout.freedom.sum()
+    has_replicates = layout.freedom[:, None] >= 1
+    own = (layout.at_lr.T @ residuals**2) / np.maximum(layout.freedom, 1)[:, None]
+    # Scores of few digits may agree by chance: no cell weighs more than 10^4 times as much.
+    variances = np.maximum(np.where(has_replicates, own, pooled), 1e-4 * pooled)
+    means = layout.averages @ (scores - layout.seed_effects @ scores)
+    weights = layout.counts[:, None] / variances[layout.lr_of_cell]
+    normal = np.einsum("cp,ck,cq->kpq", null, weights, null)
+    moments = np.einsum("cp,ck,ck->kp", null, weights, means)
+    fitted = null @ np.linalg.solve(normal, moments[..., None])[..., 0].T
+    freedom = len(means) - null.shape[1]
+    f = (weights * (means - fitted) ** 2).sum(axis=0) / freedom
+    return _Fit(f=f, variances=variances, means=fitted)
+
+
+def _permutation_test(layout: _Layout, scores: Array, null: Array) -> tuple[float, float]:
+    """F of what the null model leaves, and its p value, which counts the observed order too."""
+    observed = _fits(layout, scores[:, None], null)
+    scale = np.sqrt(observed.variances[layout.lr_of_cell[layout.cell], 0])
+    without_seeds = scores - layout.seed_effects @ scores
+    standardized = (without_seeds - observed.means[layout.cell, 0]) / scale
     rng = np.random.default_rng(SEED)
-    permuted = rng.permuted(np.tile(residuals[:, None], PERMUTATIONS), axis=0)
-    observed = f_of(residuals[:, None])[0]
-    others = f_of(permuted)
-    return float(observed), float((1 + (others >= observed).sum()) / (1 + PERMUTATIONS))
-
-
-def _robust_p(
-    y: NDArray[np.float64], codes_b: NDArray[np.int_], codes_lr: NDArray[np.int_]
-) -> float:
-    """The interaction's p value from statsmodels' analysis of variance, type 2, HC3 errors."""
-    import warnings
-
-    from statsmodels.formula.api import ols
-    from statsmodels.stats.anova import anova_lm
-
-    frame = pd.DataFrame({"y": y, "b": codes_b, "lr": codes_lr})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a covariance matrix without full rank
-        table = anova_lm(ols("y ~ C(b) * C(lr)", frame).fit(), typ=2, robust="hc3")
-    return float(table.loc["C(b):C(lr)", "PR(>F)"])
+    permuted = rng.permuted(np.tile(standardized[:, None], PERMUTATIONS), axis=0)
+    # The null model's fit is left out: it changes neither residuals nor F.
+    others = _fits(layout, permuted * scale[:, None], null).f
+    p_value = (1 + (others >= observed.f[0]).sum()) / (1 + PERMUTATIONS)
+    return float(observed.f[0]), float(p_value)
 
 
 def spearman(cells: pd.DataFrame) -> dict[float, float]:
@@ -168,3 +228,29 @@ def spearman(cells: pd.DataFrame) -> dict[float, float]:
         rho = stats.spearmanr(group["batch_size"], group["mean"]).statistic if is_enough else np.nan
         correlations[float(lr)] = float(rho)
     return correlations
+
+
+def crossing_p(cells: pd.DataFrame) -> float:
+    """How often noise alone gives rank correlations as strong in both directions.
+
+    Of several lrs one may always rise and another one fall. The p value is of the weaker of the
+    strongest two, over permutations of the batch sizes at each lr; NaN if no lr has three.
+    """
+    ranks = []
+    for _, group in cells[cells["mean"].notna()].groupby("lr"):
+        if len(group) >= 3 and group["mean"].nunique() > 1:
+            sizes, means = (stats.zscore(stats.rankdata(group[n])) for n in ("batch_size", "mean"))
+            ranks.append((sizes / len(group), means))
+    if not ranks:
+        return float("nan")
+    rng = np.random.default_rng(SEED)
+    rho = np.array(
+        [
+            np.append(
+                sizes @ rng.permuted(np.tile(means, (PERMUTATIONS, 1)), axis=1).T, sizes @ means
+            )
+            for sizes, means in ranks
+        ]
+    )
+    both = np.minimum(rho.max(axis=0), -rho.min(axis=0))
+    return float((both >= both[-1] - 1e-9).mean())

@@ -1,10 +1,18 @@
 """The ridge of a surface: the best lr of each batch size, with intervals."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from search.analysis.surface import DRAWS, LEVEL, contenders, redrawn
+
+# Chosen in simulations (docs/statistics.md).
+CURVED, REACH = 0.2, 0.6  # steps between two lrs
+STEEP, CLIFF_SHARE = 6.0, 0.3
 
 
 def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
@@ -30,42 +38,42 @@ def ridge(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
         edge = edges.get(best["lr"], "")
         vertex = best["lr"]
         if 0 < index < len(scored) - 1:
-            vertex = float(np.exp(_vertex(np.log(scored["lr"]), sign * scored["mean"], index)))
+            log_lrs, means = np.log(scored["lr"].to_numpy()), sign * scored["mean"].to_numpy()
+            vertex = float(np.exp(_peaks(log_lrs, means[None]).vertex[0]))
         rows.append((batch_size, best["lr"], best["mean"], edge, vertex))
     return pd.DataFrame(rows, columns=["batch_size", "lr", "mean", "edge", "vertex"])
-
-
-def _vertex(x: "pd.Series[float]", y: "pd.Series[float]", index: int) -> float:
-    """Where the parabola through the point at `index` and its two neighbours is highest.
-
-    By divided differences. It is between the neighbours, because the middle point is the highest.
-    """
-    x0, x1, x2 = (float(x.iloc[i]) for i in (index - 1, index, index + 1))
-    y0, y1, y2 = (float(y.iloc[i]) for i in (index - 1, index, index + 1))
-    first, second = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
-    bend = (second - first) / (x2 - x0)
-    return (x0 + x1) / 2 - first / (2 * bend) if bend < 0 else x1
 
 
 def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.DataFrame:
     """`ridge` with lr_low and lr_high, the 95 % interval of each batch size's best lr.
 
-    They are percentiles of the vertex over redrawn surfaces; the interval ends at the edge if the
-    best lr of a draw is there. It contains only the noise of the seeds: if the curve falls much
-    faster on one side, the vertex of the parabola is off by a part of a step between two lrs, which
-    matters when the noise is small. NaN without replicates. `bracketed`: the best lr is no edge.
+    They are percentiles of the vertex over redrawn surfaces, `CURVED` steps of the grid further
+    out: a curve that is no parabola has its best lr beside the vertex. Beside a cliff (`_peaks`)
+    the vertex says little, and the interval extends towards it. It ends at the edge if the best lr
+    of a draw is there. NaN without replicates. `bracketed`: the best lr is no edge.
     """
     table = ridge(cells, mode=mode)
     table["bracketed"] = table["edge"] == ""
-    vertices = ridge_draws(cells, mode=mode, draws=draws)
+    peaks = _redrawn_peaks(cells, mode=mode, draws=draws)
+    if peaks is None:
+        return table.assign(lr_low=np.nan, lr_high=np.nan)
+    ends = [_ends(cells, row, peaks[row["batch_size"]]) for row in table.to_dict("records")]
+    return table.assign(lr_low=[low for low, _ in ends], lr_high=[high for _, high in ends])
+
+
+def _ends(cells: pd.DataFrame, best: Mapping[str, Any], peaks: "_Peaks") -> tuple[float, float]:
+    """The ends of the interval of one batch size's best lr."""
+    logs = np.log(np.sort(contenders(cells[cells["batch_size"] == best["batch_size"]])["lr"]))
+    index = int(np.argmin(np.abs(logs - np.log(best["lr"]))))
+    is_inner = 0 < index < len(logs) - 1
     tail = 50 * (1 - LEVEL)
-    for name, q in (("lr_low", tail), ("lr_high", 100 - tail)):
-        table[name] = (
-            np.nan
-            if vertices is None
-            else [np.exp(np.percentile(vertices[b], q)) for b in table["batch_size"]]
-        )
-    return table
+    ends = []
+    for beside, q, sign in ((peaks.low, tail, -1), (peaks.high, 100 - tail, 1)):
+        is_cliff = (beside != peaks.vertex).mean() > CLIFF_SHARE
+        end = np.percentile(beside if is_cliff else peaks.vertex, q)
+        step = abs(logs[index + sign] - logs[index]) if is_inner else 0.0
+        ends.append(float(np.exp(np.clip(end + sign * CURVED * step, logs[0], logs[-1]))))
+    return ends[0], ends[1]
 
 
 def ridge_draws(
@@ -75,28 +83,45 @@ def ridge_draws(
 
     Natural logarithms. A best lr on the edge gives exactly the logarithm of that edge.
     """
+    peaks = _redrawn_peaks(cells, mode=mode, draws=draws)
+    return None if peaks is None else {b: peak.vertex for b, peak in peaks.items()}
+
+
+@dataclass(frozen=True)
+class _Peaks:
+    """Of each of many curves the log lr of its vertex, and the range in which its best lr lies."""
+
+    vertex: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def _redrawn_peaks(cells: pd.DataFrame, *, mode: str, draws: int) -> dict[int, _Peaks] | None:
     means = redrawn(cells, mode=mode, draws=draws)
     if means is None:
         return None
     sign = 1.0 if mode == "max" else -1.0
-    vertices = {}
+    peaks = {}
     for batch_size, group in cells.groupby("batch_size"):
         order = contenders(group.sort_values("lr"))
-        if order.empty:
-            continue
-        x = np.log(order["lr"].to_numpy())
-        y = sign * means[:, cells.index.get_indexer(order.index)]
-        vertices[batch_size] = _vertices(x, y)
-    return vertices
+        if not order.empty:
+            y = sign * means[:, cells.index.get_indexer(order.index)]
+            peaks[batch_size] = _peaks(np.log(order["lr"].to_numpy()), y)
+    return peaks
 
 
-def _vertices(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`_vertex` of many curves: x (lrs,), y (draws, lrs) -> (draws,)."""
+def _peaks(x: NDArray[np.float64], y: NDArray[np.float64]) -> _Peaks:
+    """The peaks of curves y (draws, lrs) over log lrs x: parabolas through the best three points.
+
+    By divided differences. A best point on the edge is its own vertex and range. Where one side
+    falls `STEEP` times as much as the other, it may be a cliff, which says nothing of where the
+    best lr is: it may lie up to `REACH` steps from the middle point towards it.
+    """
     best = y.argmax(axis=1)
     inner = (best > 0) & (best < len(x) - 1)
-    i = np.clip(best, 1, max(len(x) - 2, 1))
     if len(x) < 3:
-        return np.asarray(x[best])
+        return _Peaks(x[best], x[best], x[best])
+    i = np.clip(best, 1, len(x) - 2)
     row = np.arange(len(y))
     x0, x1, x2 = x[i - 1], x[i], x[i + 1]
     y0, y1, y2 = y[row, i - 1], y[row, i], y[row, i + 1]
@@ -104,5 +129,7 @@ def _vertices(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.floa
     bend = (second - first) / (x2 - x0)
     inner &= bend < 0
     vertex = (x0 + x1) / 2 - first / (2 * np.where(inner, bend, -1.0))
-    vertices: NDArray[np.float64] = np.where(inner, vertex, x[best])
-    return vertices
+    cliff_below, cliff_above = y1 - y0 > STEEP * (y1 - y2), y1 - y2 > STEEP * (y1 - y0)
+    low = np.where(cliff_below, np.minimum(vertex, x1 - REACH * (x1 - x0)), vertex)
+    high = np.where(cliff_above, np.maximum(vertex, x1 + REACH * (x2 - x1)), vertex)
+    return _Peaks(*(np.where(inner, value, x[best]) for value in (vertex, low, high)))

@@ -132,8 +132,8 @@ def interaction_table(analysis: Analysis) -> str:
         headings = {"part": "part", "share": "share"}
         parts.append(table("Variance between settings", shares, headings))
         tests = {
-            "p, permutation (Freedman-Lane)": _p(mixed.p_value),
-            "p, robust to unequal noise (HC3)": _p(mixed.p_robust),
+            "p of the interaction (permutations)": _p(mixed.p_value),
+            "p of any difference (permutations)": _p(mixed.p_flat),
             "F": cell_text(mixed.f) if math.isfinite(mixed.f) else None,
             "batch sizes used": ", ".join(map(show, mixed.batch_sizes)),
             "learning rates used": ", ".join(map(show, mixed.lrs)),

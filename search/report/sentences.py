@@ -160,13 +160,7 @@ def _interaction(analysis: Analysis) -> str:
         return f"{_sentence(shares)}; {why}."
     p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
     if mixed.p_value <= SIGNIFICANT:
-        text = f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
-        if mixed.p_robust > SIGNIFICANT:
-            text += (
-                f" A test that allows unequal noise does not confirm this "
-                f"(p = {mixed.p_robust:.2g}): train with more seeds."
-            )
-        return text
+        return f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
     return (
         f"No interaction of batch size and {analysis.lr_name} is visible above the noise ({p}, "
         f"permutation test): {shares}."
@@ -177,7 +171,8 @@ def _crossing(analysis: Analysis) -> str:
     known = {lr: rho for lr, rho in analysis.spearman.items() if math.isfinite(rho)}
     falls = {lr: rho for lr, rho in known.items() if rho <= -0.8}
     rises = {lr: rho for lr, rho in known.items() if rho >= 0.8}
-    if not falls or not rises:
+    is_noise = analysis.crossing_p > SIGNIFICANT or analysis.interaction.p_value > SIGNIFICANT
+    if not falls or not rises or is_noise:
         return ""
     better = "better" if analysis.mode == "max" else "worse"
     worse = "worse" if analysis.mode == "max" else "better"
