@@ -28,6 +28,18 @@ def test_nothing_is_best_where_nothing_beat_chance() -> None:
     assert told["conclusions"] == [TELLS.format(best="0.5")]
 
 
+def test_the_column_tells_which_trials_collapsed_and_without_it_the_auroc() -> None:
+    trials = pd.DataFrame({
+        "status": ["completed", "completed", "completed", "diverged"],
+        "val_auroc": [0.5, 0.5, 0.5, 0.5],
+        "collapsed": [True, False, None, None],  # an old row has none
+    })  # fmt: skip
+    assert collapsed(trials).tolist() == [True, False, True, False]
+    assert collapsed(trials.drop(columns="collapsed")).tolist() == [True, True, True, False]
+    assert collapsed(trials.drop(columns="val_auroc")).tolist() == [True, False, False, False]
+    assert collapsed(trials.iloc[:0]).tolist() == []
+
+
 def test_one_trial_above_chance_is_a_result() -> None:
     said = conclusions(analysed(AT_CHANCE | {(64, 0.1): [0.7, 0.71]}))
     assert not any("beat chance" in sentence for sentence in said)

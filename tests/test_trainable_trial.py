@@ -209,6 +209,19 @@ def test_a_trial_says_how_it_went(config: TrialConfig, tiny_data: Dataset) -> No
     assert math.isnan(empty.images_per_s)
 
 
+@pytest.mark.parametrize(("base_lr", "collapses"), [(100.0, True), (0.1, False)])
+def test_one_prediction_for_every_image_is_noted(
+    base_lr: float, collapses: bool, config: TrialConfig, tiny_data: Dataset
+) -> None:
+    """Without normalization a first step that is far too long ends all activations."""
+    without = {"norm": "none", "momentum": 0.0, "weight_decay": 0.0}
+    of_one = replace(config, base_lr=base_lr, epochs=2, **without)
+    result = trained(of_one, tiny_data).finish("")
+    assert result.status == "completed"
+    assert result.collapsed == collapses
+    assert (result.val_auroc == 0.5) == collapses
+
+
 @pytest.mark.parametrize(("every", "noticed"), [(1, 1), (4, 4), (100, 6)])
 def test_a_loss_that_is_no_number_is_noticed_soon(
     every: int,

@@ -7,6 +7,8 @@ from typing import Any
 
 from trainable.config import SCORES, WORST
 
+CHANCE = 0.5  # the AUROC of guessing
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
@@ -53,6 +55,7 @@ class TrialResult:
 
     `val_*` are the scores at `best_epoch`; the test split is scored with the weights of that epoch.
     Values are NaN without a finished epoch or a test split, and test scores if the trial diverged.
+    `collapsed`: the network predicts the same for every image.
     `test_auroc_low` and `test_auroc_high` are the bounds of DeLong's 95 % interval.
     `microbatch_size` is the final one, after `oom_retries` halvings. `fast_paths` names the
     optimizations in use: `data_on_gpu` or `data_mapped` (from a file), and any of `frozen_prefix`,
@@ -70,6 +73,7 @@ class TrialResult:
     val_accuracy: float
     val_loss: float
     val_balanced_accuracy: float
+    collapsed: bool
     test_auroc: float
     test_auroc_low: float
     test_auroc_high: float

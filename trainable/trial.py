@@ -29,7 +29,7 @@ from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
 from trainable.networks.prefix import find_prefix
 from trainable.networks.teacher import Renormalized, keep_weights, taught_as
-from trainable.record import EpochResult, TrialResult
+from trainable.record import CHANCE, EpochResult, TrialResult
 from trainable.training.metrics import Scores, auroc_interval
 from trainable.training.noise import NoiseSums
 from trainable.training.schedule import growth, lr_at, peak_lr, timetable
@@ -342,6 +342,7 @@ class Trial:
             examples_seen=last.examples_seen if last else 0,
             best_epoch=best.epoch if best else 0,
             **val_scores,
+            collapsed=status == "completed" and best is not None and self._is_constant(best),
             test_auroc_low=low,
             test_auroc_high=high,
             **{f"test_{name}": value for name, value in asdict(scores).items()},
@@ -355,6 +356,11 @@ class Trial:
             device=device_name(self.device),
             fast_paths="+".join([*self.feed.paths, *self.step.paths]),
         )
+
+    def _is_constant(self, result: EpochResult) -> bool:
+        """Whether every image had the same prediction: no order at all, and always one class."""
+        one_class = math.isclose(result.val_balanced_accuracy, 1 / self.num_classes)
+        return result.val_auroc == CHANCE and one_class
 
     def _test_scores(self) -> tuple[Scores, float, float]:
         """Scores of the test split and the interval of its AUROC; NaN without a test split."""

@@ -6,16 +6,20 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.metric_name import is_auroc
+from trainable.record import CHANCE
 
-CHANCE = 0.5  # the AUROC of guessing
 ONE_SIDED = 1.645  # standard errors: one study in twenty that guesses does better
 
 
 def collapsed(trials: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether a completed trial predicts the same for every image: its AUROC is exactly 0.5."""
-    if "val_auroc" not in trials:
-        return pd.Series(False, index=trials.index)
-    return (trials["status"] == "completed") & (trials["val_auroc"] == CHANCE)
+    """Whether a completed trial predicts the same for every image.
+
+    Its column says so. In tables without the column, an AUROC of exactly 0.5 counts as that.
+    """
+    nothing = pd.Series(None, index=trials.index, dtype=object)
+    is_half = trials.get("val_auroc", nothing) == CHANCE
+    noted = trials.get("collapsed", nothing)
+    return (trials["status"] == "completed") & noted.where(noted.notna(), is_half).astype(bool)
 
 
 def best_auroc(trials: pd.DataFrame, *, metric: str) -> float:

@@ -28,7 +28,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.sample import Categorical, Integer
 
-from search.analysis.chance import CHANCE
+from search.analysis.chance import collapsed
 from search.explore import choices
 from search.explore.optuna import JOURNAL, Optuna
 from search.explore.plan import MOST_REFUSED
@@ -328,8 +328,9 @@ class Journal:
         self.optuna.tell(number, [mean, *others])
 
     def _score(self, row: Mapping[str, Any]) -> float:
-        collapsed = row["status"] == "completed" and row.get("val_auroc") == CHANCE
-        return WORST[self.study.metric] if collapsed else finite_score(self.study.metric, dict(row))
+        if row["status"] == "completed" and collapsed(pd.DataFrame([row])).all():
+            return WORST[self.study.metric]
+        return finite_score(self.study.metric, dict(row))
 
 
 def past_scores(

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 STATUSES = ("completed", "stopped", "diverged", "failed", "interrupted")
 ENDED = STATUSES[:-1]  # an interrupted trial goes on
 # Beside a study's metric.
-WEIGHED = ("train_wall_s", "peak_memory_gib", "examples_seen", "val_auroc")
+WEIGHED = ("train_wall_s", "peak_memory_gib", "examples_seen", "val_auroc", "collapsed")
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ID = [
