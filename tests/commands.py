@@ -144,9 +144,12 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedC
         *(RAY, "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder}"),
         *("--num-cpus=2", "--num-gpus=0", "--node-ip-address=127.0.0.1"),
         *(f"--port={port}", f"--dashboard-port={dashboard_port}"),
+        # Jobs are submitted through it: the default port may be another cluster's on this machine.
+        f"--dashboard-agent-listen-port={free_port()}",
     ]
     with servers(words, cwd=tmp_path_factory.mktemp("head")) as head:
-        assert until(lambda: head.poll() is not None or answers(port))
+        ports = (port, dashboard_port)
+        assert until(lambda: head.poll() is not None or all(map(answers, ports)))
         assert head.poll() is None, "the shared cluster does not start"
         yield SharedCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}")
     shutil.rmtree(folder, ignore_errors=True)

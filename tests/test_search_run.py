@@ -444,13 +444,19 @@ def test_ray_job_submit_ships_the_code(tmp_path: Path, shared_cluster: SharedClu
     submit = [RAY, "job", "submit", "--address", shared_cluster.dashboard]
     command = ["--working-dir", str(code), "--", sys.executable, "-m", "search.run"]
     arguments = ["spaces/small.py", "--address", "auto", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*submit, *command, *arguments],
-        env={**os.environ, "COLUMNS": "120"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [*submit, *command, *arguments],
+            env={**os.environ, "COLUMNS": "120"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        # The agent that starts jobs comes some seconds after the dashboard.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(pd.read_parquet(tmp_path / "out" / "small" / "trials")) == 4
