@@ -30,6 +30,7 @@ from trainable.host.storage import NoSpaceError
 if TYPE_CHECKING:  # both import Ray
     from cluster.connect import Cluster
     from search.execution.preflight import Ready
+    from search.execution.progress import Progress
 
 COMPACT_FROM = 2000  # files: from there on reading one after the other takes seconds
 LEAST_FREE_BYTES = 20_000_000
@@ -212,15 +213,12 @@ def _train(
 ) -> bool:
     """Train on the cluster; returns whether all trials ended."""
     from search.execution.meanwhile import report_written
-    from search.execution.progress import Progress
     from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
     from search.execution.watchdog import head_watched
-    from search.explore.ask import total
 
     _commit_study(order, ready, known)
-    todo = [trial for trial in known.asked if trial.key not in known.ended]
     with ExitStack() as stack:
         ready = _check_cluster(ready, cluster, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
@@ -230,14 +228,7 @@ def _train(
         stack.enter_context(
             report_written(ready.results, before=lambda: _commit_study(order, ready, known))
         )
-        num_trials = total(ready.study, known)
-        progress = Progress(
-            console=console,
-            varied=list(ready.study.vary) or ["batch_size", "base_lr"],
-            metric=ready.study.metric,
-            total=num_trials,
-            done_before=len({t.key for t in known.asked if t.key in known.ended}),
-        )
+        progress = _progress_of(ready, known, console)
         setting = Setting(
             study=ready.study,
             results=ready.results,
@@ -251,9 +242,24 @@ def _train(
             code_version=commit(),
         )
         with progress:
+            todo = [trial for trial in known.asked if trial.key not in known.ended]
             finished = run_trials(setting, todo, cluster, progress)
         _commit_study(order, ready, known)
-        return finished
+    return finished
+
+
+def _progress_of(ready: "Ready", known: Tables, console: Console) -> "Progress":
+    """The screen, from what is known before training."""
+    from search.execution.progress import Progress
+    from search.explore.ask import total
+
+    return Progress(
+        console=console,
+        varied=list(ready.study.vary) or ["batch_size", "base_lr"],
+        metric=ready.study.metric,
+        total=total(ready.study, known),
+        done_before=len({t.key for t in known.asked if t.key in known.ended}),
+    )
 
 
 def _another_was_run(ready: "Ready", known: Tables) -> bool:

@@ -92,14 +92,7 @@ def build_optimizer(
     if config.optimizer == "adagrad":
         return optim.Adagrad(groups, lr=lr, eps=eps)
     if config.optimizer in SCHEDULE_FREE:
-        from schedulefree import AdamWScheduleFree, SGDScheduleFree
-
-        made: optim.Optimizer = (
-            SGDScheduleFree(groups, lr=lr, momentum=momentum)
-            if config.optimizer == "schedulefree_sgd"
-            else AdamWScheduleFree(groups, lr=lr, betas=betas, eps=eps)
-        )
-        return made
+        return _schedule_free(config, groups, lr=lr)
     from timm.optim.lamb import Lamb  # seconds that other optimizers need not wait
     from timm.optim.lars import Lars
 
@@ -107,6 +100,20 @@ def build_optimizer(
         nesterov = config.nesterov
         return Lars(groups, lr=lr, momentum=momentum, nesterov=nesterov, always_adapt=True)
     return Lamb(groups, lr=lr, betas=betas, eps=eps, always_adapt=True, max_grad_norm=None)
+
+
+def _schedule_free(
+    config: TrialConfig, groups: list[dict[str, Any]], *, lr: float
+) -> optim.Optimizer:
+    from schedulefree import AdamWScheduleFree, SGDScheduleFree
+
+    betas, eps = adam_constants(config)
+    made: optim.Optimizer = (
+        SGDScheduleFree(groups, lr=lr, momentum=config.momentum)
+        if config.optimizer == "schedulefree_sgd"
+        else AdamWScheduleFree(groups, lr=lr, betas=betas, eps=eps)
+    )
+    return made
 
 
 def take_step(optimizer: optim.Optimizer) -> None:
