@@ -165,6 +165,7 @@ def test_dropout_before_the_head_is_the_columns(name: str) -> None:
     ],
 )
 def test_dropout_is_before_the_head(name: str, first: bool) -> None:
+    torch.manual_seed(0)  # with some weights no feature of mobilenet_v2 is above 0
     config = replace(SCRATCH, model=name, dropout=0.5)
     model = build_model(config, num_classes=2).eval()
     images = torch.randn(4, 3, 64, 64)
