@@ -156,6 +156,22 @@ def test_of_a_grid_with_a_hole_the_largest_whole_part_is_used() -> None:
     assert found.replicates == 2
 
 
+@pytest.mark.parametrize("seeds", ["drawn anew", "unknown", "none"])
+def test_seeds_that_no_two_cells_share_are_no_blocks(seeds: str) -> None:
+    """As in a table of someone who draws a seed for each trial, or notes none."""
+    table = additive(np.random.default_rng(8), strength=0.01)
+    without = table.drop(columns="seed")
+    changed = {
+        "drawn anew": without.assign(seed=range(1000, 1000 + len(table))),
+        "unknown": without.assign(seed=math.nan),
+        "none": without,
+    }[seeds]
+    result = interaction(changed, metric="val_auroc")
+    assert result == interaction(without, metric="val_auroc")
+    assert result.p_value <= LEVEL
+    assert not result.why
+
+
 def test_one_cell_of_one_seed_forbids_no_test() -> None:
     table = additive(np.random.default_rng(7), strength=0.01)
     result = interaction(table.iloc[2:], metric="val_auroc")

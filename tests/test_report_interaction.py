@@ -12,6 +12,7 @@ from made_tables import analysed as of
 from scipy import stats
 
 from search.analysis.analysis import Analysis, analyse
+from search.report.sections import interaction_table
 from search.report.sentences import conclusions
 from search.study.shown import show
 
@@ -109,6 +110,20 @@ def test_an_order_turns_where_it_is_strong_both_ways(
         falls, rises = said
         wanted = [CROSSING.format(falls=falls, rises=rises, falls_are="worse", rises_are="better")]
     assert conclusions(found)[3:] == wanted
+
+
+@pytest.mark.parametrize(("p", "template"), [(0.3, APART), (0.01, TOGETHER)])
+def test_where_there_is_only_noise_it_says_so(p: float, template: str) -> None:
+    made = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    nothing = {f"share_{part}": NAN for part in ("batch_size", "lr", "interaction")}
+    mixed = replace(made.interaction, p_value=p, p_flat=p, why="", **nothing)
+    only_noise = replace(made, interaction=mixed)
+    shares = "averaged over the grid, the settings differ by no more than the noise"
+    wanted = template.replace("o{shares}", "{shares}").format(
+        lr_name="base_lr", p=f"p = {p}", shares=shares
+    )
+    assert conclusions(only_noise)[2] == wanted
+    assert "p of the interaction" in interaction_table(only_noise)
 
 
 @pytest.mark.parametrize(("crossing", "together"), [(0.051, 0.01), (0.01, 0.051)])

@@ -49,8 +49,8 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
     The p values are from permutations of residuals under the null hypothesis (Freedman & Lane
     1983). Noise may differ between lrs, as it does near the edge of stability: cells are weighted
     by the variance of their lr, residuals are permuted after division by its root, and each
-    permutation estimates the variances anew. Seeds that several cells share, such as the order of
-    the images, are an effect of their own, and no noise.
+    permutation estimates the variances anew. What a seed does in all cells alike, by the order of
+    the images for example, is an effect of its own and not noise.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
@@ -122,14 +122,15 @@ def _with_shares(result: Interaction, means: Array, noise: float) -> Interaction
 class _Layout:
     """Which of N trials is in which of C cells, and what the models of their scores span.
 
-    `full` is an orthonormal basis of one mean per cell and one effect per seed; `seed_effects` maps
-    scores to what their seeds add to them. `averages` maps scores to cell means. `additive` spans
-    the cell means of the model without interaction. `freedom` counts the degrees of freedom of the
-    residuals at each of L lrs.
+    `full` is an orthonormal basis of one mean per cell and one effect per common seed; `seed_fit`
+    maps scores to these effects, and `seeds` the effects to trials. `averages` maps scores to cell
+    means. `additive` spans the cell means of the model without interaction. `freedom` counts the
+    degrees of freedom of the residuals at each of L lrs.
     """
 
     full: Array  # (N, F)
-    seed_effects: Array  # (N, N)
+    seeds: Array  # (N, S)
+    seed_fit: Array  # (S, N)
     averages: Array  # (C, N)
     additive: Array  # (C, B + L - 1)
     counts: Array  # (C,)
@@ -145,15 +146,17 @@ def _layout(trials: pd.DataFrame, lr: str) -> _Layout:
     cell = (b.argmax(axis=1) * num_lr + at_lr.argmax(axis=1)).astype(int)
     in_cell = np.eye(num_b * num_lr)[cell]
     counts = in_cell.sum(axis=0)
-    seeds = _indicators(trials["seed"])[:, 1:] if "seed" in trials else np.empty((len(trials), 0))
-    both = np.hstack([in_cell, seeds])
-    full = linalg.orth(both)
-    fit = np.linalg.pinv(both)[len(counts) :]
+    seeds = _common_seeds(trials, cell)
+    # Cells and seeds may span the same constant: what is not of full rank is left out.
+    left, sizes, right = linalg.svd(np.hstack([in_cell, seeds]), full_matrices=False)
+    is_spanned = sizes > 1e-9 * sizes.max()
+    full = left[:, is_spanned]
     lr_of_cell = np.arange(num_b * num_lr) % num_lr
     b_of_cell = np.arange(num_b * num_lr) // num_lr
     return _Layout(
         full=full,
-        seed_effects=seeds @ fit,
+        seeds=seeds,
+        seed_fit=(right[is_spanned].T / sizes[is_spanned])[len(counts) :] @ full.T,
         averages=in_cell.T / counts[:, None],
         additive=np.hstack([np.eye(num_b)[b_of_cell], np.eye(num_lr)[lr_of_cell][:, 1:]]),
         counts=counts,
@@ -162,6 +165,26 @@ def _layout(trials: pd.DataFrame, lr: str) -> _Layout:
         at_lr=at_lr,
         freedom=at_lr.T @ (1 - (full**2).sum(axis=1)),
     )
+
+
+def _common_seeds(trials: pd.DataFrame, cell: NDArray[np.int_]) -> Array:
+    """(N, S): the trials of each seed that at least half of the cells have.
+
+    Seeds that are drawn anew for each trial are shared by no cells, and so are no blocks.
+    """
+    if "seed" not in trials:
+        return np.empty((len(trials), 0))
+    seeds = trials["seed"].reset_index(drop=True)
+    num_cells = pd.Series(cell).groupby(seeds).nunique()
+    common = num_cells.index[2 * num_cells >= len(np.unique(cell))]
+    has_seed: Array = (seeds.to_numpy()[:, None] == common.to_numpy()).astype(float)
+    return has_seed
+
+
+def _without_seeds(layout: _Layout, scores: Array) -> Array:
+    """Scores (N,) or (N, K) without what their seeds add to them."""
+    clean: Array = scores - layout.seeds @ (layout.seed_fit @ scores)
+    return clean
 
 
 def _indicators(column: "pd.Series[float]") -> Array:
@@ -192,7 +215,7 @@ def _fits(layout: _Layout, scores: Array, null: Array) -> _Fit:
     own = (layout.at_lr.T @ residuals**2) / np.maximum(layout.freedom, 1)[:, None]
     # Scores of few digits may agree by chance: no cell weighs more than 10^4 times as much.
     variances = np.maximum(np.where(has_replicates, own, pooled), 1e-4 * pooled)
-    means = layout.averages @ (scores - layout.seed_effects @ scores)
+    means = layout.averages @ _without_seeds(layout, scores)
     weights = layout.counts[:, None] / variances[layout.lr_of_cell]
     normal = np.einsum("cp,ck,cq->kpq", null, weights, null)
     moments = np.einsum("cp,ck,ck->kp", null, weights, means)
@@ -206,8 +229,7 @@ def _permutation_test(layout: _Layout, scores: Array, null: Array) -> tuple[floa
     """F of what the null model leaves, and its p value, which counts the observed order too."""
     observed = _fits(layout, scores[:, None], null)
     scale = np.sqrt(observed.variances[layout.lr_of_cell[layout.cell], 0])
-    without_seeds = scores - layout.seed_effects @ scores
-    standardized = (without_seeds - observed.means[layout.cell, 0]) / scale
+    standardized = (_without_seeds(layout, scores) - observed.means[layout.cell, 0]) / scale
     rng = np.random.default_rng(SEED)
     permuted = rng.permuted(np.tile(standardized[:, None], PERMUTATIONS), axis=0)
     # The null model's fit is left out: it changes neither residuals nor F.

@@ -131,6 +131,7 @@ def interaction_table(analysis: Analysis) -> str:
         shares["share"] = shares["share"].map("{:.1%}".format)
         headings = {"part": "part", "share": "share"}
         parts.append(table("Variance between settings", shares, headings))
+    if math.isfinite(mixed.share_interaction) or math.isfinite(mixed.p_value):
         tests = {
             "p of the interaction (permutations)": _p(mixed.p_value),
             "p of any difference (permutations)": _p(mixed.p_flat),

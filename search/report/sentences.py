@@ -148,12 +148,15 @@ def _sizes(batch_sizes: Sequence[str]) -> str:
 
 def _interaction(analysis: Analysis) -> str:
     mixed = analysis.interaction
-    if not math.isfinite(mixed.share_interaction):
+    has_shares = math.isfinite(mixed.share_interaction)
+    if not has_shares and not math.isfinite(mixed.p_value):
         return f"Whether batch size and learning rate interact is unknown: {mixed.why}."
     shares = (
         f"of the variance between settings, batch size explains {mixed.share_batch_size:.0%}, "
         f"{analysis.lr_name} {mixed.share_lr:.0%} and their interaction "
         f"{mixed.share_interaction:.0%}"
+        if has_shares
+        else "averaged over the grid, the settings differ by no more than the noise"
     )
     if not math.isfinite(mixed.p_value):
         why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {_more(analysis)}"

@@ -50,11 +50,10 @@ def print_answer(
             style="red",
             highlight=False,
         )
-    if not trials.empty:
-        _print_tables(console, study, trials, planned)
-        _print_troubles(console, trials)
     if trials.empty:  # there are no tables yet
         return
+    _print_tables(console, study, trials, planned)
+    _print_troubles(console, trials)
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
     for table in ("trials", "epochs"):
