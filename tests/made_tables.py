@@ -28,15 +28,27 @@ def row(key: str, **changes: Any) -> dict[str, Any]:
 
 
 def table(cells: Cells, *, lr: str = "base_lr", **more: object) -> pd.DataFrame:
-    """A row a seed: its score, or the status of what has none."""
+    """A row a seed: its score, or the status of what has none. No two trials share a seed."""
     rows = [
-        (b, rate, seed, each if isinstance(each, str) else "completed", each)
+        (b, rate, each if isinstance(each, str) else "completed", each)
         for (b, rate), scores in cells.items()
-        for seed, each in enumerate(scores)
+        for each in scores
     ]
-    frame = pd.DataFrame(rows, columns=["batch_size", lr, "seed", "status", "val_auroc"])
+    frame = pd.DataFrame(rows, columns=["batch_size", lr, "status", "val_auroc"])
+    frame.insert(2, "seed", range(len(frame)))
     frame["val_auroc"] = pd.to_numeric(frame["val_auroc"], errors="coerce").astype(float)
     return frame.assign(**more)
+
+
+def with_scores(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells of known mean, std and n with scores that have them, and seeds that nobody knows."""
+    scores = []
+    for row in cells.to_dict("records"):
+        n = int(row["n"])
+        z = np.arange(n) - (n - 1) / 2
+        std = row["std"] if n > 1 else 0.0
+        scores.append(tuple(row["mean"] + std * z / z.std(ddof=1) if n > 1 else [row["mean"]] * n))
+    return cells.assign(scores=scores, seeds=[(np.nan,) * len(each) for each in scores])
 
 
 def analysed(cells: Cells, *, mode: str = "max", lr: str = "base_lr", **more: object) -> Analysis:

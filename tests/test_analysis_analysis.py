@@ -102,7 +102,7 @@ def test_when_no_cell_is_better_it_says_so() -> None:
     rng = np.random.default_rng(0)
     table = laid_out(lambda b: [1e-4, 1e-3, 1e-2], seeds=3)
     found = of(table.assign(val_auroc=0.9 + 0.01 * rng.standard_normal(len(table))))
-    assert "all 12 settings are statistically tied for best" in conclusions(found)[0]
+    assert "none of the 12 settings can be told from the best" in conclusions(found)[0]
 
 
 def test_within_the_noise_on_the_edge_is_not_bracketed(draw_trials: Draw) -> None:
@@ -182,5 +182,7 @@ def test_alexnet_is_analysed_with_its_divergence(shared_data: Path, tmp_path: Pa
     assert ((best > 0.002) & (best < 0.2)).all()  # of a search from 0.005 to 50
     said = said_of(found)
     assert f"{last['nan_train_loss'].sum()} trials diverged" in said
-    assert "all fit" in said or "is unknown" in said  # four batch sizes do not tell the rules
+    assert (
+        "are compatible with this" in said or "is unknown" in said
+    )  # four batch sizes do not tell the rules
     assert len(found.best_set) > 1

@@ -4,19 +4,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import Cells, table
+from made_tables import Cells, table, with_scores
 from scipy import stats
 
+from search.analysis.best_set import best_set, dunnett_critical, optimism
 from search.analysis.groups import analyses
 from search.analysis.leaderboard import leaderboard
-from search.analysis.surface import (
-    best_cell,
-    best_set,
-    dunnett_critical,
-    noise_of,
-    optimism,
-    surface,
-)
+from search.analysis.noise import noise_of
+from search.analysis.surface import best_cell, surface
 
 NOISE = 0.01
 
@@ -94,7 +89,7 @@ def test_an_own_calculation_keeps_the_same_cells() -> None:
             {"batch_size": 16, "base_lr": np.repeat(range(6), 4), "val_auroc": data.ravel()}
         )
         cells = surface(table.assign(status="completed"), metric="val_auroc")
-        noise, freedom = noise_of(cells, mode="max")
+        noise, freedom = noise_of(cells, mode="max").std, noise_of(cells, mode="max").freedom
         assert freedom == 9  # pooled over the better half of six
         stays = []
         for own in range(6):
@@ -143,10 +138,11 @@ def test_noise_is_pooled_over_the_better_half() -> None:
     cells = pd.DataFrame(
         {"mean": [0.9, 0.8, 0.7, 0.6], "std": [0.01, 0.03, 0.5, 0.5], "n": [2, 3, 3, 3]}
     )
-    noise, freedom = noise_of(cells, mode="max")
+    cells = with_scores(cells)
+    noise, freedom = noise_of(cells, mode="max").std, noise_of(cells, mode="max").freedom
     assert freedom == 3
     assert noise == pytest.approx(math.sqrt((0.01**2 + 2 * 0.03**2) / 3))
-    assert noise_of(cells, mode="min")[0] == pytest.approx(0.5)
+    assert noise_of(cells, mode="min").std == pytest.approx(0.5)
 
 
 def test_without_seeds_there_is_no_set_and_no_optimism() -> None:

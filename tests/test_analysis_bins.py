@@ -90,7 +90,7 @@ def test_the_numbers_of_a_report_are_those_of_the_analysis() -> None:
     said: dict[str, Any] = as_json(found)
     assert (said["metric"], said["mode"], said["grid_lr_is"]) == ("val_auroc", "max", "base_lr")
     assert said["lr_is"] == "what the optimizer gets at its peak"
-    assert said["noise_std"] == found.noise
+    assert said["noise_std"] == found.noise.std
     assert [row["mean"] for row in said["surface"]] == found.cells["mean"].tolist()
     assert [row["best_tried_lr"] for row in said["ridge"]] == found.ridge["lr"].tolist()
     assert [row["lr"] for row in said["ridge"]] == found.ridge["vertex"].tolist()

@@ -6,20 +6,16 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import analysed, table
+from made_tables import analysed, table, with_scores
 from numpy.typing import NDArray
 from scipy import stats
 
+from search.analysis.best_set import best_set
 from search.analysis.leaderboard import leaderboard
+from search.analysis.noise import noise_of, redrawn, standard_errors
 from search.analysis.ridge import CURVED, ridge_interval
 from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
-from search.analysis.surface import (
-    best_set,
-    redrawn,
-    standard_errors,
-    surface,
-    with_interval,
-)
+from search.analysis.surface import surface, with_interval
 from search.analysis.time_to_target import front
 from search.report.training_charts import target_chart
 
@@ -32,7 +28,7 @@ def cells_of(means: Mapping[tuple[int, float], float], std: float, n: int = 3) -
     """A surface of known means whose cells all have the same deviation."""
     rows = [(b, lr, mean, std, n, n, 0, 0, 0) for (b, lr), mean in means.items()]
     names = ["batch_size", "lr", "mean", "std", "n", "trials", "diverged", "stopped", "failed"]
-    return pd.DataFrame(rows, columns=names)
+    return with_scores(pd.DataFrame(rows, columns=names))
 
 
 def parabolas(best: Mapping[int, float], std: float, fall: float = 0.01) -> pd.DataFrame:
@@ -238,6 +234,7 @@ def test_of_two_cells_the_worse_stays_within_students_one_sided_bound(
     cells["n"] = cells["lr"].map(n)
     bound = stats.t.ppf(0.95, 4) * 0.01 * math.sqrt(1 / 3 + 1 / 5)
     cells["mean"] = sign * np.array([0.9 - gap * bound, 0.9])  # the better half is the second
+    cells = with_scores(cells)
     kept = best_set(cells, mode=mode)
     assert kept["lr"].tolist() == [0.2, 0.1][:stays]
 
@@ -282,10 +279,12 @@ def test_a_means_error_is_pooled_unless_its_own_is_larger_or_of_ten_seeds(mode: 
             "n": [3, 3, 4, 4, 10, 1],
         }
     )
+    cells = with_scores(cells)
     # The better three of the five that have a deviation.
     pooled = math.sqrt((2 * 0.02**2 + 2 * 0.01**2 + 3 * 0.03**2) / 7)
-    error, freedom = standard_errors(cells, mode=mode)
-    assert freedom == 7
+    noise = noise_of(cells, mode=mode)
+    error = standard_errors(cells, noise)
+    assert noise.freedom == 7
     wanted = [
         *(pooled / math.sqrt(3), pooled / math.sqrt(3), 0.03 / 2, 0.5 / 2, 0.001 / math.sqrt(10)),
         pooled,

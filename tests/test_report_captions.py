@@ -18,9 +18,10 @@ CHARTS = (
 )
 SURFACE = (
     "Colour and number: {mean}; yellow is best. Diamond: the best learning rate of each batch "
-    "size. Outlined: settings that are statistically tied for best. Grey: no score, because the "
+    "size. Outlined: settings that cannot be told from the best{near}. Grey: no score, because the "
     "trials diverged (div.), were stopped early (stop.) or failed (fail.)."
 )
+NEAR = "; dashed: others within 0.01 of the best with 95 % confidence"
 LR_CURVES = (
     "One line per batch size (means); one dot per trial. Diamond: the best rate, from a parabola "
     "through the best three, with its 95 % interval; hollow if it is the smallest or largest rate "
@@ -99,8 +100,9 @@ def test_a_surfaces_charts_are_captioned(
     scores: list[float | str], binned: bool, mean: str
 ) -> None:
     found = replace(of({(16, 0.1): scores, (16, 0.2): [0.5]}), binned=binned)
+    near = NEAR if len(found.compared) else ""
     assert words(gallery.surface_pictures(found)) == {
-        "surface": ("val_auroc over batch size and base_lr", SURFACE.format(mean=mean)),
+        "surface": ("val_auroc over batch size and base_lr", SURFACE.format(mean=mean, near=near)),
         "lr_curves": ("val_auroc against the peak learning rate", LR_CURVES),
         "ridge": ("Best peak learning rate against batch size", RIDGE),
     }
@@ -132,7 +134,7 @@ def test_the_charts_of_training_and_of_a_search_are_captioned() -> None:
 
 def test_a_surface_of_nothing_has_a_caption_all_the_same() -> None:
     (_, caption) = words(gallery.surface_pictures(of({})))["surface"]
-    assert caption == SURFACE.format(mean="one seed")
+    assert caption == SURFACE.format(mean="one seed", near="")
 
 
 def test_a_chart_that_there_is_not_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:

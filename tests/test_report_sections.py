@@ -121,8 +121,8 @@ def test_the_ridge_has_its_intervals() -> None:
 @pytest.mark.parametrize(
     ("interval", "span", "verdicts"),
     [
-        ((0.75, 0.5, 0.9), "0.75 [0.50, 0.90]", ["rejected", "holds", "rejected"]),
-        ((0.2, -0.1, 0.4), "0.20 [-0.10, 0.40]", ["holds", "rejected", "rejected"]),
+        ((0.75, 0.5, 0.9), "0.75 [0.50, 0.90]", ["rejected", "compatible", "rejected"]),
+        ((0.2, -0.1, 0.4), "0.20 [-0.10, 0.40]", ["compatible", "rejected", "rejected"]),
         ((0.75, NAN, NAN), "0.75", ["unknown"] * 3),
     ],
 )
@@ -147,7 +147,7 @@ def test_each_rule_has_its_verdict(
     )
     assert rivals[:2] == (
         "Forms fitted to the best lr against batch size",
-        ["form", "parameters", "AIC above the best"],
+        ["form", "parameters", "AICc above the best"],
     )
     names = ["square root", "free power", "constant", "linear", "surge"]
     assert rivals[2] == [[name, "1", str(at)] for at, name in enumerate(names)]

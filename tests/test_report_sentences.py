@@ -11,8 +11,10 @@ from made_tables import Cells, shares_of
 from made_tables import analysed as of
 from scipy import stats
 
+from search.analysis.analysis import Analysis
 from search.analysis.scaling import Exponent
-from search.report.sentences import conclusions, listed, scope
+from search.report.sentences import conclusions, scope
+from search.report.wording import listed
 from search.study.shown import show
 
 # Each sentence once, so that another wording is one edit.
@@ -24,12 +26,12 @@ UNREPEATED = (
 )
 ONE_BEST = "With {n} per setting, {cell} is the best of {cells} settings ({score})."
 SOME_BEST = (
-    "With {n} per setting, {some} of {cells} settings are statistically tied for best (batch "
+    "With {n} per setting, {some} of {cells} settings cannot be told from the best (batch "
     "size{span}). The {highest} mean is that of {cell}: {score}, probably about {optimism} too "
     "{off}, because it is the best of many."
 )
 ALL_BEST = (
-    "With {n} per setting, all {cells} settings are statistically tied for best. The {highest} "
+    "With {n} per setting, none of the {cells} settings can be told from the best. The {highest} "
     "mean is that of {cell}: {score}, probably about {optimism} too {off}, because it is the best "
     "of many."
 )
@@ -43,12 +45,22 @@ NO_INTERVAL = (
     "The best lr grows as B^{a} over batch sizes {sizes}; without more seeds or batch sizes there "
     "is no interval, so the scaling rules cannot be compared."
 )
-EXPONENT = "The best lr grows as B^{a} [{low}, {high}] over batch sizes {sizes}{verdict}."
-NO_RULE = "; none of the usual rules fits"
+EXPONENT = (
+    "The best lr grows as B^{a} [{low}, {high}]{scatter} over batch sizes {sizes}. {verdict}."
+)
+ALONE_IS, ALL_ARE = "is compatible with this", "are compatible with this"
+SCATTER = " (from the scatter about the line: there is one seed per setting)"
+NO_RULE = "None of the usual rules is compatible with this"
 NO_INTERACTION_KNOWN = "Whether batch size and learning rate interact is unknown: {why}."
 NO_GRID = "there are no scores for a grid of two batch sizes and two lrs"
 UNTESTED = "O{shares}; {why}."
 ONE_SEED = "with one seed per setting, interaction and noise cannot be separated"
+
+
+def scaling_of(found: Analysis) -> str:
+    """The one sentence on how the best lr scales."""
+    (text,) = [s for s in conclusions(found) if s.startswith(("The best lr ", "How the best lr "))]
+    return text
 
 
 def ridged(best: Mapping[int, float], seeds: Sequence[float] = (0.0,)) -> Cells:
@@ -214,7 +226,7 @@ def test_an_exponent_takes_three_batch_sizes(
     lrs = [1 / 4, 1 / 2, 1.0, 2.0, 4.0]
     cells = {(b, lr): [0.9 - 0.01 * math.log2(lr / best[b]) ** 2] for b in best for lr in lrs}
     found = of(cells)
-    assert conclusions(found)[1] == NO_EXPONENT.format(usable=usable, loose=loose, noisy="")
+    assert scaling_of(found) == NO_EXPONENT.format(usable=usable, loose=loose, noisy="")
     inside = [b for b in best if best[b] == 1.0]
     said = f"peak lr over batch sizes {min(inside, default=0)} to {max(inside, default=0)}"
     assert scope(found) == (said if inside else "no batch size")
@@ -228,22 +240,22 @@ def test_a_best_within_the_noise_of_the_edge_is_told_beside_those_on_it() -> Non
         for b in scores
         for lr, s in zip((0.1, 0.2, 0.4, 0.8), scores[b], strict=True)
     }
-    assert conclusions(of(cells))[1] == NO_EXPONENT.format(
+    assert scaling_of(of(cells)) == NO_EXPONENT.format(
         usable=0, loose=LOOSE.format(sizes=" 64"), noisy=NOISY.format(sizes="s 16 and 32")
     )
 
 
 def test_three_batch_sizes_of_one_seed_have_an_exponent_without_interval() -> None:
     found = of(ridged({16: 0.125, 32: 0.5, 64: 2.0}))  # four times the lr for twice the batch
-    assert conclusions(found)[1] == NO_INTERVAL.format(a="2.00", sizes="16 to 64")
+    assert scaling_of(found) == NO_INTERVAL.format(a="2.00", sizes="16 to 64")
 
 
 @pytest.mark.parametrize(
     ("power", "verdict"),
     [
-        (0.0, ": a constant rate fits, square-root scaling and linear scaling are rejected"),
-        (0.5, ": square-root scaling fits, a constant rate and linear scaling are rejected"),
-        (1.0, ": linear scaling fits, a constant rate and square-root scaling are rejected"),
+        (0.0, f"A constant rate {ALONE_IS}; square-root scaling and linear scaling are rejected"),
+        (0.5, f"Square-root scaling {ALONE_IS}; a constant rate and linear scaling are rejected"),
+        (1.0, f"Linear scaling {ALONE_IS}; a constant rate and square-root scaling are rejected"),
         (1.5, NO_RULE),
         (-0.5, NO_RULE),
     ],
@@ -253,8 +265,9 @@ def test_seeds_that_hardly_differ_tell_which_rule_made_the_ridge(
 ) -> None:
     found = of(ridged({b: (b / 16) ** power for b in (16, 64, 256)}, seeds=(-1e-6, 1e-6)))
     a = f"{power:.2f}"
-    assert conclusions(found)[1] == EXPONENT.format(
-        a=a, low=f"{power - 1e-6:.2f}", high=a, sizes="16 to 256", verdict=verdict
+    low = f"{power - 1e-6:.2f}"
+    assert scaling_of(found) == EXPONENT.format(
+        a=a, low=low, high=a, scatter="", sizes="16 to 256", verdict=verdict
     )
 
 
@@ -263,19 +276,19 @@ def test_seeds_that_hardly_differ_tell_which_rule_made_the_ridge(
     [
         (
             (0, 1, 0, 1),
-            ": a constant rate, square-root scaling and linear scaling all fit",
+            f"A constant rate, square-root scaling and linear scaling {ALL_ARE}",
         ),
         (
             (0, 0.4, 0.2, 0.7),
-            ": a constant rate and square-root scaling both fit, linear scaling is rejected",
+            f"A constant rate and square-root scaling {ALL_ARE}; linear scaling is rejected",
         ),
         (
             (0, 0.6, 1.7, 2.2),
-            ": square-root scaling and linear scaling both fit, a constant rate is rejected",
+            f"Square-root scaling and linear scaling {ALL_ARE}; a constant rate is rejected",
         ),
         (
             (0, 1, 2, 3),
-            ": linear scaling fits, a constant rate and square-root scaling are rejected",
+            f"Linear scaling {ALONE_IS}; a constant rate and square-root scaling are rejected",
         ),
         ((0, 2, 4, 7), NO_RULE),
     ],
@@ -290,17 +303,18 @@ def test_without_seeds_the_interval_is_that_of_a_regression(
     low, high = line.slope - half, line.slope + half
     rules = [low <= a <= high for a in (0.0, 0.5, 1.0)]
     assert verdict.count("rejected") == (0 < sum(rules) < 3)  # the case is what it is here for
-    assert conclusions(of(ridged(best)))[1] == EXPONENT.format(
+    assert scaling_of(of(ridged(best))) == EXPONENT.format(
         a=f"{line.slope:.2f}", low=f"{low:.2f}", high=f"{high:.2f}", sizes="16 to 128",
-        verdict=verdict,
+        verdict=verdict, scatter=SCATTER,
     )  # fmt: skip
 
 
 def test_an_interval_holds_its_own_ends() -> None:
     found = of(ridged({16: 1.0, 32: 1.0, 64: 1.0}))
     ends = {"value": 0.75, "low": 0.5, "high": 1.0, "log_c": 0.0, "batch_sizes": (16, 64)}
-    said = conclusions(replace(found, exponent=Exponent(**ends, left_out={})))[1]
+    said = scaling_of(replace(found, exponent=Exponent(**ends, left_out={})))
     assert said == EXPONENT.format(
         a="0.75", low="0.50", high="1.00", sizes="16 to 64",
-        verdict=": square-root scaling and linear scaling both fit, a constant rate is rejected",
+        verdict=f"Square-root scaling and linear scaling {ALL_ARE}; a constant rate is rejected",
+        scatter="",
     )  # fmt: skip

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from search.analysis.best_set import compared, default_margin, optimism
+from search.analysis.collapse import Collapse, collapse
+from search.analysis.forms import rival_forms
 from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
+from search.analysis.noise import Noise, noise_of
 from search.analysis.noise_scale import noise_scales
 from search.analysis.ridge import ridge_interval
-from search.analysis.scaling import Collapse, Exponent, collapse, exponent, rival_forms
-from search.analysis.surface import best_set, noise_of, optimism, stable_lr, surface
+from search.analysis.scaling import Exponent, exponent, lr_to_use
+from search.analysis.stability import stable_lr
+from search.analysis.surface import surface
 from search.analysis.time_to_target import (
     NO_FRONT,
     Front,
@@ -38,7 +43,7 @@ class Analysis:
     `lr_name` is the column that forms a grid with the batch sizes (`base_lr` in our tables).
     `cells` is the surface over the peak lr, which the optimizer gets, with `grid_lr` as a column;
     ridge, exponent, collapse and stable lr refer to the peak lr. `of` says which of several
-    surfaces this is.
+    surfaces this is. `optimism` is that of the best cell of all `surfaces`.
     """
 
     of: Mapping[str, Any]
@@ -48,17 +53,19 @@ class Analysis:
     binned: bool
     trials: pd.DataFrame
     cells: pd.DataFrame
-    noise: float
-    freedom: int
+    noise: Noise
     ridge: pd.DataFrame
     exponent: Exponent
+    lr_to_use: pd.DataFrame
     forms: pd.DataFrame
     collapse: Collapse
     interaction: Interaction
     spearman: Mapping[float, float]
     crossing_p: float
-    best_set: pd.DataFrame
+    compared: pd.DataFrame
+    margin: float
     optimism: float
+    surfaces: int = 1
     stable: pd.DataFrame
     target: float
     needed: pd.DataFrame
@@ -66,6 +73,16 @@ class Analysis:
     noise_scales: pd.DataFrame
     equal: Mapping[str, pd.DataFrame]
     throughput: pd.DataFrame
+
+    @property
+    def best_set(self) -> pd.DataFrame:
+        """The cells that cannot be told from the best one."""
+        return self.compared[self.compared["in_best_set"].astype(bool)]
+
+    @property
+    def near(self) -> pd.DataFrame:
+        """The cells that are surely within the margin of the best one."""
+        return self.compared[self.compared["behind"] <= self.margin]
 
 
 def analyse(
@@ -76,6 +93,7 @@ def analyse(
     mode: str,
     lr: str = "base_lr",
     of: Mapping[str, Any] | None = None,
+    margin: float | None = None,
 ) -> Analysis:
     """All numbers of one surface, from its trials and, if given, their evaluations.
 
@@ -87,7 +105,7 @@ def analyse(
     cells = surface(rows, metric=metric, lr="peak")
     grid_lr = rows.groupby(["batch_size", "peak"])["grid_lr"].first()
     cells["grid_lr"] = grid_lr.reindex(pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])).array
-    noise, freedom = noise_of(cells, mode=mode)
+    ridge, fit = ridge_interval(cells, mode=mode), exponent(cells, mode=mode)
     by_grid_lr = surface(rows, metric=metric, lr="grid_lr")
     return Analysis(
         of=dict(of or {}),
@@ -97,16 +115,17 @@ def analyse(
         binned=is_binned,
         trials=rows,
         cells=cells,
-        noise=noise,
-        freedom=freedom,
-        ridge=ridge_interval(cells, mode=mode),
-        exponent=exponent(cells, mode=mode),
-        forms=rival_forms(cells, mode=mode),
+        noise=noise_of(cells, mode=mode),
+        ridge=ridge,
+        exponent=fit,
+        lr_to_use=lr_to_use(cells, mode=mode),
+        forms=rival_forms(fit, ridge),
         collapse=collapse(cells),
         interaction=interaction(rows, metric=metric, lr="grid_lr"),
         spearman=spearman(by_grid_lr),
         crossing_p=crossing_p(by_grid_lr),
-        best_set=best_set(cells, mode=mode),
+        compared=compared(cells, mode=mode),
+        margin=default_margin(cells, metric=metric) if margin is None else margin,
         optimism=optimism(cells, mode=mode),
         stable=stable_lr(cells),
         **_costs(rows, epochs, common_target(cells, mode=mode), metric=metric, mode=mode),

@@ -2,12 +2,13 @@
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
+from search.analysis.best_set import optimism
 from search.analysis.surface import contenders
 from trainable.config import TrialConfig
 
@@ -121,6 +122,7 @@ def analyses(
     metric: str,
     mode: str,
     lr: str = "base_lr",
+    margin: float | None = None,
 ) -> list[Analysis]:
     """One analysis per surface, the one with the best mean first; an empty one without trials."""
     if exploration_of(about).steps:
@@ -133,10 +135,15 @@ def analyses(
         evaluations = None
         if epochs is not None and metric in epochs:  # test scores exist only for whole trials
             evaluations = epochs[epochs["trial_key"].isin(group["trial_key"])]
-        surfaces.append(analyse(group, evaluations, metric=metric, mode=mode, lr=lr, of=of))
+        named: dict[str, Any] = {"metric": metric, "mode": mode, "lr": lr, "of": of}
+        surfaces.append(analyse(group, evaluations, **named, margin=margin))
     sign = 1.0 if mode == "max" else -1.0
     # By the rule of `contenders`, over all surfaces: one seed does not beat the mean of several.
     cells = pd.concat([a.cells.assign(of=i) for i, a in enumerate(surfaces)], ignore_index=True)
     best = (sign * contenders(cells)["mean"]).groupby(cells["of"]).max()
     order = sorted(range(len(surfaces)), key=lambda i: best.get(i, float("-inf")), reverse=True)
+    if len(surfaces) > 1:  # the first one is shown because its best cell is the best of all
+        first = surfaces[order[0]]
+        of_all = optimism(cells, mode=mode)
+        surfaces[order[0]] = replace(first, optimism=of_all, surfaces=len(surfaces))
     return [surfaces[i] for i in order]

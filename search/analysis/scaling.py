@@ -1,27 +1,31 @@
-"""How the best lr scales with batch size: the exponent of lr* = c B^a, other forms, the collapse.
+"""How the best lr scales with batch size: the exponent of lr* = c B^a, and the lr to use.
 
 Pure functions of the cells from `surface.surface`. `lr` should be the peak lr that the optimizer
 gets: with the base lr, the exponent would be reduced by that of the batch-size rule.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import linalg, stats
 
-from search.analysis.ridge import ridge_draws, ridge_interval
-from search.analysis.surface import LEVEL
+from search.analysis.ridge import CURVED, ridge, ridge_draws
+from search.analysis.surface import LEVEL, SEED
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
 EDGE_SHARE = 0.025  # if more redrawn surfaces have their best lr on an edge, it is not bracketed
+ON_EDGE = "its best lr is the smallest or largest that was tried"
+ALONE = "no other lr has a score"
 EDGE_WITHIN_NOISE = "the noise allows a best lr at the edge of the grid"
-COLLAPSE_EXPONENTS = np.round(np.arange(0.0, 2.0001, 0.01), 2)
+SIGNIFICANT = 0.05
+PERMUTATIONS = 999
 
-Shape = Callable[[float], NDArray[np.float64]]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +33,30 @@ class Exponent:
     """The exponent a of lr* = c B^a with its 95 % interval, and the batch sizes it is fitted to.
 
     `value` is NaN with fewer than three usable batch sizes; `low` and `high` are NaN if no interval
-    can be estimated. `left_out` maps the other batch sizes to the reason.
+    can be estimated. `left_out` maps the other batch sizes to the reason. Without replicates
+    `from_scatter` is true, the scatter of the points about the line gives the interval, and `value`
+    is NaN unless `p_flat` (`flat_p`) is significant.
     """
 
-    value: float
-    low: float
-    high: float
-    log_c: float
+    value: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    log_c: float = float("nan")
     batch_sizes: tuple[int, ...]
     left_out: Mapping[int, str]
+    from_scatter: bool = False
+    p_flat: float = float("nan")
+
+    @property
+    def looks_flat(self) -> bool:
+        """Whether the scores may be noise, and the ridge that of noise."""
+        return self.p_flat > SIGNIFICANT
 
     def verdict(self, rule: str) -> str:
-        """`holds` if the interval contains the rule's a, else `rejected`; `unknown` without one."""
+        """`compatible` if the interval contains the rule's a, else `rejected`, or `unknown`."""
         if not np.isfinite([self.low, self.high]).all():
             return "unknown"
-        return "holds" if self.low <= RULES[rule] <= self.high else "rejected"
+        return "compatible" if self.low <= RULES[rule] <= self.high else "rejected"
 
 
 @dataclass(frozen=True)
@@ -51,10 +64,10 @@ class _Points:
     """The bracketed points of the ridge: log B, log lr*, weights, and redrawn log lr* if any."""
 
     batch_sizes: tuple[int, ...]
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    redrawn: NDArray[np.float64] | None
+    x: Array
+    y: Array
+    weights: Array
+    redrawn: Array | None
     left_out: Mapping[int, str]
 
 
@@ -64,45 +77,75 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
     Least squares, weighted by the variance of each ridge point over redrawn surfaces. The standard
     error is the larger one of two estimates: from the noise of the seeds, and from the scatter of
     the points about the line (with Student's t). So a ridge that is not a straight line widens the
-    interval. Without replicates the scatter alone gives it, from four batch sizes on.
+    interval. Without replicates the scatter alone gives it, from four batch sizes on, and only if
+    the scores are no noise.
     """
     points = _bracketed(cells, mode=mode)
+    known: dict[str, Any] = {"batch_sizes": points.batch_sizes, "left_out": points.left_out}
     if len(points.x) < LEAST_BATCH_SIZES:
-        nan = float("nan")
-        return Exponent(
-            value=nan,
-            low=nan,
-            high=nan,
-            log_c=nan,
-            batch_sizes=points.batch_sizes,
-            left_out=points.left_out,
-        )
-    value, log_c = _line(points.x, points.y, points.weights)
-    half = _half_interval(points, value, log_c)
+        return Exponent(**known)
+    known["from_scatter"] = points.redrawn is None
+    if points.redrawn is None:
+        known["p_flat"] = flat_p(cells, mode=mode)
+        if known["p_flat"] > SIGNIFICANT:
+            return Exponent(**known)
+    line = _line(points)
+    log_c, value = line.params
+    half = _half_interval(points, line)
     return Exponent(
-        value=value,
-        low=value - half,
-        high=value + half,
-        log_c=log_c,
-        batch_sizes=points.batch_sizes,
-        left_out=points.left_out,
+        **known,
+        value=float(value),
+        low=float(value - half),
+        high=float(value + half),
+        log_c=float(log_c),
     )
+
+
+def flat_p(cells: pd.DataFrame, *, mode: str) -> float:
+    """How often the scores of each batch size in another order look as much like curves over lr.
+
+    Without replicates nothing else tells a surface from noise. The statistic is the sum of squares
+    of parabolas in log lr, each batch size with its own mean and slope and all with one curvature,
+    which counts if they have a peak. Orders are drawn within each batch size.
+    """
+    scored = cells[cells["mean"].notna()]
+    groups = [group for _, group in scored.groupby("batch_size") if len(group) > 1]
+    if not groups:
+        return float("nan")
+    rng = np.random.default_rng(SEED)
+    scores, slopes, curves = [], [], []
+    for group in groups:
+        y = (group["mean"] - group["mean"].mean()).to_numpy(dtype=float)
+        others = rng.permuted(np.tile(y[:, None], PERMUTATIONS), axis=0)
+        scores.append(np.column_stack([y, others]))
+        x = np.log(group["lr"].to_numpy(dtype=float))
+        x = x - x.mean()
+        slope = x / np.linalg.norm(x)
+        slopes.append(slope[:, None])
+        curve = x**2 - (x**2).mean()
+        curves.append(curve - slope * (slope @ curve))
+    all_scores, curve = np.concatenate(scores), np.concatenate(curves)
+    of_slopes = ((linalg.block_diag(*slopes).T @ all_scores) ** 2).sum(axis=0)
+    bend = curve @ all_scores * (-1.0 if mode == "max" else 1.0)
+    fitted = of_slopes + np.maximum(bend, 0.0) ** 2 / max(float(curve @ curve), 1e-12)
+    return float((fitted >= fitted[0] * (1 - 1e-9)).mean())
 
 
 def _bracketed(cells: pd.DataFrame, *, mode: str) -> _Points:
     """The points of the ridge whose best lr is certainly between two others."""
     draws = ridge_draws(cells, mode=mode)
     x, y, weights, used, left_out = [], [], [], [], {}
-    redrawn: list[NDArray[np.float64]] = []
-    for row in ridge_interval(cells, mode=mode).to_dict("records"):
+    redrawn: list[Array] = []
+    for row in ridge(cells, mode=mode).to_dict("records"):
         batch_size = int(row["batch_size"])
         lrs = cells.loc[(cells["batch_size"] == batch_size) & cells["mean"].notna(), "lr"]
-        if row["edge"] or not lrs.min() < row["lr"] < lrs.max():
-            left_out[batch_size] = "its best lr is not between two others that have scores"
+        if row["edge"] or len(lrs) < 2:
+            left_out[batch_size] = ON_EDGE if row["edge"] else ALONE
             continue
         if draws is not None:
             logs = draws[batch_size]
-            on_edge = np.isin(logs, np.log([lrs.min(), lrs.max()])).mean()
+            group = cells[(cells["batch_size"] == batch_size) & (cells["trials"] > cells["failed"])]
+            on_edge = np.isin(logs, np.log([group["lr"].min(), group["lr"].max()])).mean()
             if on_edge > EDGE_SHARE:
                 left_out[batch_size] = EDGE_WITHIN_NOISE
                 continue
@@ -121,117 +164,64 @@ def _bracketed(cells: pd.DataFrame, *, mode: str) -> _Points:
     )
 
 
-def _half_interval(points: _Points, value: float, log_c: float) -> float:
+def _line(points: _Points) -> Any:
+    """Weighted least squares of log lr* on log B, by statsmodels."""
+    from statsmodels.api import WLS
+
+    return WLS(points.y, _design(points.x), weights=points.weights).fit()
+
+
+def _design(log_b: Array) -> Array:
+    return np.column_stack([np.ones_like(log_b), log_b])
+
+
+def _half_interval(points: _Points, line: Any) -> float:
     """Half of the exponent's 95 % interval; NaN if it cannot be estimated."""
-    xs, w = points.x, points.weights
-    freedom = len(xs) - 2
-    residuals = points.y - log_c - value * xs
-    spread = (w * (xs - np.average(xs, weights=w)) ** 2).sum()
-    scatter = float(np.sqrt((w * residuals**2).sum() / freedom / spread))
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, freedom) * scatter)
+    low, high = line.conf_int(alpha=1 - LEVEL)[1]
+    half = float(high - low) / 2
     if points.redrawn is None:
-        return half if freedom > 1 else float("nan")
-    tilt = w * (xs - np.average(xs, weights=w)) / spread
-    slopes = tilt @ points.redrawn
+        return half if line.df_resid > 1 else float("nan")
+    slopes = (line.model.pinv_wexog @ (np.sqrt(points.weights)[:, None] * points.redrawn))[1]
     low, high = np.percentile(slopes, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    chi2 = float((w * residuals**2).sum())
-    is_straight = stats.chi2.sf(chi2, freedom) > 0.05
-    return float(max(value - low, high - value, 0.0 if is_straight else half))
+    value = line.params[1]
+    return float(max(value - low, high - value, 0.0 if _is_straight(line) else half))
 
 
-def _line(
-    x: NDArray[np.float64], y: NDArray[np.float64], w: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Slope and intercept by weighted least squares."""
-    mean_x, mean_y = np.average(x, weights=w), np.average(y, weights=w)
-    slope = (w * (x - mean_x) * (y - mean_y)).sum() / (w * (x - mean_x) ** 2).sum()
-    return float(slope), float(mean_y - slope * mean_x)
+def _is_straight(line: Any) -> bool:
+    """Whether the points scatter about the line no more than their noise allows."""
+    return bool(stats.chi2.sf(line.ssr, line.df_resid) > SIGNIFICANT)
 
 
-def rival_forms(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """Forms of lr*(B) fitted to the ridge, best AIC first: form, parameters, aic, delta, b_noise.
+def lr_to_use(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
+    """The lr to use at each batch size, tried or not: batch_size, lr, low, high, tried.
 
-    `a=0`, `a=0.5`, `a=1` and a free power of B; `saturating`, lr_max / (1 + B_noise / B)
-    (McCandlish et al. 2018, arXiv:1812.06162, eq. 2.13); `surge`, lr_max / ((sqrt(B_noise / B) +
-    sqrt(B / B_noise)) / 2) (Li et al. 2024, arXiv:2405.14578). AIC = n log(RSS / n) + 2 k of
-    log lr*, where k includes the variance. Empty with fewer than four bracketed batch sizes. With
-    so few points a difference below 2 is meaningless.
+    From the line through all batch sizes, which knows more than the points of one. `tried` tells
+    sizes of the table from powers of two between them and one beyond each end. `low` and `high` are
+    the 95 % prediction interval for the best lr: the larger one of the line's own, by the noise of
+    the seeds, and of that of one more point about the line (with Student's t), each `CURVED` steps
+    of the grid wider, as those of `ridge_interval`. Empty without an exponent and its interval.
     """
-    columns = ["form", "parameters", "aic", "delta", "b_noise"]
-    fitted = exponent(cells, mode=mode)
-    if len(fitted.batch_sizes) < LEAST_BATCH_SIZES + 1:
+    columns = ["batch_size", "lr", "low", "high", "tried"]
+    fit = exponent(cells, mode=mode)
+    if not np.isfinite([fit.low, fit.high]).all():
         return pd.DataFrame(columns=columns)
-    table = ridge_interval(cells, mode=mode).set_index("batch_size")
-    b = np.array(fitted.batch_sizes, dtype=float)
-    y = np.log(table.loc[list(fitted.batch_sizes), "vertex"].to_numpy())
-    rows = []
-
-    def add(form: str, residuals: NDArray[np.float64], parameters: int, b_noise: float) -> None:
-        # At least a thousandth in log lr: a perfect fit of so few points is a coincidence.
-        variance = max(float((residuals**2).mean()), 1e-6)
-        rows.append((form, parameters, len(b) * np.log(variance) + 2 * (parameters + 1), b_noise))
-
-    for a in RULES.values():
-        add(f"a={a:g}", y - a * np.log(b) - (y - a * np.log(b)).mean(), 1, np.nan)
-    slope, intercept = _line(np.log(b), y, np.ones_like(b))
-    add("power", y - intercept - slope * np.log(b), 2, np.nan)
-    shapes: Mapping[str, Shape] = {
-        "saturating": lambda n: -np.log1p(n / b),
-        "surge": lambda n: -np.log((np.sqrt(n / b) + np.sqrt(b / n)) / 2),
-    }
-    for form, shape in shapes.items():
-        b_noise = _best_b_noise(shape, b, y)
-        residuals = y - shape(b_noise)
-        add(form, residuals - residuals.mean(), 2, b_noise)
-    forms = pd.DataFrame(rows, columns=["form", "parameters", "aic", "b_noise"]).sort_values("aic")
-    forms["delta"] = forms["aic"] - forms["aic"].min()
-    return forms.reset_index(drop=True)[columns]
-
-
-def _best_b_noise(shape: Shape, b: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The B_noise with which a form fits log lr* best, by a scan and a bounded minimization."""
-
-    def rss(log_n: float) -> float:
-        residuals = y - shape(np.exp(log_n))
-        return float(((residuals - residuals.mean()) ** 2).sum())
-
-    starts = np.linspace(np.log(b.min()) - 5, np.log(b.max()) + 5, 60)
-    start = starts[int(np.argmin([rss(s) for s in starts]))]
-    step = starts[1] - starts[0]
-    bounds = (start - step, start + step)
-    return float(np.exp(optimize.minimize_scalar(rss, bounds=bounds, method="bounded").x))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collapse:
-    """The a for which one parabola in log lr - a log B fits all cells best; `r2_at` maps a to R2.
-
-    NaN and empty with fewer than five scored cells, or if all scores are equal.
-    """
-
-    exponent: float
-    r2: float
-    r2_at: Mapping[float, float]
-
-
-def collapse(cells: pd.DataFrame) -> Collapse:
-    """Scan a in [0, 2] in steps of 0.01: fit a quadratic in log10 lr - a log10 B to the means."""
-    scored = cells[cells["mean"].notna()]
-    y = scored["mean"].to_numpy(dtype=float)
-    if (
-        len(scored) < 5
-        or np.ptp(y) == 0
-        or scored["lr"].nunique() * scored["batch_size"].nunique() < 4
-    ):
-        return Collapse(exponent=float("nan"), r2=float("nan"), r2_at={})
-    log_lr, log_b = np.log10(scored["lr"]), np.log10(scored["batch_size"])
-    total = ((y - y.mean()) ** 2).sum()
-    r2_at = {}
-    for a in COLLAPSE_EXPONENTS:
-        x = (log_lr - a * log_b).to_numpy()
-        x = x - x.mean()
-        fit = np.vander(x, 3)
-        residuals = y - fit @ np.linalg.lstsq(fit, y, rcond=None)[0]
-        r2_at[float(a)] = float(1 - (residuals**2).sum() / total)
-    best = max(r2_at, key=lambda a: r2_at[a])
-    return Collapse(exponent=best, r2=r2_at[best], r2_at=r2_at)
+    points = _bracketed(cells, mode=mode)
+    line = _line(points)
+    tried = {int(b) for b in cells["batch_size"]}
+    ends = np.log2(min(tried)), np.log2(max(tried))
+    between = 2.0 ** np.arange(np.ceil(ends[0]) - 1, np.floor(ends[1]) + 2)
+    sizes = np.array(sorted(tried | {int(b) for b in between if b >= 1}), dtype=float)
+    design = _design(np.log(sizes))
+    predicted = line.get_prediction(design, weights=np.median(points.weights))
+    half = np.diff(predicted.conf_int(obs=True, alpha=1 - LEVEL))[:, 0] / 2
+    mean = predicted.predicted_mean
+    if points.redrawn is not None:
+        lines = design @ (
+            line.model.pinv_wexog @ (np.sqrt(points.weights)[:, None] * points.redrawn)
+        )
+        of_noise = np.abs(np.percentile(lines, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=1) - mean)
+        half = of_noise.max(axis=0) if _is_straight(line) else np.fmax(half, of_noise.max(axis=0))
+    half = half + CURVED * np.median(np.diff(np.unique(np.log(cells["lr"]).round(6))))
+    rows = (sizes.astype(int), np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+    table = pd.DataFrame(dict(zip(columns, rows, strict=False)))
+    return table.assign(tried=table["batch_size"].isin(tried))

@@ -5,6 +5,7 @@ python -m search.report --table mine.csv --batch-size bs --lr lr --metric val_au
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("max", "min"),
         help="which values of the metric are best; default: by its name (loss: min, accuracy: max)",
     )
+    p.add_argument(
+        "--margin",
+        type=float,
+        help="difference in the metric that does not matter; default: 0.01 for scores from 0 to 1",
+    )
     p.add_argument("--out", help="folder to write to; default RESULTS, or the folder of FILE")
     return p
 
@@ -57,6 +63,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = parser().parse_args(words)
     console = Console()
+    if arguments.margin is not None and not 0 < arguments.margin < math.inf:
+        Console(stderr=True).print(
+            f"search.report: --margin must be above 0, got {arguments.margin:g}", style="red"
+        )
+        return WRONG_INPUT
     try:
         report = _report_table if arguments.table else _report_study
         where = report(arguments, console)
@@ -84,6 +95,7 @@ def _report_table(arguments: argparse.Namespace, console: Console) -> str:
         lr=arguments.lr,
         metric=arguments.metric,
         mode=arguments.mode,
+        margin=arguments.margin,
     )
     if arguments.mode is None:
         better, other = ("lower", "max") if findings.mode == "min" else ("higher", "min")
@@ -114,11 +126,11 @@ def _report_study(arguments: argparse.Namespace, console: Console) -> str:
     results = Results(folder.name, folder)
     into = storage.folder_at(arguments.out) if arguments.out else folder
     if arguments.watch:
-        _watch(results, into, arguments.metric, console)
-    return write_report(results, metric=arguments.metric, into=into)
+        _watch(results, into, arguments, console)
+    return write_report(results, metric=arguments.metric, margin=arguments.margin, into=into)
 
 
-def _watch(results: Results, into: Folder, metric: str | None, console: Console) -> None:
+def _watch(results: Results, into: Folder, arguments: argparse.Namespace, console: Console) -> None:
     """Write the report whenever the tables have changed, until Ctrl-C.
 
     After each report, wait at least as long as it took: the machine has other work.
@@ -130,7 +142,13 @@ def _watch(results: Results, into: Folder, metric: str | None, console: Console)
             took = 0.0
             if state != seen:
                 began = time.monotonic()
-                where = write_report(results, metric=metric, into=into, refresh_s=REFRESH_S)
+                where = write_report(
+                    results,
+                    metric=arguments.metric,
+                    margin=arguments.margin,
+                    into=into,
+                    refresh_s=REFRESH_S,
+                )
                 took = time.monotonic() - began
                 if seen is None:
                     console.print(

@@ -110,13 +110,15 @@ def batch_axis(sizes: "pd.Series[float]") -> Any:
 
 def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
     """The cells with labels and marks for the heat map, and the title of its columns."""
-    cells = analysis.cells.copy()
+    cells = analysis.cells.drop(columns=["seeds", "scores"])
     crossed = not cells.duplicated(["batch_size", "grid_lr"]).any()
     cells["column"] = cells["grid_lr"] if crossed else cells["lr"]
     title = analysis.lr_name if crossed else "peak lr (bins)"
     key = pd.MultiIndex.from_frame(cells[["batch_size", "lr"]])
     best = pd.MultiIndex.from_frame(analysis.best_set[["batch_size", "lr"]])
     cells["in_best_set"] = key.isin(best)
+    near = pd.MultiIndex.from_frame(analysis.near[["batch_size", "lr"]])
+    cells["only_near"] = key.isin(near) & ~cells["in_best_set"]
     cells["on_ridge"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
     low, high = cells["mean"].min(), cells["mean"].max()
     share = (cells["mean"] - low) / (high - low) if high > low else cells["mean"] * 0 + 1
@@ -161,6 +163,7 @@ def heat_map(analysis: Analysis) -> Chart | None:
     layers = [
         of(missing).mark_rect(opacity=FAINT),
         of(scored).mark_rect().encode(color=score_colour("mean", analysis)),
+        of(cells[cells["only_near"]]).mark_rect(filled=False, strokeWidth=2, strokeDash=[4, 3]),
         of(cells[cells["in_best_set"]]).mark_rect(filled=False, strokeWidth=3),
         of(cells[cells["on_ridge"]]).mark_point(**DIAMOND, yOffset=-13).encode(color=ink),
     ]

@@ -27,7 +27,7 @@ from search.analysis.surface import USABLE
 from search.report.confounds import confounds
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
-from search.report.sentences import listed
+from search.report.wording import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError, named_alike
 from search.study.shown import number_of, show
@@ -82,8 +82,13 @@ def mode_of(metric: str) -> str:
     return known[metric]
 
 
-def of_study(folder: Results, *, metric: str | None = None) -> Findings:
+def of_study(
+    folder: Results, *, metric: str | None = None, margin: float | None = None
+) -> Findings:
     """From a study's folder. A file that cannot be read is left out, and a caution names it.
+
+    `margin` is the difference in the metric that does not matter; by default a hundredth of its
+    range.
 
     Raises:
         ResultsError: the metric is none of ours, or there is neither study.json nor a table.
@@ -103,7 +108,8 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
         named = with_steps(trials, about)
         steps = _ablations(named, list(exploration.steps), list(about.get("vary", {})), metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
-    surface_analyses = analyses(trials, epochs, about, metric=metric, mode=mode) if surfaces else []
+    how: dict[str, Any] = {"metric": metric, "mode": mode, "margin": margin}
+    surface_analyses = analyses(trials, epochs, about, **how) if surfaces else []
     varied = [] if steps else [name for name in about.get("vary", {}) if name in trials]
     varied = varied or varied_fields(trials)
     ranked_by = list(dict.fromkeys([*varied, *others_of(trials, about)]))
@@ -166,7 +172,13 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
 
 
 def of_table(
-    file: Path, *, batch_size: str, lr: str, metric: str, mode: str | None = None
+    file: Path,
+    *,
+    batch_size: str,
+    lr: str,
+    metric: str,
+    mode: str | None = None,
+    margin: float | None = None,
 ) -> Findings:
     """From anyone's table of results. Without `mode` the metric's name tells which values are best.
 
@@ -188,7 +200,7 @@ def of_table(
         about={"table": file.name, "columns": {"batch_size": batch_size, "lr": lr}},
         trials=trials,
         epochs=None,
-        analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr")],
+        analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr", margin=margin)],
         steps={},
         fields=[],
         leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),

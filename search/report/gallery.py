@@ -1,5 +1,6 @@
 """The charts of a report with titles and captions, for the page and as PNG and SVG."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -58,13 +59,17 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
     which = f" for {name}" if name else ""
     n = int(analysis.cells["n"].max()) if len(analysis.cells) else 0
     mean = f"mean of up to {n} {'trials' if analysis.binned else 'seeds'}" if n > 1 else "one seed"
+    near = ""
+    if math.isfinite(analysis.margin) and len(analysis.compared):
+        near = f"; dashed: others within {show(analysis.margin)} of the best with 95 % confidence"
     return {
         **picture(
             f"surface{suffix}",
             f"{metric} over batch size and {analysis.lr_name}{which}",
             f"Colour and number: {mean}; yellow is best. Diamond: the best learning rate of each "
-            "batch size. Outlined: settings that are statistically tied for best. Grey: no score, "
-            "because the trials diverged (div.), were stopped early (stop.) or failed (fail.).",
+            f"batch size. Outlined: settings that cannot be told from the best{near}. Grey: no "
+            "score, because the trials diverged (div.), were stopped early (stop.) or failed "
+            "(fail.).",
             heat_map(analysis),
         ),
         **picture(

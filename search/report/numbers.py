@@ -27,10 +27,12 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             "lr_is": "what the optimizer gets at its peak",
             "grid_lr_is": analysis.lr_name,
             "binned": analysis.binned,
-            "noise_std": analysis.noise,
-            "surface": analysis.cells.to_dict("records"),
+            "noise_std": analysis.noise.std,
+            "seed_std": analysis.noise.seed_std,
+            "surface": _without_scores(analysis.cells),
             "ridge": ridge.to_dict("records"),
             "exponent": _exponent(analysis),
+            "lr_to_use": analysis.lr_to_use.to_dict("records"),
             "forms": analysis.forms.to_dict("records"),
             "collapse": {
                 "exponent": fit.exponent,
@@ -39,7 +41,9 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
             },
             "interaction": interaction,
             "spearman": {f"{lr:g}": rho for lr, rho in analysis.spearman.items()},
-            "best_set": analysis.best_set.to_dict("records"),
+            "best_set": _without_scores(analysis.best_set),
+            "margin": analysis.margin,
+            "within_margin": _without_scores(analysis.near),
             "optimism": analysis.optimism,
             "stable_lr": analysis.stable.to_dict("records"),
             "target": analysis.target,
@@ -55,6 +59,11 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     return numbers
 
 
+def _without_scores(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = cells.drop(columns=["seeds", "scores"]).to_dict("records")
+    return rows
+
+
 def _exponent(analysis: Analysis) -> dict[str, Any]:
     fit = analysis.exponent
     return {
@@ -64,6 +73,8 @@ def _exponent(analysis: Analysis) -> dict[str, Any]:
         "scope": scope(analysis),
         "batch_sizes": list(fit.batch_sizes),
         "left_out": fit.left_out,
+        "from_scatter": fit.from_scatter,
+        "p_flat": fit.p_flat,
     }
 
 

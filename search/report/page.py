@@ -109,7 +109,10 @@ def _sections(
         (
             "ridge",
             "Ridge",
-            drawn("ridge") + sections.ridge_table(best) + sections.rules_table(best),
+            drawn("ridge")
+            + sections.ridge_table(best)
+            + sections.lr_table(best)
+            + sections.rules_table(best),
         ),
         ("collapse", "Collapse", drawn("collapse")),
         (

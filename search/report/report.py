@@ -24,6 +24,7 @@ def write_report(
     results: Results,
     *,
     metric: str | None = None,
+    margin: float | None = None,
     into: Folder | None = None,
     refresh_s: int | None = None,
 ) -> str:
@@ -35,7 +36,9 @@ def write_report(
         ResultsError: there are no results, or the metric is unknown.
         OSError: the report cannot be written.
     """
-    return write(of_study(results, metric=metric), into or results.folder, refresh_s=refresh_s)
+    return write(
+        of_study(results, metric=metric, margin=margin), into or results.folder, refresh_s=refresh_s
+    )
 
 
 def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> str:

@@ -11,7 +11,7 @@ from search.analysis.surface import best_cell
 from search.report.findings import Findings
 from search.report.gallery import surface_name
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
-from search.report.sentences import RULE_WORDS
+from search.report.scaling_sentences import RULE_WORDS
 from search.study.shown import show
 
 CELL = {
@@ -94,8 +94,20 @@ def ridge_table(analysis: Analysis) -> str:
     return table("Best learning rate of each batch size", analysis.ridge, columns)
 
 
+def lr_table(analysis: Analysis) -> str:
+    """The lr to use at each batch size, by the line through all of them."""
+    columns = {
+        "batch_size": "batch size",
+        "lr": "peak lr to use",
+        "low": "95 % from",
+        "high": "to",
+        "tried": "tried",
+    }
+    return table("Learning rate to use, from all batch sizes", analysis.lr_to_use, columns)
+
+
 def rules_table(analysis: Analysis) -> str:
-    """What the exponent's interval says about each scaling rule, and other forms by AIC."""
+    """What the exponent's interval says about each scaling rule, and other forms by AICc."""
     fit = analysis.exponent
     parts = []
     if math.isfinite(fit.value):
@@ -110,7 +122,7 @@ def rules_table(analysis: Analysis) -> str:
         headings = {"batch_size": "batch size", "why": "why the exponent does not include it"}
         parts.append(table("Batch sizes left out", left, headings, long=["why"]))
     forms = analysis.forms.assign(form=analysis.forms["form"].replace(FORMS))
-    headings = {"form": "form", "parameters": "parameters", "delta": "AIC above the best"}
+    headings = {"form": "form", "parameters": "parameters", "delta": "AICc above the best"}
     parts.append(table("Forms fitted to the best lr against batch size", forms, headings))
     return "".join(parts)
 

@@ -1,22 +1,16 @@
 """Sentences from an analysis: conclusions, what cannot be concluded and why, and caveats."""
 
 import math
-from collections.abc import Sequence
-
-import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.best_set import seeds_for
 from search.analysis.chance import best_auroc, nothing_beat_chance
 from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
-from search.analysis.scaling import EDGE_WITHIN_NOISE
 from search.analysis.surface import best_cell, contenders
+from search.report.scaling_sentences import lr_to_use, scaling, stable
+from search.report.wording import cell_words, how_to_replicate, listed, replicate, sentence, sizes
 from search.study.shown import number_of, show
 
-RULE_WORDS = {
-    "constant": "a constant rate",
-    "sqrt": "square-root scaling",
-    "linear": "linear scaling",
-}
 SIGNIFICANT = 0.05
 NOTHING_BEAT_CHANCE = (
     "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "
@@ -28,11 +22,6 @@ PLAYBOOK = (
     "Choose the batch size by time and memory, then tune the other settings for it (Godbole et "
     "al., Deep Learning Tuning Playbook)."
 )
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def scope(analysis: Analysis) -> str:
@@ -49,101 +38,61 @@ def conclusions(analysis: Analysis) -> list[str]:
         return [
             NOTHING_BEAT_CHANCE.format(show(best_auroc(analysis.trials, metric=analysis.metric)))
         ]
-    makers = (_best, _scaling, _interaction, _crossing, _stable, _targets, _noise_scale)
-    return [sentence for make in makers if (sentence := make(analysis))]
-
-
-def _cell(row: "pd.Series[float]", analysis: Analysis) -> str:
-    return f"batch size {row['batch_size']:.0f} with {analysis.lr_name} {show(row['grid_lr'])}"
-
-
-def _replicate(analysis: Analysis) -> str:
-    """What a cell contains several of: in bins, trials differ in more than the seed."""
-    return "trial" if analysis.binned else "seed"
-
-
-def _more(analysis: Analysis) -> str:
-    """How to get replicates: of a study by its command, of a table by training more."""
-    if analysis.binned:
-        return "try more configurations"
-    return "add --set seeds=3" if "trial_key" in analysis.trials else "train with more seeds"
+    makers = (
+        *(_best, _near, scaling, lr_to_use, _interaction, _crossing, stable, _targets),
+        _noise_scale,
+    )
+    return [text for make in makers if (text := make(analysis))]
 
 
 def _best(analysis: Analysis) -> str:
     cells = contenders(analysis.cells)
     best = best_cell(analysis.cells, mode=analysis.mode)
-    score = f"{analysis.metric} {show(best['mean'])}"
+    score, which_cell = f"{analysis.metric} {show(best['mean'])}", cell_words(best, analysis)
     if len(cells) == 1:
-        return f"Only {_cell(best, analysis)} has a score ({score}): there is nothing to compare."
+        return f"Only {which_cell} has a score ({score}): there is nothing to compare."
     if analysis.best_set.empty:
         return (
-            f"{_sentence(_cell(best, analysis))} has the best score ({score}), but one "
-            f"{_replicate(analysis)} per setting is too few to rank the {len(cells)} settings; "
-            f"{_more(analysis)}."
+            f"{sentence(which_cell)} has the best score ({score}), but one "
+            f"{replicate(analysis)} per setting is too few to rank the {len(cells)} settings; "
+            f"{how_to_replicate(analysis)}."
         )
     tied = analysis.best_set
     n = cells["n"].median()
     count = f"{n:.0f}" if n == cells["n"].max() else f"up to {cells['n'].max()}"
-    start = f"With {count} {_replicate(analysis)}s per setting, "
+    start = f"With {count} {replicate(analysis)}s per setting, "
     if len(tied) == 1:
-        return f"{start}{_cell(best, analysis)} is the best of {len(cells)} settings ({score})."
-    batches = sorted(set(tied["batch_size"]))
-    span = f"s {batches[0]:.0f} to {batches[-1]:.0f}" if len(batches) > 1 else f" {batches[0]:.0f}"
-    which = f"{len(tied)} of {len(cells)} settings are statistically tied for best"
-    which += f" (batch size{span})"
-    if len(tied) == len(cells):
-        which = f"all {len(cells)} settings are statistically tied for best"
-    extreme, off = ("highest", "high") if analysis.mode == "max" else ("lowest", "low")
-    return (
-        f"{start}{which}. The {extreme} mean is that of {_cell(best, analysis)}: {score}, probably "
-        f"about {analysis.optimism:.2g} too {off}, because it is the best of many."
-    )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}"
-
-
-def _scaling(analysis: Analysis) -> str:
-    fit = analysis.exponent
-    if not math.isfinite(fit.value):
-        return _no_scaling(analysis)
-    power = f"The best lr grows as B^{fit.value:.2f}"
-    where = f"over batch sizes {min(fit.batch_sizes)} to {max(fit.batch_sizes)}"
-    if not math.isfinite(fit.low):
         return (
-            f"{power} {where}; without more seeds or batch sizes there is no interval, so the "
-            f"scaling rules cannot be compared."
+            f"{start}{cell_words(best, analysis)} is the best of {len(cells)} settings ({score})."
         )
-    holds = [words for rule, words in RULE_WORDS.items() if fit.verdict(rule) == "holds"]
-    fails = [words for rule, words in RULE_WORDS.items() if fit.verdict(rule) == "rejected"]
-    verdict = "; none of the usual rules fits"
-    if holds:
-        verb = "fits" if len(holds) == 1 else "all fit" if len(holds) == 3 else "both fit"
-        verdict = f": {listed(holds)} {verb}"
-        if fails:
-            verdict += f", {listed(fails)} {'is' if len(fails) == 1 else 'are'} rejected"
-    return f"{power} [{fit.low:.2f}, {fit.high:.2f}] {where}{verdict}."
-
-
-def _no_scaling(analysis: Analysis) -> str:
-    """Why there is no exponent."""
-    fit = analysis.exponent
-    edge = [str(int(b)) for b in analysis.ridge.loc[analysis.ridge["edge"] != "", "batch_size"]]
-    noisy = [str(b) for b, why in fit.left_out.items() if why == EDGE_WITHIN_NOISE]
-    text = (
-        f"How the best lr scales with batch size is unknown: this needs three batch sizes with a "
-        f"bracketed best lr, and there are {len(fit.batch_sizes)}"
+    batches = [str(int(b)) for b in sorted(set(tied["batch_size"]))]
+    span = f"{sizes(batches[:1])}" if len(batches) == 1 else f"batch sizes {batches[0]} to "
+    span += batches[-1] if len(batches) > 1 else ""
+    which = f"{len(tied)} of {len(cells)} settings cannot be told from the best ({span})"
+    if len(tied) == len(cells):
+        which = f"none of the {len(cells)} settings can be told from the best"
+    extreme, off = ("highest", "high") if analysis.mode == "max" else ("lowest", "low")
+    many = f"all settings of {analysis.surfaces} surfaces" if analysis.surfaces > 1 else "many"
+    return (
+        f"{start}{which}. The {extreme} mean is that of {which_cell}: {score}, probably "
+        f"about {analysis.optimism:.2g} too {off}, because it is the best of {many}."
     )
-    if edge:
-        text += f"; at {_sizes(edge)} the best lr is at the edge of the grid: widen the grid"
-    if noisy:
-        text += f"; at {_sizes(noisy)} the noise allows a best lr at the edge of the grid"
-    return f"{text}."
 
 
-def _sizes(batch_sizes: Sequence[str]) -> str:
-    return f"batch size{'s' if len(batch_sizes) > 1 else ''} {listed(batch_sizes)}"
+def _near(analysis: Analysis) -> str:
+    """Which settings are good enough, and how many seeds would tell."""
+    if analysis.compared.empty or not math.isfinite(analysis.margin):
+        return ""
+    near, margin = analysis.near, show(analysis.margin)
+    text = f"No setting is within {margin} of the best with 95 % confidence."
+    if len(near):
+        which = f"{len(near)} of {len(analysis.compared)} settings"
+        text = f"{which} {'are' if len(near) > 1 else 'is'} within {margin} of the best with 95 %"
+        text += f" confidence; the largest of their batch sizes is {near['batch_size'].max():.0f}."
+    seeds = seeds_for(analysis.margin, analysis.cells, mode=analysis.mode)
+    if analysis.binned or seeds <= contenders(analysis.cells)["n"].median():
+        return text
+    return f"{text} To tell settings apart that differ by {margin} takes about {seeds} seeds each."
 
 
 def _interaction(analysis: Analysis) -> str:
@@ -159,8 +108,8 @@ def _interaction(analysis: Analysis) -> str:
         else "averaged over the grid, the settings differ by no more than the noise"
     )
     if not math.isfinite(mixed.p_value):
-        why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {_more(analysis)}"
-        return f"{_sentence(shares)}; {why}."
+        why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {how_to_replicate(analysis)}"
+        return f"{sentence(shares)}; {why}."
     p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
     if mixed.p_value <= SIGNIFICANT:
         return f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
@@ -187,18 +136,6 @@ def _crossing(analysis: Analysis) -> str:
         f"Larger batches do {worse} at {analysis.lr_name} {rates(falls)} and {better} at "
         f"{rates(rises)}: which batch size wins depends on the learning rate."
     )
-
-
-def _stable(analysis: Analysis) -> str:
-    table = analysis.stable.dropna(subset="diverges_at")
-    if table.empty:
-        return ""
-    limits = [
-        f"{show(row['stable_lr'])} at batch size {row['batch_size']:.0f}"
-        for row in table.to_dict("records")
-        if math.isfinite(row["stable_lr"])
-    ]
-    return f"Training was stable up to a peak lr of {listed(limits)}." if limits else ""
 
 
 def _targets(analysis: Analysis) -> str:
@@ -242,7 +179,7 @@ def _noise_scale(analysis: Analysis) -> str:
 def cautions(analysis: Analysis) -> list[str]:
     """What a reader should know before acting on the conclusions."""
     makers = (_ended_early, _binning, _unreplicated, _loose_edges, _mixed_origins, _no_front)
-    return [PLAYBOOK, *(sentence for make in makers for sentence in make(analysis))]
+    return [PLAYBOOK, *(text for make in makers for text in make(analysis))]
 
 
 def _ended_early(analysis: Analysis) -> list[str]:
@@ -291,18 +228,18 @@ def _binning(analysis: Analysis) -> list[str]:
 
 
 def _unreplicated(analysis: Analysis) -> list[str]:
-    replicate = _replicate(analysis)
+    one = replicate(analysis)
     scored = analysis.cells["mean"].notna().sum()
     left_out = scored - len(contenders(analysis.cells))
     if left_out and not analysis.binned:  # of bins, _binning counts those of one trial
         verb = "has" if left_out == 1 else "have"
         return [
-            f"{left_out} of {scored} settings {verb} only one {replicate}: beside settings with "
+            f"{left_out} of {scored} settings {verb} only one {one}: beside settings with "
             f"more they are not ranked, and cannot be best."
         ]
-    if analysis.freedom or not scored:
+    if analysis.noise.freedom or not scored:
         return []
-    return [f"There is only one {replicate} per setting, so there are no intervals and no tests."]
+    return [f"There is only one {one} per setting, so there are no intervals and no tests."]
 
 
 def _loose_edges(analysis: Analysis) -> list[str]:
@@ -310,7 +247,7 @@ def _loose_edges(analysis: Analysis) -> list[str]:
     if edge.empty:
         return []
     return [
-        f"At {_sizes([str(int(b)) for b in edge])} the best lr is the smallest or largest that "
+        f"At {sizes([str(int(b)) for b in edge])} the best lr is the smallest or largest that "
         f"was tried (unbracketed); a better one may lie outside."
     ]
 
