@@ -10,6 +10,7 @@ from made_tables import analysed, table
 from numpy.typing import NDArray
 from scipy import stats
 
+from search.analysis.critical_batch import front
 from search.analysis.leaderboard import leaderboard
 from search.analysis.ridge import CURVED, ridge_interval
 from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
@@ -20,7 +21,6 @@ from search.analysis.surface import (
     surface,
     with_interval,
 )
-from search.analysis.time_to_target import front
 from search.report.training_charts import target_chart
 
 Floats = NDArray[np.float64]

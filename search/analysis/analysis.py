@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from search.analysis.critical_batch import NO_FRONT, Front, decays, front
 from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
 from search.analysis.noise_scale import noise_scales
 from search.analysis.ridge import ridge_interval
 from search.analysis.scaling import Collapse, Exponent, collapse, exponent, rival_forms
 from search.analysis.surface import best_set, noise_of, optimism, stable_lr, surface
 from search.analysis.time_to_target import (
-    NO_FRONT,
-    Front,
     at_equal,
     common_target,
-    front,
     throughput,
     to_target,
 )
@@ -109,15 +107,16 @@ def analyse(
         best_set=best_set(cells, mode=mode),
         optimism=optimism(cells, mode=mode),
         stable=stable_lr(cells),
-        **_costs(rows, epochs, common_target(cells, mode=mode), metric=metric, mode=mode),
+        **_costs(rows, epochs, metric=metric, mode=mode),
     )
 
 
 def _costs(
-    rows: pd.DataFrame, epochs: pd.DataFrame | None, target: float, *, metric: str, mode: str
+    rows: pd.DataFrame, epochs: pd.DataFrame | None, *, metric: str, mode: str
 ) -> dict[str, Any]:
     """The fields of an Analysis about costs; empty tables without `epochs` or the columns."""
     settings: dict[str, Any] = {"metric": metric, "mode": mode, "lr": "peak"}
+    target = common_target(rows, **settings)
     needed = pd.DataFrame(columns=["batch_size", "lr", "updates"])
     equal: dict[str, pd.DataFrame] = {}
     has_epochs = epochs is not None and not epochs.empty
@@ -130,7 +129,7 @@ def _costs(
     return {
         "target": target,
         "needed": needed,
-        "front": front(needed) if has_epochs else NO_FRONT,
+        "front": front(needed, decaying=decays(rows)) if has_epochs else NO_FRONT,
         "noise_scales": noise_scales(rows, metric=metric) if is_measured else nothing,
         "equal": equal,
         "throughput": throughput(rows, metric=metric) if is_measured else nothing,

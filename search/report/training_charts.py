@@ -107,6 +107,8 @@ def target_chart(analysis: Analysis) -> Chart | None:
     rows = needed.astype(float)
     half = 1.96 * rows["spread"].clip(upper=0.5)
     rows["low"], rows["high"] = rows["updates"] * (1 - half), rows["updates"] * (1 + half)
+    is_bound = rows.get("early", 0 * rows["n"]) > 0
+    rows["shape"] = np.where(is_bound, "triangle-down", "circle")
     x = batch_axis(rows["batch_size"])
     y = log_axis("updates", title="updates to the target", axis=alt.Y)
     b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), 40)
@@ -131,14 +133,17 @@ def target_chart(analysis: Analysis) -> Chart | None:
         alt.Chart(rows.dropna(subset="low"))
         .mark_rule(strokeWidth=2)
         .encode(x=x, y=low, y2="high:Q"),
-        points.mark_point(size=90, filled=True, opacity=1).encode(color=batch_colour(legend=None)),
+        points.mark_point(size=90, filled=True, opacity=1).encode(
+            color=batch_colour(legend=None), shape=alt.Shape("shape:N", scale=None)
+        ),
     ]
     front = analysis.front
     if math.isfinite(front.critical_batch_size):
         curve = pd.DataFrame({"batch_size": b})
         curve["updates"] = front.s_min * (1 + front.critical_batch_size / b)
         layers.append(alt.Chart(curve).mark_line(strokeWidth=2).encode(x=x, y=y))
-        if not front.why and b[0] <= front.critical_batch_size <= b[-1]:
+        is_closed = math.isfinite(front.low) and math.isfinite(front.high)
+        if is_closed and b[0] <= front.critical_batch_size <= b[-1]:
             row = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
             rule = alt.Chart(row).encode(x=x)
             layers += [
