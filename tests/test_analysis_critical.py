@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from search.analysis.analysis import analyse
-from search.analysis.critical_batch import ANY, DECAYS, Front, decays, front
+from search.analysis.critical_batch import ANY, DECAYS, PADDING, Front, decays, front, lr_step
 from search.analysis.time_to_target import common_target, to_target
 from trainable.config import TrialConfig
 
@@ -195,9 +195,10 @@ def quadratic(
 ) -> Tables:
     """A grid of lrs a factor of two apart, somewhere; an evaluation each epoch."""
     trials, rows = [], []
+    grid = 1.9 * rng.uniform(0.5, 1) * 2.0 ** -np.arange(8)
     for b in TRIED:
         per_epoch = images // b
-        for lr in 1.9 * rng.uniform(0.5, 1) * 2.0 ** -np.arange(8):
+        for lr in grid:
             lrs = rates(lr, per_epoch * epochs, decay)
             weights = np.ones((seeds, len(CURVATURES)))
             losses = np.empty((seeds, epochs))
@@ -220,7 +221,7 @@ def quadratic(
 def needs(b: float, target: float, noise: float, decay: str, most: int) -> int:
     """The length of the shortest run, with its own schedule, whose mean loss meets the target."""
     best = most
-    for lr in 1.95 * 2.0 ** -np.arange(0, 9, 0.5):
+    for lr in 1.95 * 2.0 ** -np.arange(0, 9, 0.2):
 
         def meets(updates: int, lr: float = lr) -> bool:
             kept, added = moved(rates(lr, updates, decay), b, noise)
@@ -237,7 +238,7 @@ def needs(b: float, target: float, noise: float, decay: str, most: int) -> int:
 
 
 def true_critical(target: float, noise: float, decay: str) -> float:
-    updates = [needs(b, target, noise, decay, 1 << 14) for b in TRIED]
+    updates = [needs(b, target, noise, decay, 1 << 13) for b in TRIED]
     return front(pd.DataFrame({"batch_size": TRIED, "updates": updates})).critical_batch_size
 
 
@@ -273,8 +274,24 @@ def test_under_a_constant_rate_the_interval_holds_the_true_one(
     for _ in range(repetitions):
         trials, rows = quadratic(rng, decay="constant", **settings)  # type: ignore[arg-type]
         target = common_target(trials, **LOSS)
-        found = front(to_target(trials, rows, target=target, **LOSS))
+        step = lr_step(trials, lr="base_lr")
+        assert step == pytest.approx(math.log(2))
+        found = front(to_target(trials, rows, target=target, **LOSS), step=step)
         if not found.why:
             held.append(holds(found, true_critical(target, noise, "constant")))
     print(f"\nnoise {noise}: {np.mean(held):.3f} of {len(held)} told held, of {repetitions}")
     assert sum(not each for each in held) <= stats.binom.ppf(0.999, repetitions, 0.05)
+
+
+def test_the_interval_is_padded_by_a_part_of_the_lrs_step() -> None:
+    rows = [(16, 0.0), *((16, lr) for lr in (0.1, 0.2, 0.2, 0.8)), (32, 0.1), (32, 0.2), (64, 5.0)]
+    step = lr_step(pd.DataFrame(rows, columns=["batch_size", "lr"]), lr="lr")
+    assert step == pytest.approx(math.log(2))  # of log 2, log 4 and log 2
+    alone = pd.DataFrame([(16, 0.1), (32, 0.2)], columns=["batch_size", "lr"])
+    assert lr_step(alone, lr="lr") == 0
+    made = drawn(np.random.default_rng(0), 120.0, SIZES[6], seeds=2, std=0.05)
+    needed = reached(tables(made, first=100, last=1e6))
+    bare, padded = front(needed), front(needed, step=step)
+    assert padded.critical_batch_size == bare.critical_batch_size
+    assert padded.low == pytest.approx(bare.low / 2**PADDING)
+    assert padded.high == pytest.approx(bare.high * 2**PADDING)

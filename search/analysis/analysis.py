@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.analysis.critical_batch import NO_FRONT, Front, decays, front
+from search.analysis.critical_batch import NO_FRONT, Front, decays, front, lr_step
 from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
 from search.analysis.noise_scale import noise_scales
 from search.analysis.ridge import ridge_interval
@@ -123,13 +123,14 @@ def _costs(
     if epochs is not None and has_epochs and math.isfinite(target):
         needed = to_target(rows, epochs, target=target, **settings)
         equal = at_equal(rows, epochs, **settings)
+    fitted = front(needed, decaying=decays(rows), step=lr_step(rows, lr="peak"))
     is_measured = {"noise_scale", "images_per_s"} <= set(rows)
     columns = ["batch_size", "noise_scale", "least", "most", "images_per_s", "n"]
     nothing = pd.DataFrame(columns=columns)
     return {
         "target": target,
         "needed": needed,
-        "front": front(needed, decaying=decays(rows)) if has_epochs else NO_FRONT,
+        "front": fitted if has_epochs else NO_FRONT,
         "noise_scales": noise_scales(rows, metric=metric) if is_measured else nothing,
         "equal": equal,
         "throughput": throughput(rows, metric=metric) if is_measured else nothing,

@@ -13,6 +13,9 @@ from scipy import optimize, special, stats
 from search.analysis.surface import LEVEL
 
 LEAST = 4  # batch sizes for a fit of two parameters
+# Of a step between lrs, by which each end of an interval is moved outwards. Large batch sizes need
+# the highest stable lr, so the cost at the grid's nearest is too high; which the errors do not say.
+PADDING = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,14 @@ def decays(trials: pd.DataFrame) -> bool:
     return "decay" in trials and bool((trials["decay"].dropna() != "constant").any())
 
 
-def front(needed: pd.DataFrame, *, decaying: bool = False) -> Front:
+def lr_step(trials: pd.DataFrame, *, lr: str) -> float:
+    """The usual step in log lr between the lrs of a batch size; 0 with one lr each."""
+    logs = (np.log(np.unique(lrs)) for _, lrs in trials[trials[lr] > 0].groupby("batch_size")[lr])
+    steps = np.concatenate([[], *(np.diff(each) for each in logs)])
+    return float(np.median(steps)) if len(steps) else 0.0
+
+
+def front(needed: pd.DataFrame, *, decaying: bool = False, step: float = 0.0) -> Front:
     """Fit the time-to-target curve S(B) = S_min (1 + B_crit / B) to the updates to the target.
 
     `needed` is a table of `to_target`, or one with only batch_size and updates. Least squares of
@@ -62,7 +72,8 @@ def front(needed: pd.DataFrame, *, decaying: bool = False) -> Front:
     are those between batch sizes, so they include what the choice of an lr from a grid adds; what
     it adds to all batch sizes alike is part of S_min. The interval is a profile interval: it ends
     where the deviance rises by what F(1, n - 2) allows, with n batch sizes that are no bounds, and
-    at most a factor of a thousand beyond the batch sizes that were tried.
+    at most a factor of a thousand beyond the batch sizes that were tried. Both ends are padded by a
+    part of `step`, the step of the grid in log lr.
     """
     if "typical_updates" not in needed:
         needed = needed.assign(typical_updates=needed["updates"], early=0, unreached=0, n=1)
@@ -87,8 +98,8 @@ def front(needed: pd.DataFrame, *, decaying: bool = False) -> Front:
         s_min=float(s_min),
         e_min=float(s_min * critical),
         critical_batch_size=float(critical),
-        low=low,
-        high=high,
+        low=float(low * np.exp(-PADDING * step)),
+        high=float(high * np.exp(PADDING * step)),
         why="",
     )
 
