@@ -247,9 +247,10 @@ def true_critical(target: float, noise: float, decay: str) -> float:
 def test_under_a_decaying_rate_the_critical_batch_size_is_refused(
     noise: float, repetitions: int
 ) -> None:
-    """What one budget would give is several times too large, and its interval misses the truth."""
+    """What one budget would give is several times too large, mostly with the truth outside."""
     rng = np.random.default_rng(2)
     settings = {"noise": noise, "images": 2048, "epochs": 10, "seeds": 3}
+    times, missed = [], []
     for _ in range(repetitions):
         trials, epochs = quadratic(rng, decay="cosine", **settings)  # type: ignore[arg-type]
         found = analyse(trials, epochs, **LOSS)
@@ -257,9 +258,10 @@ def test_under_a_decaying_rate_the_critical_batch_size_is_refused(
         assert math.isnan(found.front.critical_batch_size)
         one_budget = front(found.needed.assign(early=0))
         truth = true_critical(found.target, noise, "cosine")
-        print(f"\nnoise {noise}: {one_budget.critical_batch_size:.1f} [{one_budget.low:.1f}, "
-              f"{one_budget.high:.1f}], true {truth:.2f}")  # fmt: skip
-        assert not one_budget.critical_batch_size < 2 * truth
+        times.append(one_budget.critical_batch_size / truth)
+        missed.append(not holds(one_budget, truth))
+    print(f"\nnoise {noise}: {np.nanmedian(times):.1f} times too large, {np.mean(missed):.2f} miss")
+    assert np.nanmedian(times) > 2
 
 
 @pytest.mark.parametrize("repetitions", [1, pytest.param(60, marks=pytest.mark.slow)])
