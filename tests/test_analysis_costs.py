@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from made_tables import table
 from scipy import stats
 
 from search.analysis.noise_scale import noise_scales
@@ -80,6 +81,7 @@ def test_a_cell_counts_where_half_of_its_seeds_reach_the_target(
         assert found.empty
     assert found.columns.tolist() == [
         *("batch_size", "lr", "examples_seen", "updates", "train_s", "n", "spread"),
+        *("early", "unreached", "typical_updates"),
     ]
 
 
@@ -133,15 +135,24 @@ def test_stopped_trials_and_those_of_a_population_reach_nothing() -> None:
     assert at_equal(stopped, epochs, **settings) == {}  # type: ignore[arg-type]
 
 
-def test_the_target_in_common_is_the_worst_of_the_best() -> None:
-    cells = pd.DataFrame(
-        [(16, 0.9), (16, 0.7), (32, 0.8), (32, 0.75), (64, 0.85), (128, math.nan)],
-        columns=["batch_size", "mean"],
-    )
-    assert common_target(cells, mode="max") == 0.8
-    assert common_target(cells, mode="min") == 0.85
-    assert common_target(cells.head(3), mode="max") == 0.8  # two batch sizes are enough
-    assert math.isnan(common_target(cells.tail(2), mode="max"))
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1.0), ("min", -1.0)])
+def test_the_target_in_common_is_what_all_seeds_of_a_rate_reach(mode: str, sign: float) -> None:
+    """Of each batch size the best of its rates' worst seeds, and the worst of those."""
+    scores = {
+        (16, 0.1): [0.9, 0.8],  # 0.8
+        (16, 0.2): [0.99, 0.7],
+        (32, 0.1): [0.79, 0.78, 0.95],  # 0.78, although its mean is 0.84
+        (32, 0.2): [0.75],
+        (64, 0.1): [0.85, 0.85],
+    }
+    cells = {cell: [sign * score for score in values] for cell, values in scores.items()}
+    rows = table(cells | {(128, 0.1): ["diverged"], (64, 0.2): ["stopped"]})
+    settings = {"metric": "val_auroc", "mode": mode}
+    assert common_target(rows, **settings) == sign * 0.78  # type: ignore[arg-type]
+    two = rows[rows["batch_size"] != 32]
+    assert common_target(two, **settings) == sign * 0.8  # type: ignore[arg-type]
+    one = rows[rows["batch_size"] >= 64]
+    assert math.isnan(common_target(one, **settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

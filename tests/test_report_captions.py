@@ -46,8 +46,9 @@ TRAINING = {
     "updates_to_target": (
         "Updates to reach val_auroc 0.8765",
         "Each batch size with the rate that needs the fewest images; both axes are logarithmic. "
-        "Dashed: perfect scaling, where doubling the batch size halves the updates. Solid: the "
-        "fitted time-to-target curve, if there is one.",
+        "Triangles: at most so many, as seeds reached it by their first evaluation. Dashed: "
+        "perfect scaling, where doubling the batch size halves the updates. Solid: the fitted "
+        "time-to-target curve, if there is one.",
     ),
     "noise_scale": (
         "Measured gradient noise scale",

@@ -6,14 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_tables import Cells, shares_of
+from made_tables import Cells, shares_of, table
 from made_tables import analysed as of
 from scipy import stats
 
-from search.analysis.analysis import Analysis
+from search.analysis.analysis import Analysis, analyse
 from search.analysis.scaling import Exponent
-from search.report.sentences import conclusions, scope
+from search.report.sentences import cautions, conclusions, scope
 from search.report.wording import listed
 from search.study.shown import show
 
@@ -318,3 +319,64 @@ def test_an_interval_holds_its_own_ends() -> None:
         verdict=f"Square-root scaling and linear scaling {ALL_ARE}; a constant rate is rejected",
         scatter="",
     )  # fmt: skip
+
+
+FEW = "2 batch sizes reach the target; at least four batch sizes are needed"
+DECAYING = (
+    "the learning rate decays, so every batch size reaches the target late in its schedule. The "
+    "same grid with several budgets (`Variants`) would tell, where the shortest budget that "
+    "reaches the target counts, or with decay=constant"
+)
+NEEDED = (
+    "To reach val_auroc 0.9 with its own best lr, batch size 16 needed {} and batch size 32 {}."
+)
+
+
+def costs(scores: Mapping[int, Sequence[Sequence[float]]], **more: object) -> Analysis:
+    """A trial for each curve of a batch size; an evaluation after every 100 updates."""
+    trials = table({(b, 0.1): [max(c) for c in curves] for b, curves in scores.items()}, **more)
+    trials["trial_key"] = [f"{b}-{seed}" for b in scores for seed in range(len(scores[b]))]
+    epochs = pd.DataFrame(
+        [
+            (f"{b}-{seed}", n, 100 * n, 100 * n * b, score, 1.0, 0.1)
+            for b, curves in scores.items()
+            for seed, curve in enumerate(curves)
+            for n, score in enumerate(curve, 1)
+        ],
+        columns=[
+            *("trial_key", "epoch", "updates", "examples_seen", "val_auroc", "epoch_wall_s", "lr"),
+        ],
+    )
+    return analyse(trials, epochs, metric="val_auroc", mode="max")
+
+
+def test_a_target_met_at_the_first_evaluation_was_met_at_or_before_it() -> None:
+    found = costs({16: [[0.9, 0.9]], 32: [[0.8, 0.9]]})
+    assert found.needed["early"].tolist() == [1, 0]
+    assert conclusions(found)[-1] == NEEDED.format(
+        "at most 100 updates (1,600 images)", f"needed 200 (6,400 images); {FEW}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("unreached", "seeds"),
+    [
+        (1, "; mean of 2 seeds of 3, as one never reached it"),
+        (2, "; mean of 2 seeds of 4, as the others never reached it"),
+    ],
+)
+def test_seeds_that_never_reach_the_target_are_told(unreached: int, seeds: str) -> None:
+    found = costs({16: [[0.8, 0.9], [0.8, 0.9]], 32: [[0.8, 0.9]]})
+    needed = found.needed.assign(unreached=[unreached, 0])
+    assert conclusions(replace(found, needed=needed))[-1] == NEEDED.format(
+        f"200 updates (3,200 images{seeds})", f"needed 200 (6,400 images); {FEW}"
+    )
+
+
+@pytest.mark.parametrize("decay", ["cosine", "step", "polynomial", "batch_growth"])
+def test_under_a_decaying_rate_a_cost_is_at_most_so_much(decay: str) -> None:
+    found = costs({16: [[0.8, 0.9]], 32: [[0.8, 0.9]]}, decay=decay)
+    assert conclusions(found)[-1] == NEEDED.format(
+        "at most 200 updates (3,200 images)", f"needed at most 200 (6,400 images); {DECAYING}"
+    )
+    assert f"Critical batch size: {DECAYING}." in cautions(found)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from search.analysis.best_set import compared, default_margin, optimism
 from search.analysis.collapse import Collapse, collapse
+from search.analysis.critical_batch import NO_FRONT, Front, decays, front, lr_step
 from search.analysis.forms import rival_forms
 from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
 from search.analysis.noise import Noise, noise_of
@@ -19,11 +20,8 @@ from search.analysis.scaling import Exponent, exponent, lr_to_use
 from search.analysis.stability import stable_lr
 from search.analysis.surface import surface
 from search.analysis.time_to_target import (
-    NO_FRONT,
-    Front,
     at_equal,
     common_target,
-    front,
     throughput,
     to_target,
 )
@@ -128,28 +126,30 @@ def analyse(
         margin=default_margin(cells, metric=metric) if margin is None else margin,
         optimism=optimism(cells, mode=mode),
         stable=stable_lr(cells),
-        **_costs(rows, epochs, common_target(cells, mode=mode), metric=metric, mode=mode),
+        **_costs(rows, epochs, metric=metric, mode=mode),
     )
 
 
 def _costs(
-    rows: pd.DataFrame, epochs: pd.DataFrame | None, target: float, *, metric: str, mode: str
+    rows: pd.DataFrame, epochs: pd.DataFrame | None, *, metric: str, mode: str
 ) -> dict[str, Any]:
     """The fields of an Analysis about costs; empty tables without `epochs` or the columns."""
     settings: dict[str, Any] = {"metric": metric, "mode": mode, "lr": "peak"}
+    target = common_target(rows, **settings)
     needed = pd.DataFrame(columns=["batch_size", "lr", "updates"])
     equal: dict[str, pd.DataFrame] = {}
     has_epochs = epochs is not None and not epochs.empty
     if epochs is not None and has_epochs and math.isfinite(target):
         needed = to_target(rows, epochs, target=target, **settings)
         equal = at_equal(rows, epochs, **settings)
+    fitted = front(needed, decaying=decays(rows), step=lr_step(rows, lr="peak"))
     is_measured = {"noise_scale", "images_per_s"} <= set(rows)
     columns = ["batch_size", "noise_scale", "least", "most", "images_per_s", "n"]
     nothing = pd.DataFrame(columns=columns)
     return {
         "target": target,
         "needed": needed,
-        "front": front(needed) if has_epochs else NO_FRONT,
+        "front": fitted if has_epochs else NO_FRONT,
         "noise_scales": noise_scales(rows, metric=metric) if is_measured else nothing,
         "equal": equal,
         "throughput": throughput(rows, metric=metric) if is_measured else nothing,

@@ -1,17 +1,17 @@
-"""The cost of reaching a target score at each batch size, and the critical batch size.
+"""The cost of reaching a target score at each batch size, and the scores at equal cost.
 
 Costs are in updates, images and seconds. Pure functions of the `trials` and `epochs` tables.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
-from search.analysis.surface import LEVEL, usable
+from search.analysis.surface import usable
 
 COSTS = ("examples_seen", "updates", "train_s")
 REACHED_SHARE = 0.5  # at least this part of a cell's seeds must reach the target
@@ -31,16 +31,17 @@ def curves(trials: pd.DataFrame, epochs: pd.DataFrame, *, lr: str) -> pd.DataFra
     return rows
 
 
-def common_target(cells: pd.DataFrame, *, mode: str) -> float:
-    """The best mean score that every batch size reaches with its best lr.
+def common_target(trials: pd.DataFrame, *, metric: str, mode: str, lr: str = "base_lr") -> float:
+    """The best score that every batch size reaches with all seeds of some lr.
 
-    NaN with fewer than two batch sizes that have a score.
+    Of the mean, as many seeds would fall short as reach it. NaN with fewer than two batch sizes
+    that have a score.
     """
-    by_batch = cells.dropna(subset="mean").groupby("batch_size")["mean"]
-    best = by_batch.max() if mode == "max" else by_batch.min()
-    if len(best) < 2:
-        return float("nan")
-    return float(best.min() if mode == "max" else best.max())
+    sign = 1.0 if mode == "max" else -1.0
+    rows = usable(trials, metric=metric)
+    worst = (sign * rows[metric]).groupby([rows["batch_size"], rows[lr]]).min()
+    best = worst.groupby("batch_size").max()
+    return sign * float(best.min()) if len(best) > 1 else float("nan")
 
 
 def to_target(
@@ -55,14 +56,17 @@ def to_target(
     """The cost of reaching the target at each batch size, with the lr that is best for it.
 
     One row per batch size that reaches it: batch_size; the `lr` that needs the fewest images; the
-    mean costs of its seeds in images, updates and seconds (`examples_seen`, `updates`, `train_s`);
-    `n`, and `spread`, the relative standard error over seeds. The cost of a trial is interpolated
-    linearly between the evaluations before and after it first reaches the target (the first
-    evaluation is not interpolated). A cell counts if at least half of its usable trials reach it.
+    mean costs of the seeds that reach it in images, updates and seconds (`examples_seen`,
+    `updates`, `train_s`); `n`, and `spread`, their relative standard error. The cost of a trial is
+    interpolated linearly between the evaluations before and after it first reaches the target.
+    `early` seeds reached it at or before their first evaluation, so their cost is at most that
+    evaluation's; `unreached` seeds never did. `typical_updates`, by which the lr is chosen, is the
+    geometric mean over all seeds with both as censored. A cell counts if at least half of its
+    usable trials reach the target.
     """
     sign = 1.0 if mode == "max" else -1.0
     rows = curves(usable(trials, metric=metric), epochs, lr=lr)
-    columns = ["batch_size", "lr", *COSTS, "n", "spread"]
+    columns = ["batch_size", "lr", *COSTS, "n", "spread", "early", "unreached", "typical_updates"]
     costs = [
         {"trial_key": key, "batch_size": batch_size, "lr": trial_lr}
         | _cost_of(curve, sign * curve[metric].to_numpy(dtype=float), sign * target)
@@ -74,102 +78,79 @@ def to_target(
     cells = by_cell[list(COSTS)].mean()
     cells["n"] = by_cell["updates"].count()
     cells["spread"] = (by_cell["updates"].sem() / cells["updates"]).astype(float)
+    cells["early"] = by_cell["early"].sum().astype(int)
+    cells["unreached"] = by_cell.size() - cells["n"]
+    cells["typical_updates"] = _typical(by_cell)
     cells = cells[cells["n"] >= REACHED_SHARE * by_cell.size()].dropna(subset="updates")
     if cells.empty:
         return pd.DataFrame(columns=columns)
-    best = cells.reset_index().sort_values("examples_seen").groupby("batch_size").head(1)
+    ranked = cells.reset_index().sort_values(["typical_updates", "updates", "lr"])
+    best = ranked.groupby("batch_size").head(1)
     return best.sort_values("batch_size").reset_index(drop=True)[columns]
 
 
-def _cost_of(curve: pd.DataFrame, score: NDArray[np.float64], target: float) -> dict[str, float]:
-    """What a trial spent until its score first reached the target; NaN if it never did."""
+def _cost_of(curve: pd.DataFrame, score: NDArray[np.float64], target: float) -> dict[str, Any]:
+    """What a trial spent until its score first reached the target; NaN if it never did.
+
+    `early`: it was reached at the first evaluation; `last_updates`: those of the last evaluation.
+    """
     hits = np.flatnonzero(score >= target)
+    cost: dict[str, Any] = {"early": False, "last_updates": float(curve["updates"].iloc[-1])}
     if not len(hits):
-        return dict.fromkeys(COSTS, np.nan)
+        return cost | dict.fromkeys(COSTS, np.nan)
     i = int(hits[0])
     share = 1.0
     if i and score[i] > score[i - 1]:
         share = (target - score[i - 1]) / (score[i] - score[i - 1])
-    cost = {}
     for name in COSTS:
         values = curve[name].to_numpy(dtype=float)
         before = values[i - 1] if i else 0.0
         cost[name] = before + share * (values[i] - before) if i else values[0]
-    return cost
+    return cost | {"early": i == 0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Front:
-    """(S / S_min - 1)(E / E_min - 1) = 1 (McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11).
+def _typical(by_cell: "pd.api.typing.DataFrameGroupBy[Any, Any]") -> "pd.Series[float]":
+    """The geometric mean of each cell's updates, by maximum likelihood under censoring.
 
-    The time-to-target curve: S updates and E = B S images at batch size B. `critical_batch_size` is
-    E_min / S_min, with its 95 % interval; NaN if it cannot be estimated. `why` gives the reason.
+    Updates are log-normal with one standard deviation, which is pooled over the known updates of
+    all cells. It is NaN where seeds are censored and no cell says how much seeds differ.
     """
-
-    s_min: float
-    e_min: float
-    critical_batch_size: float
-    low: float
-    high: float
-    why: str
-
-
-NO_FRONT = Front(
-    s_min=float("nan"),
-    e_min=float("nan"),
-    critical_batch_size=float("nan"),
-    low=float("nan"),
-    high=float("nan"),
-    why="there are no evaluations during training",
-)
+    logs = {cell: _logs(group) for cell, group in by_cell}
+    several = [exact for exact, _, _ in logs.values() if len(exact) > 1]
+    freedom = sum(len(exact) - 1 for exact in several)
+    squares = sum(float(((exact - exact.mean()) ** 2).sum()) for exact in several)
+    std = np.sqrt(squares / freedom) if freedom > 0 else np.nan
+    means = {cell: np.exp(_censored_mean(*values, std=std)) for cell, values in logs.items()}
+    index = pd.MultiIndex.from_tuples(means, names=["batch_size", "lr"])
+    return pd.Series(list(means.values()), index=index, dtype=float)
 
 
-def front(needed: pd.DataFrame) -> Front:
-    """Fit the time-to-target curve S(B) = S_min (1 + B_crit / B) to the updates to the target.
+def _logs(costs: pd.DataFrame) -> tuple[NDArray[np.float64], ...]:
+    """Log updates of a cell: known ones, upper bounds of early ones, lower ones of unreached."""
+    known = costs["updates"].notna()
+    early = costs["early"].astype(bool)
+    exact, left = costs.loc[known & ~early, "updates"], costs.loc[early, "updates"]
+    parts = (exact, left, costs.loc[~known, "last_updates"])
+    return tuple(np.log(part.to_numpy(dtype=float)) for part in parts)
 
-    Least squares of log S, which assumes equal relative errors. The interval is a profile interval:
-    it ends where the sum of squares rises by what F(1, n - 2) allows, and at most a factor of a
-    thousand beyond the batch sizes that were tried.
-    """
-    nan = float("nan")
-    if len(needed) < 4:
-        count = f"{len(needed)} batch size{' reaches' if len(needed) == 1 else 's reach'}"
-        return replace(NO_FRONT, why=f"{count} the target; at least four batch sizes are needed")
-    b = needed["batch_size"].to_numpy(dtype=float)
-    log_s = np.log(needed["updates"].to_numpy(dtype=float))
 
-    def rss(log_critical: float) -> float:
-        residuals = log_s - np.log1p(np.exp(log_critical) / b)
-        return float(((residuals - residuals.mean()) ** 2).sum())
-
-    bounds = (np.log(b.min()) - np.log(1000), np.log(b.max()) + np.log(1000))
-    grid = np.linspace(*bounds, 400)
-    values = np.array([rss(log_critical) for log_critical in grid])
-    index = int(values.argmin())
-    neighbours = (grid[max(index - 1, 0)], grid[min(index + 1, len(grid) - 1)])
-    best = float(optimize.minimize_scalar(rss, bounds=neighbours, method="bounded").x)
-    critical = float(np.exp(best))
-    s_min = float(np.exp((log_s - np.log1p(critical / b)).mean()))
-    freedom = len(b) - 2
-    allowed = rss(best) * (1 + stats.f.ppf(LEVEL, 1, freedom) / freedom) + 1e-12
-    open_low, open_high = values[0] <= allowed, values[-1] <= allowed
-
-    def end(outermost: float) -> float:
-        return float(np.exp(optimize.brentq(lambda x: rss(x) - allowed, outermost, best)))
-
-    why = ""
-    if open_high:
-        why = "all batch sizes scale perfectly: the critical batch size is above those tried"
-    elif open_low:
-        why = "no batch size scales perfectly: the critical batch size is below those tried"
-    return Front(
-        s_min=s_min,
-        e_min=s_min * critical,
-        critical_batch_size=critical,
-        low=nan if open_low else end(grid[0]),
-        high=nan if open_high else end(grid[-1]),
-        why=why,
-    )
+def _censored_mean(
+    exact: NDArray[np.float64],
+    left: NDArray[np.float64],
+    right: NDArray[np.float64],
+    *,
+    std: float,
+) -> float:
+    """The mean of a normal distribution; the bound itself if all are bounded on one side."""
+    if not len(right) and not (len(exact) and len(left)):
+        return float(np.mean(exact if len(exact) else left))
+    if not len(exact) and not len(left):
+        return float(np.mean(right))
+    if not std > 0:
+        return float("nan")
+    censored = stats.CensoredData(uncensored=exact, left=left, right=right)
+    mean, _ = stats.norm.fit(censored, loc=np.mean([*exact, *left, *right]), fscale=std)
+    return float(mean)
 
 
 def at_equal(

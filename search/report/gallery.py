@@ -113,7 +113,8 @@ def training_pictures(analysis: Analysis, epochs: pd.DataFrame | None) -> dict[s
             "updates_to_target",
             f"Updates to reach {metric} {show(analysis.target)}",
             "Each batch size with the rate that needs the fewest images; both axes are "
-            "logarithmic. Dashed: perfect scaling, where doubling the batch size halves the "
+            "logarithmic. Triangles: at most so many, as seeds reached it by their first "
+            "evaluation. Dashed: perfect scaling, where doubling the batch size halves the "
             "updates. Solid: the fitted time-to-target curve, if there is one.",
             target_chart(analysis),
         ),

@@ -205,6 +205,10 @@ def target_table(analysis: Analysis) -> str:
         "train_s": "seconds",
         "n": "seeds",
     }
+    # Columns that say nothing of most tables; `updates` is at most so many where seeds were early.
+    more = {"early": "at or before their first evaluation", "unreached": "that never reach it"}
+    is_used = {name: name in analysis.needed and analysis.needed[name].any() for name in more}
+    columns |= {name: words for name, words in more.items() if is_used[name]}
     rows = analysis.needed.round({"updates": 0, "examples_seen": 0, "train_s": 1})
     return table(f"To reach {analysis.metric} {show(analysis.target)}", rows, columns)
 

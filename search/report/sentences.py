@@ -1,10 +1,14 @@
 """Sentences from an analysis: conclusions, what cannot be concluded and why, and caveats."""
 
 import math
+from typing import Any
+
+import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.analysis.best_set import seeds_for
 from search.analysis.chance import best_auroc, nothing_beat_chance
+from search.analysis.critical_batch import decays
 from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
 from search.analysis.surface import best_cell, contenders
 from search.report.scaling_sentences import lr_to_use, scaling, stable
@@ -12,6 +16,7 @@ from search.report.wording import cell_words, how_to_replicate, listed, replicat
 from search.study.shown import number_of, show
 
 SIGNIFICANT = 0.05
+LARGE = 1e4  # sizes that would be shown with an exponent
 NOTHING_BEAT_CHANCE = (
     "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "
     "concluded; check the data and its labels, and try lower learning rates or a longer training."
@@ -142,19 +147,38 @@ def _targets(analysis: Analysis) -> str:
     needed = analysis.needed
     if len(needed) < 2:
         return ""
-    first, last = needed.iloc[0], needed.iloc[-1]
-    text = (
-        f"To reach {analysis.metric} {show(analysis.target)} with its own best lr, batch size "
-        f"{first['batch_size']:.0f} needed {first['updates']:,.0f} updates "
-        f"({first['examples_seen']:,.0f} images) and batch size {last['batch_size']:.0f} needed "
-        f"{last['updates']:,.0f} ({last['examples_seen']:,.0f} images)"
-    )
+    decaying = decays(analysis.trials)
+    first = _needed(needed.iloc[0], unit=" updates", decaying=decaying)
+    last = _needed(needed.iloc[-1], unit="", decaying=decaying)
+    text = f"To reach {analysis.metric} {show(analysis.target)} with its own best lr, "
+    text += f"{first} and {last}"
     fit = analysis.front
-    if not math.isfinite(fit.critical_batch_size) or fit.why:
+    if fit.why or not math.isfinite(fit.critical_batch_size):
         return f"{text}{'; ' + fit.why if fit.why else ''}."
+    critical, low, high = (
+        f"{size:,.0f}" if size >= LARGE else show(size)
+        for size in (fit.critical_batch_size, fit.low, fit.high)
+    )
+    span = f"about {critical} [{low}, {high}]"
+    if math.isnan(fit.high):
+        span = f"not bounded above; at least {low}"
+    elif math.isnan(fit.low):
+        span = f"at most {high}"
     return (
-        f"{text}; the critical batch size, above which a larger batch saves few updates, is about "
-        f"{show(fit.critical_batch_size)} [{show(fit.low)}, {show(fit.high)}]."
+        f"{text}; the critical batch size, above which a larger batch saves few updates, is {span}."
+    )
+
+
+def _needed(row: "pd.Series[Any]", *, unit: str, decaying: bool) -> str:
+    """What a batch size needed: at most that if it may have been there before an evaluation."""
+    is_bound = decaying or row.get("early", 0) > 0
+    seeds = ""
+    if row.get("unreached", 0):
+        seeds = f"; mean of {row['n']:.0f} seeds of {row['n'] + row['unreached']:.0f}, as "
+        seeds += "the others never reached it" if row["unreached"] > 1 else "one never reached it"
+    return (
+        f"batch size {row['batch_size']:.0f} needed {'at most ' if is_bound else ''}"
+        f"{row['updates']:,.0f}{unit} ({row['examples_seen']:,.0f} images{seeds})"
     )
 
 

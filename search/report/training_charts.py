@@ -6,8 +6,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from search.analysis.analysis import Analysis
+from search.analysis.critical_batch import Front
 from search.analysis.surface import usable
 from search.report.charts import (
     SOFT,
@@ -107,6 +109,8 @@ def target_chart(analysis: Analysis) -> Chart | None:
     rows = needed.astype(float)
     half = 1.96 * rows["spread"].clip(upper=0.5)
     rows["low"], rows["high"] = rows["updates"] * (1 - half), rows["updates"] * (1 + half)
+    is_bound = rows.get("early", 0 * rows["n"]) > 0
+    rows["shape"] = np.where(is_bound, "triangle-down", "circle")
     x = batch_axis(rows["batch_size"])
     y = log_axis("updates", title="updates to the target", axis=alt.Y)
     b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), 40)
@@ -131,21 +135,29 @@ def target_chart(analysis: Analysis) -> Chart | None:
         alt.Chart(rows.dropna(subset="low"))
         .mark_rule(strokeWidth=2)
         .encode(x=x, y=low, y2="high:Q"),
-        points.mark_point(size=90, filled=True, opacity=1).encode(color=batch_colour(legend=None)),
+        points.mark_point(size=90, filled=True, opacity=1).encode(
+            color=batch_colour(legend=None), shape=alt.Shape("shape:N", scale=None)
+        ),
     ]
-    front = analysis.front
-    if math.isfinite(front.critical_batch_size):
-        curve = pd.DataFrame({"batch_size": b})
-        curve["updates"] = front.s_min * (1 + front.critical_batch_size / b)
-        layers.append(alt.Chart(curve).mark_line(strokeWidth=2).encode(x=x, y=y))
-        if not front.why and b[0] <= front.critical_batch_size <= b[-1]:
-            row = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
-            rule = alt.Chart(row).encode(x=x)
-            layers += [
-                rule.mark_rule(strokeWidth=1, opacity=SOFT),
-                rule.mark_text(opacity=SOFT, align="left", dx=4, y=10).encode(text="text:N"),
-            ]
+    if math.isfinite(analysis.front.critical_batch_size):
+        layers += _fitted(analysis.front, b, x=x, y=y)
     return finished(layered(*layers))
+
+
+def _fitted(front: Front, b: NDArray[np.float64], *, x: alt.X, y: alt.Y) -> list[Any]:
+    """The time-to-target curve, and the critical batch size if it lies among those tried."""
+    curve = pd.DataFrame({"batch_size": b})
+    curve["updates"] = front.s_min * (1 + front.critical_batch_size / b)
+    layers: list[Any] = [alt.Chart(curve).mark_line(strokeWidth=2).encode(x=x, y=y)]
+    is_closed = math.isfinite(front.low) and math.isfinite(front.high)
+    if is_closed and b[0] <= front.critical_batch_size <= b[-1]:
+        row = pd.DataFrame({"batch_size": [front.critical_batch_size], "text": ["critical"]})
+        rule = alt.Chart(row).encode(x=x)
+        layers += [
+            rule.mark_rule(strokeWidth=1, opacity=SOFT),
+            rule.mark_text(opacity=SOFT, align="left", dx=4, y=10).encode(text="text:N"),
+        ]
+    return layers
 
 
 def noise_scale_chart(analysis: Analysis) -> Chart | None:
