@@ -20,7 +20,7 @@ from search.analysis.groups import (
     varied_fields,
     with_steps,
 )
-from search.analysis.importance import importance
+from search.analysis.importance import COLUMNS, importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
 from search.analysis.stopping import deciding_rung, stopping, verdict
@@ -28,7 +28,7 @@ from search.analysis.surface import USABLE
 from search.report.confounds import confounds
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
-from search.report.search_sentences import stopping_sentence
+from search.report.search_sentences import importance_sentence, stopping_sentence
 from search.report.sentences import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError, named_alike
@@ -114,7 +114,7 @@ def of_study(folder: Results, *, metric: str | None = None) -> Findings:
     cautions += _mixed(trials, exploration.kind, num_unplanned=len(unplanned))
     cautions += confounds(trials, about, metric)
     search = exploration.is_search or len(varied) > 3
-    weights = pd.DataFrame(columns=["field", "importance"])
+    weights = pd.DataFrame(columns=COLUMNS)
     if search and exploration.kind != "Pbt":
         weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
@@ -197,7 +197,7 @@ def of_table(
         steps={},
         fields=[],
         leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),
-        importance=pd.DataFrame(columns=["field", "importance"]),
+        importance=pd.DataFrame(columns=COLUMNS),
         cautions=table.cautions,
     )
 
@@ -301,10 +301,13 @@ def _main_conclusions(findings: Findings) -> list[str]:
 
 
 def _search_sentences(findings: Findings) -> list[str]:
-    """Whether stopping was safe."""
+    """Which fields stand out, and whether stopping was safe."""
     stop = findings.about.get("stop")
     by_batch_size = isinstance(stop, dict) and bool(stop.get("by_batch_size"))
-    sentences = [stopping_sentence(findings.stopping, by_batch_size=by_batch_size)]
+    sentences = [
+        importance_sentence(findings.importance),
+        stopping_sentence(findings.stopping, by_batch_size=by_batch_size),
+    ]
     return [sentence for sentence in sentences if sentence]
 
 

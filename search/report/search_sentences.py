@@ -72,3 +72,30 @@ def _best_below(below: pd.DataFrame, by_batch_size: bool) -> str:
     if by_batch_size:
         return text
     return f"{text}; add --set stop.by_batch_size=true to compare trials of one batch size only"
+
+
+def importance_sentence(table: pd.DataFrame) -> str:
+    """Which searched fields stand out above chance; empty if that is unknown."""
+    if table.empty or table["by_chance"].isna().all():
+        return ""
+    found = table[table["stands_out"].astype(bool)].to_dict("records")
+    if not found:
+        first = table.iloc[0]
+        return (
+            f"No searched field stands out above chance: even the most important, "
+            f"{first['field']} ({first['importance']:.0%}), is within what shuffled scores give."
+        )
+    fields = listed(
+        [
+            f"{row['field']} (importance {row['importance']:.0%}, shuffled scores reach "
+            f"{row['by_chance']:.0%})"
+            for row in found
+        ]
+    )
+    text = f"{fields} {'stands' if len(found) == 1 else 'stand'} out above chance"
+    others = len(table) - len(found)
+    if not others:
+        return f"{text}."
+    return f"{text}; the other {number_of(others, 'field') if others > 1 else 'field'} " + (
+        "do not." if others > 1 else "does not."
+    )
