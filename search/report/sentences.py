@@ -17,6 +17,11 @@ RULE_WORDS = {
     "sqrt": "square-root scaling",
     "linear": "linear scaling",
 }
+SCALED_BY = {  # what the rate grows with, and the rule
+    "linear": ("", RULE_WORDS["linear"]),
+    "sqrt": ("square root of the ", RULE_WORDS["sqrt"]),
+    "malladi": ("square root of the ", RULE_WORDS["sqrt"]),
+}
 SIGNIFICANT = 0.05
 NOTHING_BEAT_CHANCE = (
     "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "
@@ -160,14 +165,47 @@ def _interaction(analysis: Analysis) -> str:
     )
     if not math.isfinite(mixed.p_value):
         why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {_more(analysis)}"
-        return f"{_sentence(shares)}; {why}."
+        return f"{_sentence(shares)}; {why}{_near_chance(analysis)}."
     p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
     if mixed.p_value <= SIGNIFICANT:
-        return f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
+        text = f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}"
+    else:
+        text = (
+            f"No interaction of batch size and {analysis.lr_name} is visible above the noise ({p}, "
+            f"permutation test): {shares}"
+        )
+    return f"{text}{_near_chance(analysis)}.{_beyond_rule(analysis)}"
+
+
+def _near_chance(analysis: Analysis) -> str:
+    """Which settings the interaction leaves out because they learnt nothing."""
+    mixed = analysis.interaction
+    if not mixed.near_chance:
+        return ""
+    (batch_size, lr), num_more = mixed.near_chance[0], len(mixed.near_chance) - 1
+    named = f"batch size {batch_size:.0f} with {analysis.lr_name} {show(lr)}"
+    named += f" and {number_of(num_more, 'more setting')}" if num_more else ""
+    text = f"; {named} {'are' if num_more else 'is'} near chance and left out"
+    others = mixed.left_out - len(mixed.near_chance)
     return (
-        f"No interaction of batch size and {analysis.lr_name} is visible above the noise ({p}, "
-        f"permutation test): {shares}."
+        f"{text}, and so {'is' if others == 1 else 'are'} {others} beside them" if others else text
     )
+
+
+def _beyond_rule(analysis: Analysis) -> str:
+    """What an interaction is of where the rate that varies is scaled with the batch size."""
+    trials = analysis.trials
+    if analysis.lr_name != "base_lr" or "lr_scaling" not in trials:
+        return ""
+    rules = trials["lr_scaling"].dropna().unique()
+    rule = rules[0] if len(rules) == 1 else ""
+    if rule not in SCALED_BY:
+        return ""
+    root, words = SCALED_BY[rule]
+    start = f" The learning rate already grows with the {root}batch size (lr_scaling={rule}), so "
+    if analysis.interaction.p_value <= SIGNIFICANT:
+        return f"{start}this is a departure from {words}."
+    return f"{start}{words} accounts for how the two interact, as far as the noise shows."
 
 
 def _crossing(analysis: Analysis) -> str:
