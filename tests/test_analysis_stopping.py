@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from ray import tune
 from scipy import stats
+from searches import BASE
 
-from search.analysis.stopping import deciding_rung, rank_correlation, stopping, verdict
+from search.analysis.stopping import (
+    _declared_rungs,
+    deciding_rung,
+    rank_correlation,
+    stopping,
+    verdict,
+)
 from search.execution.provenance import part_as_json
-from search.execution.schedulers import EarlyStopping
-from search.explore import Asha, HyperBand, Median
+from search.execution.schedulers import EarlyStopping, scheduler_of
+from search.explore import Asha, Grid, HyperBand, Median
 from search.report.search_sentences import stopping_sentence
+from search.study.study import Study
 
 TRAIN_IMAGES, EPOCHS = 1000, 9
 Curves = NDArray[np.float64]  # (trials, epochs)
@@ -97,6 +107,34 @@ def test_rungs_are_those_of_the_scheduler(stop: Any) -> None:
     assert overall(rungs)[["images", "epoch"]].to_numpy().tolist() == [[1000, 1], [3000, 3]]
     assert rungs["batch_size"].dropna().unique().tolist() == [50, 100]
     assert (overall(rungs)["stopped"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 9},
+        {"epochs": 10, "warmup_epochs": 3.0, "warmup_scaling": "linear"},
+        {"epochs": 10, "warmup_epochs": 0.0, "warmup_share": 0.4},
+        {"epochs": None, "updates": 700},
+        {"epochs": None, "examples": 12345},
+    ],
+)
+def test_the_first_rung_is_that_of_the_study(changes: dict[str, Any]) -> None:
+    configs = [
+        replace(BASE, batch_size=b, reference_batch_size=32, **changes) for b in (32, 64, 100)
+    ]
+    vary = {"batch_size": tune.grid_search([32, 64, 100])}
+    study = Study(name="s", base=configs[0], vary=vary, explore=Grid(), stop=Asha())
+    scheduler = scheduler_of(study, train_images=TRAIN_IMAGES)
+    assert scheduler is not None
+    seen = pd.DataFrame({"examples_seen": [960, 1920], "epochs_seen": [0.96, 1.92]})
+    trials = pd.DataFrame([asdict(config) for config in configs])
+    declared = part_as_json(study.stop)
+    assert declared is not None
+    rungs = _declared_rungs(trials, seen, declared)
+    inner = scheduler._of(Trial(0, 32))
+    milestones = [rung for rung, _ in inner._brackets[0]._rungs]
+    assert rungs == sorted(rung for rung in milestones if rung < scheduler.total)
 
 
 def test_the_correlation_is_scipys_of_the_trials_that_finished() -> None:
