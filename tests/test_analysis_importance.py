@@ -14,8 +14,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from search.analysis.importance import _domain, _scores, importance, is_log
+from search.analysis.importance import (
+    _domain,
+    _scores,
+    _shuffled,
+    by_chance,
+    importance,
+    is_log,
+)
 from search.report.search_charts import _heights, _label, importance_chart, parallel_coordinates
+from search.report.search_sentences import importance_sentence
 
 FIELDS = ["base_lr", "batch_size", "optimizer"]
 
@@ -53,21 +61,25 @@ def optunas(table: pd.DataFrame, scores: "pd.Series[float]", share: float) -> di
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
+def shares(found: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(found["field"], found["importance"], strict=True))
+
+
 @pytest.mark.parametrize(("n", "share"), [(20, 0.5), (60, 10 / 60), (200, 0.1)])
 def test_importance_is_optunas_of_the_best_tenth_or_ten(n: int, share: float) -> None:
     table = drawn(n)
     quiet = optuna.logging.get_verbosity()
     found = importance(table, fields=FIELDS, metric="val_auroc", mode="max")
     assert optuna.logging.get_verbosity() == quiet
-    assert found.columns.tolist() == ["field", "importance"]
+    assert found.columns.tolist() == ["field", "importance", "by_chance", "stands_out"]
     wanted = optunas(table, table["val_auroc"], share)
-    assert dict(found.to_numpy().tolist()) == pytest.approx(wanted)
+    assert shares(found) == pytest.approx(wanted)
     assert found["field"].iloc[0] == "base_lr"
     assert found["importance"].is_monotonic_decreasing
     # Of less is better, the negative is.
     low = table.assign(val_auroc=-table["val_auroc"])
     found = importance(low, fields=FIELDS, metric="val_auroc", mode="min")
-    assert dict(found.to_numpy().tolist()) == pytest.approx(wanted)
+    assert shares(found) == pytest.approx(wanted)
 
 
 def test_stopped_trials_count_and_diverged_ones_as_the_worst() -> None:
@@ -78,7 +90,7 @@ def test_stopped_trials_count_and_diverged_ones_as_the_worst() -> None:
     found = importance(pd.concat([table, failed]), fields=FIELDS, metric="val_auroc", mode="max")
     scores = table["val_auroc"].fillna(-1.0)
     wanted = optunas(table, scores, 10 / 60)
-    assert dict(found.to_numpy().tolist()) == pytest.approx(wanted)
+    assert shares(found) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +107,7 @@ def test_stopped_trials_count_and_diverged_ones_as_the_worst() -> None:
 def test_of_too_little_nothing_is_important(table: pd.DataFrame, fields: list[str]) -> None:
     found = importance(table, fields=fields, metric="val_auroc", mode="max")
     assert found.empty
-    assert found.columns.tolist() == ["field", "importance"]
+    assert found.columns.tolist() == ["field", "importance", "by_chance", "stands_out"]
     assert importance_chart(found) is None
 
 
@@ -168,3 +180,137 @@ def test_every_trial_is_a_line_the_best_drawn_last() -> None:
     assert parallel_coordinates(table, **few | {"fields": FIELDS[:1]}) is None  # type: ignore[arg-type]
     failed = parallel_coordinates(table.assign(status="failed"), **few)  # type: ignore[arg-type]
     assert failed is None
+
+
+def noise(
+    rng: np.random.Generator, *, n: int = 60, seeds: int = 1, strength: float = 0.0
+) -> pd.DataFrame:
+    """A search of four fields, of which at most the learning rate has an effect."""
+    table = pd.DataFrame(
+        {
+            "base_lr": 10 ** rng.uniform(-4, 0, n),
+            "batch_size": rng.choice([16, 32, 64, 128], n),
+            "optimizer": rng.choice(["sgd", "adam"], n),
+            "weight_decay": 10 ** rng.uniform(-6, -2, n),
+        }
+    )
+    table = pd.concat([table] * seeds, ignore_index=True).assign(status="completed")
+    effect = -strength * (np.log10(table["base_lr"]) + 2) ** 2
+    return table.assign(val_auroc=0.8 + 0.01 * (rng.standard_normal(len(table)) + effect))
+
+
+def found_in(table: pd.DataFrame) -> pd.DataFrame:
+    fields = [*FIELDS, "weight_decay"]
+    return importance(table, fields=fields, metric="val_auroc", mode="max")
+
+
+@pytest.mark.parametrize(
+    ("repetitions", "shuffles", "error"),
+    [(25, 39, 0.12), pytest.param(400, 39, 0.03, marks=pytest.mark.slow),
+     pytest.param(400, 199, 0.03, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_on_pure_noise_no_field_stands_out_in_95_of_100_searches(
+    repetitions: int, shuffles: int, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.analysis.importance.MOST_SHUFFLES", shuffles)
+    rng = np.random.default_rng(0)
+    tables = [found_in(noise(rng)) for _ in range(repetitions)]
+    nothing = np.mean([not table["stands_out"].any() for table in tables])
+    top = np.mean([table["importance"].iloc[0] for table in tables])
+    print(f"{shuffles} shuffles: {nothing:.3f} of {repetitions} without a field; top {top:.2f}")
+    assert nothing == pytest.approx(0.95, abs=error)
+    assert top > 0.4
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_beside_a_field_with_an_effect_the_others_do_not_stand_out(
+    seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seeds of a configuration score alike: by themselves they make a field look important."""
+    monkeypatch.setattr("search.analysis.importance.MOST_SHUFFLES", 39)
+    rng = np.random.default_rng(1)
+    tables = [found_in(noise(rng, n=40, seeds=seeds, strength=10.0)) for _ in range(12)]
+    out = pd.concat(tables).groupby("field")["stands_out"].mean()
+    print(out.to_dict())
+    assert out["base_lr"] >= 0.7
+    assert (out.drop("base_lr") <= 0.17).all()
+
+
+def test_shuffles_keep_the_trials_of_a_configuration_together() -> None:
+    scores = np.array([1.0, 9.0, 2.0, 8.0, 1.5, 9.5])
+    config = np.array([0, 1, 0, 1, 0, 1])
+    for dealt in _shuffled(scores, config):
+        assert sorted(dealt) == sorted(scores)
+        assert {dealt[0] < 5, dealt[2] < 5, dealt[4] < 5} in ({True}, {False})
+    assert len(_shuffled(scores, config)) == 199
+    assert [len(_shuffled(np.zeros(n), np.arange(n))) for n in (800, 2000, 5000)] == [100, 40, 39]
+
+
+def test_the_band_is_left_by_five_of_a_hundred_of_its_own_shuffles() -> None:
+    rng = np.random.default_rng(2)
+    shuffled = rng.chisquare([1, 3, 8], size=(199, 3)) * [1.0, 0.1, 10.0]
+    above = (shuffled > by_chance(shuffled)).any(axis=1)
+    assert 7 <= above.sum() <= 9  # the tenth largest of 199 is the limit itself
+    fields = (shuffled > by_chance(shuffled)).sum(axis=0)
+    assert fields.max() <= 6  # each field has its part of them
+
+
+def test_each_shuffle_is_compared_with_the_others() -> None:
+    shuffled = np.random.default_rng(3).chisquare([1, 8], size=(39, 2))
+    roots = np.cbrt(shuffled)
+    apart = [np.delete(roots, at, axis=0) for at in range(39)]
+    largest = [
+        ((root - others.mean(axis=0)) / others.std(axis=0, ddof=1)).max()
+        for root, others in zip(roots, apart, strict=True)
+    ]
+    limit = sorted(largest)[37]  # the second largest of 39: two of 40 with the search itself
+    wanted = (roots.mean(axis=0) + limit * roots.std(axis=0, ddof=1)) ** 3
+    assert by_chance(shuffled) == pytest.approx(wanted)
+
+
+def test_the_sentence_names_the_fields_that_stand_out() -> None:
+    table = pd.DataFrame(
+        {
+            "field": ["a", "b", "c"],
+            "importance": [0.7, 0.25, 0.05],
+            "by_chance": [0.213, 0.2, 0.1],
+            "stands_out": [True, True, False],
+        }
+    )
+    assert importance_sentence(table) == (
+        "a (importance 70%, shuffled scores reach 21%) and b (importance 25%, shuffled scores "
+        "reach 20%) stand out above chance; the other field does not."
+    )
+    one = table.assign(stands_out=[True, False, False])
+    assert importance_sentence(one) == (
+        "a (importance 70%, shuffled scores reach 21%) stands out above chance; the other 2 fields "
+        "do not."
+    )
+    assert importance_sentence(table.head(1)) == (
+        "a (importance 70%, shuffled scores reach 21%) stands out above chance."
+    )
+    assert importance_sentence(table.assign(stands_out=False, by_chance=1.4)) == (
+        "No searched field stands out above chance: even the most important, a (70%), is within "
+        "what shuffled scores give."
+    )
+    assert importance_sentence(table.assign(by_chance=math.nan, stands_out=False)) == ""
+    assert importance_sentence(table.iloc[:0]) == ""
+
+
+def test_the_chart_has_a_bar_before_a_band_that_ends_at_one() -> None:
+    table = pd.DataFrame(
+        {
+            "field": ["a", "b"],
+            "importance": [0.8, 0.2],
+            "by_chance": [0.3, 1.4],
+            "stands_out": [True, False],
+        }
+    )
+    chart = importance_chart(table)
+    assert chart is not None
+    spec = chart.to_dict()
+    band, bar = spec["layer"]
+    assert [layer["encoding"]["x"]["field"] for layer in (band, bar)] == ["band", "importance"]
+    (rows,) = spec["datasets"].values()
+    assert [row["band"] for row in rows] == [0.3, 1.0]
+    assert band["encoding"]["x"]["scale"]["domain"] == [0, 1]

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,20 @@ def additive(
 ) -> pd.DataFrame:
     """Trials on which the two act, each for itself; together by `strength` at opposite corners."""
     rows = [
-        (b, lr, seed, "completed", 0.05 * i - 0.02 * (j - 2) ** 2 + strength * (i - 1.5) * (j - 2))
+        (
+            b,
+            lr,
+            seed,
+            "completed",
+            0.7 + 0.05 * i - 0.02 * (j - 2) ** 2 + strength * (i - 1.5) * (j - 2),
+        )
         for i, b in enumerate(BATCH_SIZES)
         for j, lr in enumerate(LRS)
         for seed in range(seeds)
     ]
     names = ["batch_size", "base_lr", "seed", "status", "val_auroc"]
     table = pd.DataFrame(rows, columns=names)
-    table["val_auroc"] += noise * rng.standard_normal(len(table))
+    table["val_auroc"] += 0.7 + noise * rng.standard_normal(len(table))
     return table
 
 
@@ -56,6 +63,15 @@ def of_common_seeds(rng: np.random.Generator, **how: Any) -> pd.DataFrame:
     return table.assign(val_auroc=table["val_auroc"] + effects[table["seed"]])
 
 
+def with_junk(rng: np.random.Generator) -> pd.DataFrame:
+    """The highest lr learns nothing at most batch sizes, and at the largest so does the next."""
+    table = additive(rng).assign(eval_images=1000)
+    top, next_top = (table["base_lr"] == lr for lr in LRS[:-3:-1])
+    junk = (top & (table["batch_size"] > 16)) | (next_top & (table["batch_size"] == 128))
+    guesses = 0.5 + math.sqrt(1 / 3000) * rng.standard_normal(len(table))
+    return table.assign(val_auroc=table["val_auroc"].where(~junk, guesses))
+
+
 REGIMES: dict[str, Callable[[np.random.Generator], pd.DataFrame]] = {
     "whole": additive,
     "two seeds": lambda rng: additive(rng, seeds=2),
@@ -63,6 +79,7 @@ REGIMES: dict[str, Callable[[np.random.Generator], pd.DataFrame]] = {
     "unequal noise": unequal,
     "unequal noise, two seeds": lambda rng: unequal(rng, seeds=2),
     "common seeds": of_common_seeds,
+    "junk": with_junk,
     "flat": lambda rng: additive(rng).assign(val_auroc=rng.normal(0.8, 0.01, size=60)),
 }
 
@@ -205,10 +222,10 @@ def test_kandels_share_and_ranks() -> None:
         (lambda t: t.iloc[:0], "no scores for a grid of two batch sizes and two lrs"),
         (lambda t: t[t["batch_size"] == 16], "no scores for a grid of two batch sizes and two lrs"),
         (lambda t: t.assign(status="diverged"), "no scores for a grid of two batch sizes"),
-        (lambda t: t.assign(val_auroc=0.5), "the metric is the same in every cell"),
+        (lambda t: t.assign(val_auroc=0.8), "the metric is the same in every cell"),
         (lambda t: t[t["seed"] == 0], "with one seed per setting"),
         (
-            lambda t: t.assign(val_auroc=t["batch_size"] * t["base_lr"]),
+            lambda t: t.assign(val_auroc=0.6 + t["batch_size"] * t["base_lr"] / 1000),
             "all seeds of a setting have the same score",
         ),
     ],
@@ -247,3 +264,61 @@ def test_ranks_want_three_batch_sizes_that_differ() -> None:
     assert all(math.isnan(rho) for rho in two.values())
     assert all(math.isnan(rho) for rho in spearman(cells.assign(mean=0.5)).values())
     assert set(spearman(cells)) == set(LRS)
+
+
+def test_cells_near_chance_are_left_out_of_shares_and_test() -> None:
+    rng = np.random.default_rng(9)
+    table = with_junk(rng)
+    found = interaction(table, metric="val_auroc")
+    assert found.near_chance == ((32, 1.0), (64, 1.0), (128, 0.3), (128, 1.0))
+    assert found.lrs == LRS[:-2] or found.batch_sizes == BATCH_SIZES[:-1]
+    assert found.left_out == 20 - len(found.lrs) * len(found.batch_sizes)
+    used = table[table["base_lr"].isin(found.lrs) & table["batch_size"].isin(found.batch_sizes)]
+    assert found == replace(
+        interaction(used, metric="val_auroc"),
+        near_chance=found.near_chance,
+        left_out=found.left_out,
+    )
+    assert found.share_interaction < 0.05
+    with_all = interaction(table.rename(columns={"val_auroc": "q"}), metric="q")
+    assert with_all.share_interaction > 0.2  # what the junk is named for
+    assert with_all.near_chance == ()
+
+
+def test_another_metrics_cells_are_near_chance_by_their_auroc() -> None:
+    table = with_junk(np.random.default_rng(10)).assign(val_loss=0.3)
+    table["val_loss"] += 0.01 * np.random.default_rng(11).standard_normal(len(table))
+    near = interaction(table, metric="val_loss").near_chance
+    assert near == ((32, 1.0), (64, 1.0), (128, 0.3), (128, 1.0))
+    percent = table.rename(columns={"val_auroc": "test_auc"})
+    percent["test_auc"] *= 100
+    assert interaction(percent, metric="test_auc").near_chance == near
+    assert interaction(percent, metric="val_loss").near_chance == ()
+
+
+@pytest.mark.parametrize(
+    ("scores", "images", "is_near"),
+    [
+        ([0.5, 0.5, 0.9], None, True),  # most of its trials
+        ([0.5, 0.9, 0.9], None, False),
+        ([0.53, 0.53, 0.53], 1000, True),  # within 0.030 of a half
+        ([0.531, 0.531, 0.531], 1000, False),
+        ([0.51, 0.51, 0.51], None, False),
+        ([0.3, 0.4, 0.6], None, True),
+    ],
+)
+def test_a_cell_is_near_chance_by_its_mean_or_most_of_its_trials(
+    scores: list[float], images: int | None, is_near: bool
+) -> None:
+    table = additive(np.random.default_rng(12)).assign(eval_images=images)
+    cell = (table["batch_size"] == 32) & (table["base_lr"] == 0.1)
+    table.loc[cell, "val_auroc"] = scores
+    found = interaction(table, metric="val_auroc")
+    assert found.near_chance == (((32, 0.1),) if is_near else ())
+
+
+def test_where_all_cells_are_near_chance_it_says_so() -> None:
+    table = additive(np.random.default_rng(13)).assign(val_auroc=0.5)
+    found = interaction(table, metric="val_auroc")
+    assert found.why == "there are no scores above chance for a grid of two batch sizes and two lrs"
+    assert len(found.near_chance) == found.left_out == 20

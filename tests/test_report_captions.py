@@ -64,8 +64,9 @@ SEARCH = {
     "importance": (
         "Importance of the searched fields",
         "How much each field distinguishes the best tenth of the trials (at least ten) from all "
-        "trials (PED-ANOVA). Stopped trials count with their last score, diverged trials with the "
-        "worst score.",
+        "trials (PED-ANOVA); importances add up to 1, on pure noise as well. Grey band: what "
+        "shuffled scores reach. Without any effect no bar leaves its band in 95 of 100 searches. "
+        "Stopped trials count with their last score, diverged trials with the worst score.",
     ),
     "parallel_coordinates": (
         "All trials and fields",

@@ -15,6 +15,7 @@ from made_tables import analysed as of
 
 from search.analysis.leaderboard import ablation
 from search.report import page
+from search.report.caveats import cautions
 from search.report.confounds import confounds
 from search.report.findings import (
     Findings,
@@ -26,7 +27,7 @@ from search.report.findings import (
     of_table,
 )
 from search.report.report import write_report
-from search.report.sentences import cautions, conclusions
+from search.report.sentences import conclusions
 from search.results.tables import Results, ResultsError, commit_study, trials
 from trainable.config import SCORES
 from trainable.host.storage import Folder

@@ -56,7 +56,7 @@ def said_of(found: Analysis, start: str) -> str:
 
 
 def test_additive_cells_show_no_interaction_above_the_noise() -> None:
-    means = [[0.5, 0.6, 0.65], [0.7, 0.8, 0.85]]
+    means = [[0.6, 0.7, 0.75], [0.8, 0.9, 0.95]]
     cells = {
         (b, lr): list(means[i][j] + np.roll([-0.03, 0.01, 0.02], i + j))
         for i, b in enumerate((16, 32))
@@ -122,7 +122,7 @@ def test_an_order_turns_where_it_is_strong_both_ways(
 
 @pytest.mark.parametrize(("p", "template"), [(0.3, APART), (0.01, TOGETHER)])
 def test_where_there_is_only_noise_it_says_so(p: float, template: str) -> None:
-    made = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    made = of({(b, lr): [0.5 + (0.5 * b + lr) / 40] for b in (16, 32) for lr in (1.0, 2.0)})
     nothing = {f"share_{part}": NAN for part in ("batch_size", "lr", "interaction")}
     mixed = replace(made.interaction, p_value=p, p_flat=p, why="", **nothing)
     only_noise = replace(made, interaction=mixed)
@@ -136,7 +136,7 @@ def test_where_there_is_only_noise_it_says_so(p: float, template: str) -> None:
 
 @pytest.mark.parametrize(("crossing", "together"), [(0.051, 0.01), (0.01, 0.051)])
 def test_what_noise_turns_as_often_is_not_said_to_turn(crossing: float, together: float) -> None:
-    made = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    made = of({(b, lr): [0.5 + (0.5 * b + lr) / 40] for b in (16, 32) for lr in (1.0, 2.0)})
     mixed = replace(made.interaction, p_value=together)
     turned = replace(made, spearman={0.1: -1.0, 0.2: 1.0}, crossing_p=crossing, interaction=mixed)
     assert not any(sentence.startswith("Larger batches") for sentence in conclusions(turned))
@@ -152,7 +152,7 @@ def test_what_noise_turns_as_often_is_not_said_to_turn(crossing: float, together
     ],
 )
 def test_the_tests_p_value_decides_the_sentence(p: float, said: str, template: str) -> None:
-    made = of({(b, lr): [0.5 * b + lr] for b in (16, 32) for lr in (1.0, 2.0)})
+    made = of({(b, lr): [0.5 + (0.5 * b + lr) / 40] for b in (16, 32) for lr in (1.0, 2.0)})
     made = replace(made, interaction=replace(made.interaction, p_value=p))
     shares = shares_of([[9.0, 10.0], [17.0, 18.0]])
     wanted = template.format(lr_name="base_lr", p=said, shares=shares)
@@ -160,7 +160,7 @@ def test_the_tests_p_value_decides_the_sentence(p: float, said: str, template: s
 
 
 def test_seeds_of_equal_scores_test_nothing() -> None:
-    scores = [[0.5, 0.8], [0.7, 0.7]]
+    scores = [[0.6, 0.9], [0.8, 0.8]]
     cells = {
         (b, lr): [scores[i][j]] * 2 for i, b in ((0, 16), (1, 32)) for j, lr in ((0, 1), (1, 2))
     }
@@ -257,3 +257,76 @@ def test_a_noise_scale_has_the_sign_tests_interval_of_its_trials() -> None:
 )
 def test_a_noise_scale_of_few_trials_cannot_be_said(scales: list[float], n: str, span: str) -> None:
     assert told_of(scales) == NO_NOISE_SCALE.format(n=n, span=span)
+
+
+NEAR_CHANCE = "; {named} near chance and left out{others}"
+GROWS = " The learning rate already grows with the {of} (lr_scaling={rule}), so {so}."
+DEPARTURE = "this is a departure from {words}"
+ACCOUNTS = "{words} accounts for how the two interact, as far as the noise shows"
+
+
+def told_with(p: float, trials: pd.DataFrame | None = None, **changes: object) -> tuple[str, str]:
+    """The sentence, and what it is without the change."""
+    made = of({(b, lr): [0.5 + (0.5 * b + lr) / 40] for b in (16, 32) for lr in (1.0, 2.0)})
+    mixed = replace(made.interaction, p_value=p, why="")
+    plain = conclusions(replace(made, interaction=mixed))[2]
+    changed = replace(made, interaction=replace(mixed, **changes))  # type: ignore[arg-type]
+    changed = changed if trials is None else replace(changed, trials=trials)
+    return conclusions(changed)[2], plain
+
+
+@pytest.mark.parametrize("p", [0.3, 0.01])
+@pytest.mark.parametrize(
+    ("near", "left_out", "named", "others"),
+    [
+        ([(16, 3.0)], 1, "batch size 16 with base_lr 3 is", ""),
+        ([(16, 3.0)], 2, "batch size 16 with base_lr 3 is", ", and so is 1 beside them"),
+        ([(16, 3.0), (32, 3.0)], 2, "batch size 16 with base_lr 3 and 1 more setting are", ""),
+        (
+            [(16, 0.123456), (32, 3.0), (32, 10.0)],
+            7,
+            "batch size 16 with base_lr 0.1235 and 2 more settings are",
+            ", and so are 4 beside them",
+        ),
+    ],
+)
+def test_settings_near_chance_are_named(
+    p: float, near: list[tuple[float, float]], left_out: int, named: str, others: str
+) -> None:
+    said, plain = told_with(p, near_chance=tuple(near), left_out=left_out)
+    assert said == f"{plain[:-1]}{NEAR_CHANCE.format(named=named, others=others)}."
+
+
+@pytest.mark.parametrize(
+    ("rule", "grows_with", "words"),
+    [
+        ("linear", "batch size", "linear scaling"),
+        ("sqrt", "square root of the batch size", "square-root scaling"),
+        ("malladi", "square root of the batch size", "square-root scaling"),
+    ],
+)
+@pytest.mark.parametrize(("p", "so"), [(0.05, DEPARTURE), (0.051, ACCOUNTS)])
+def test_where_the_rate_is_scaled_the_interaction_is_a_departure_from_the_rule(
+    rule: str, grows_with: str, words: str, p: float, so: str
+) -> None:
+    trials = pd.DataFrame({"status": ["completed"], "val_auroc": 0.9, "lr_scaling": rule})
+    said, plain = told_with(p, trials)
+    assert said == plain + GROWS.format(of=grows_with, rule=rule, so=so.format(words=words))
+
+
+@pytest.mark.parametrize("rules", [["constant"], ["linear", "sqrt"], [None], None])
+def test_without_one_rule_nothing_is_added(rules: list[str | None] | None) -> None:
+    trials = pd.DataFrame({"status": "completed", "val_auroc": 0.9}, index=range(2))
+    if rules:
+        trials["lr_scaling"] = (rules * 2)[:2]
+    said, plain = told_with(0.01, trials)
+    assert said == plain
+
+
+def test_of_anyones_table_no_rule_is_known() -> None:
+    made = of(
+        {(b, lr): [0.5 + (0.5 * b + lr) / 40] for b in (16, 32) for lr in (1.0, 2.0)}, lr="lr"
+    )
+    made = replace(made, interaction=replace(made.interaction, p_value=0.01, why=""))
+    plain = conclusions(made)[2]
+    assert conclusions(replace(made, trials=made.trials.assign(lr_scaling="linear")))[2] == plain

@@ -60,7 +60,7 @@ def test_flags_are_the_contracts() -> None:
     flags = {option for action in parser()._actions for option in action.option_strings}
     assert flags == {
         *("-h", "--help", "--metric", "--watch", "--table", "--batch-size", "--lr", "--mode"),
-        "--out",
+        *("--out", "--margin"),
     }
 
 

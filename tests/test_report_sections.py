@@ -15,7 +15,7 @@ from made_tables import analysed as of
 from search.analysis.analysis import analyse
 from search.analysis.scaling import EDGE_WITHIN_NOISE, Exponent
 from search.report import sections
-from search.report.findings import Findings
+from search.report.findings import Findings, conclusions_of, numbers
 from search.report.markup import cell_text
 
 NAN = math.nan
@@ -333,6 +333,8 @@ def test_troubles_are_counted_and_reasons_told_once() -> None:
     trials = table({(16, 0.1): [0.6, "failed"], (32, 0.4): ["diverged", "diverged", "failed"]})
     told = [None, "boom (traceback in a)", "NaN", "NaN", "boom (traceback in b)"]
     found = analyse(trials, metric="val_auroc", mode="max")
+    limits = pd.DataFrame([(16, 0.1, 0.4), (32, math.nan, 0.4)], columns=[*found.stable])
+    found = replace(found, stable=limits)
     part = sections.troubles(findings(trials.assign(reason=told), analyses=[found]))
     ended, stable, reasons = read(part)
     assert ended == (
@@ -343,14 +345,14 @@ def test_troubles_are_counted_and_reasons_told_once() -> None:
     assert stable == (
         "Largest peak lr with stable training",
         ["batch size", "stable up to", "diverges at"],
-        [["16", "0.1", "-"], ["32", "-", "0.4"]],
+        [["16", "0.1", "0.4"], ["32", "-", "0.4"]],
     )
     assert reasons == (
         "The first reasons",
         ["batch size", "base_lr", "seed", "status", "reason"],
         [
             ["16", "0.1", "1", "failed", "boom (traceback in a)"],
-            ["32", "0.4", "0", "diverged", "NaN"],
+            ["32", "0.4", "2", "diverged", "NaN"],
         ],
     )
     whole = table(CELLS)
@@ -400,3 +402,65 @@ def test_how_it_was_made_is_told_of_what_is_known() -> None:
     part = sections.provenance(findings(bare, about={"stop": "None"}, mode="min"))
     assert read(part)[0][2] == [["metric", "val_auroc, min is best"]]
     assert "details" not in part
+
+
+def test_the_rungs_of_a_stopper_have_a_row_a_batch_size() -> None:
+    rungs = pd.DataFrame(
+        [
+            (1, 12345, 3.0, 16.0, 40, 25, 12, 0.912, 0.70, 0.98, 1, 99, False),
+            (1, 12345, 3.0, 32.0, 59, 50, 9, 0.8, NAN, NAN, 40, 99, True),
+            (1, 12345, 3.0, NAN, 99, 75, 21, 0.905, 0.77, 0.96, 1, 99, False),
+            (2, 37035, NAN, 64.0, 3, 3, 0, NAN, NAN, NAN, NAN, 0, False),
+        ],
+        columns=[
+            *("rung", "images", "epoch", "batch_size", "reached", "stopped", "n", "rho", "low"),
+            *("high", "best_place", "of", "best_below"),
+        ],
+    )
+    part = sections.stopping_table(findings(table({}), stopping=rungs))
+    assert read(part) == [
+        (
+            "Order at each rung against the final order by val_auroc",
+            [
+                "at", "batch size", "trials there", "stopped", "finished", "Spearman's rho",
+                "95 % from", "to", "place of the best finisher",
+            ],
+            [
+                ["epoch 3", "16", "40", "25", "12", "0.91", "0.7", "0.98", "1 of 99"],
+                ["epoch 3", "32", "59", "50", "9", "0.8", "-", "-", "40 of 99, below the cut"],
+                ["epoch 3", "all", "99", "75", "21", "0.91", "0.77", "0.96", "1 of 99"],
+                ["37,035 images", "64", "3", "3", "0", "-", "-", "-", "-"],
+            ],
+        )
+    ]  # fmt: skip
+    assert paragraphs(part) == [
+        "Rank correlation of the scores at the rung with the final ones. A stopped trial has no "
+        "final score, so it is among the trials that finished: these were the better ones there, "
+        "and among all trials it would usually be higher. Below the cut: by all trials that came "
+        "there, the trial that finished best would have been stopped."
+    ]
+    assert sections.stopping_table(findings(table({}))) == ""
+
+
+def test_a_report_says_whether_stopping_was_safe() -> None:
+    rows = [
+        {"rung": 1, "images": 500, "epoch": 1.0, "batch_size": b, "reached": 40, "stopped": 20}
+        for b in (16.0, NAN)
+    ]
+    rungs = pd.DataFrame(rows).assign(
+        n=20, rho=0.9, low=0.75, high=0.96, best_place=1, of=40, best_below=False
+    )
+    found = findings(table(CELLS), stopping=rungs)
+    said = (
+        "Stopping at epoch 1 was safe as far as the finished trials show: their order there "
+        "agrees with their final order (Spearman's rho 0.90 [0.75, 0.96], 20 trials)."
+    )
+    assert conclusions_of(found)[-1] == said
+    known = numbers(found)
+    assert known["conclusions"][-1] == said
+    assert {n: known["stopping"][n] for n in ("verdict", "deciding_rung")} == {
+        "verdict": "safe", "deciding_rung": 1
+    }  # fmt: skip
+    assert known["stopping"]["rungs"][1]["batch_size"] is None
+    assert known["stopping"]["rungs"][1]["rho"] == 0.9
+    assert numbers(findings(table(CELLS)))["stopping"] is None

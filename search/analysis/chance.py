@@ -1,6 +1,7 @@
 """Trials that learnt nothing: constant predictions, and scores that guessing reaches as well."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,20 +23,48 @@ def collapsed(trials: pd.DataFrame) -> "pd.Series[bool]":
     return (trials["status"] == "completed") & noted.where(noted.notna(), is_half).astype(bool)
 
 
+def auroc_column(trials: pd.DataFrame, *, metric: str) -> str | None:
+    """The column with an AUROC: the metric if it is one, else `val_auroc`; None without it."""
+    column = metric if is_auroc(metric) else "val_auroc"
+    return column if column in trials else None
+
+
 def best_auroc(trials: pd.DataFrame, *, metric: str) -> float:
     """The best AUROC of all completed trials, whatever the metric is; NaN where none is known."""
-    column = metric if is_auroc(metric) else "val_auroc"
-    if column not in trials:
+    column = auroc_column(trials, metric=metric)
+    if column is None:
         return float("nan")
     return float(trials.loc[trials["status"] == "completed", column].astype(float).max())
 
 
 def nothing_beat_chance(trials: pd.DataFrame, *, metric: str) -> bool:
-    """Whether no completed trial has an AUROC that guessing would not reach.
+    """Whether no completed trial has an AUROC that guessing would not reach."""
+    return best_auroc(trials, metric=metric) <= reached_by_guessing(trials)
+
+
+def reached_by_guessing(trials: pd.DataFrame) -> float:
+    """The AUROC that 19 of 20 guesses do not exceed.
 
     Beyond 0.5 guesses vary with the number of images: of n, half of them positive, by a standard
     error of sqrt(1 / 3n) (Mann & Whitney 1947). Where n is not known, 0.5 is the bound.
     """
     images = trials["eval_images"].astype(float).min() if "eval_images" in trials else np.nan
     margin = ONE_SIDED * math.sqrt(1 / (3 * images)) if np.isfinite(images) else 0.0
-    return best_auroc(trials, metric=metric) <= CHANCE + margin
+    return CHANCE + margin
+
+
+def cells_near_chance(trials: pd.DataFrame, *, metric: str, by: Sequence[str]) -> "pd.Series[bool]":
+    """Whether guessing reaches a cell's mean AUROC, or that of at least half of its trials.
+
+    The mean of a cell whose trials learnt nothing in part tells how many they were. False for all
+    where no AUROC is known.
+    """
+    column = auroc_column(trials, metric=metric)
+    if column is None:
+        return trials.groupby(list(by)).size() < 0
+    auroc = trials[column].astype(float)
+    auroc = auroc / 100 if auroc.max() > 2 else auroc  # in percent
+    bound = reached_by_guessing(trials)
+    cells = trials.assign(auroc=auroc, guessed=auroc <= bound).groupby(list(by))
+    near: pd.Series[bool] = (cells["auroc"].mean() <= bound) | (cells["guessed"].mean() >= 0.5)
+    return near

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
+from search.analysis.chance import cells_near_chance
 from search.analysis.surface import SEED, usable
 
 PERMUTATIONS = 999
@@ -27,7 +28,8 @@ class Interaction:
     with the statistic `f`, and `p_flat` of one for any difference between the settings; all are NaN
     without replicates, because interaction and noise cannot be separated then. `replicates` is the
     smallest number of trials in a cell. `why` explains missing values. `batch_sizes` and `lrs` are
-    the complete grid that was used; `left_out` counts the scored cells outside it.
+    the complete grid that was used; `left_out` counts the scored cells outside it. Of these,
+    `near_chance` are (batch size, lr) of cells that learnt no more than guesses.
     """
 
     share_batch_size: float = float("nan")
@@ -40,6 +42,7 @@ class Interaction:
     batch_sizes: tuple[float, ...] = ()
     lrs: tuple[float, ...] = ()
     left_out: int = 0
+    near_chance: tuple[tuple[float, float], ...] = ()
     why: str = ""
 
 
@@ -50,18 +53,23 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
     1983). Noise may differ between lrs, as it does near the edge of stability: cells are weighted
     by the variance of their lr, residuals are permuted after division by its root, and each
     permutation estimates the variances anew. What a seed does in all cells alike, by the order of
-    the images for example, is an effect of its own and not noise.
+    the images for example, is an effect of its own and not noise. Cells near chance are left out:
+    how far the others are above them is no effect of batch size or lr.
     """
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
-    grid = _whole_grid(means)
+    near = cells_near_chance(rows, metric=metric, by=["batch_size", lr])
+    grid = _whole_grid(means.mask(near.unstack(fill_value=False).astype(bool)))
     result = Interaction(
+        near_chance=tuple((float(b), float(rate)) for b, rate in near.index[near]),
         batch_sizes=tuple(grid.index),
         lrs=tuple(grid.columns),
         left_out=int(means.notna().to_numpy().sum()) - grid.size,
     )
     if min(grid.shape, default=0) < 2:
-        return replace(result, why="there are no scores for a grid of two batch sizes and two lrs")
+        above = " above chance" if result.near_chance else ""
+        why = f"there are no scores{above} for a grid of two batch sizes and two lrs"
+        return replace(result, why=why)
     if np.ptp(grid.to_numpy()) <= 1e-12:
         return replace(result, why="the metric is the same in every cell")
     inside = rows[rows["batch_size"].isin(grid.index) & rows[lr].isin(grid.columns)]

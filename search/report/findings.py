@@ -20,13 +20,15 @@ from search.analysis.groups import (
     varied_fields,
     with_steps,
 )
-from search.analysis.importance import importance
+from search.analysis.importance import COLUMNS, importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
+from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
 from search.report.confounds import confounds
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
+from search.report.search_sentences import importance_sentence, stopping_sentence
 from search.report.wording import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError, named_alike
@@ -45,7 +47,8 @@ class Findings:
     `analyses` has the surface with the best score first, and at least one, which may be of nothing.
     `steps` maps each setting of an ablation to its table. `about` is study.json, or what is known
     of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
-    trials in the folder that the study, as it was last run, does not ask for.
+    trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
+    it was safe, by rung.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Findings:
     importance: pd.DataFrame
     cautions: Sequence[str]
     unplanned: pd.DataFrame = field(default_factory=pd.DataFrame)
+    stopping: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def synthetic(self) -> bool:
@@ -116,7 +120,7 @@ def of_study(
     cautions += _mixed(trials, exploration.kind, num_unplanned=len(unplanned))
     cautions += confounds(trials, about, metric)
     search = exploration.is_search or len(varied) > 3
-    weights = pd.DataFrame(columns=["field", "importance"])
+    weights = pd.DataFrame(columns=COLUMNS)
     if search and exploration.kind != "Pbt":
         weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
@@ -133,6 +137,7 @@ def of_study(
         importance=weights,
         cautions=cautions,
         unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
+        stopping=stopping(trials, epochs, about, metric=metric),
     )
 
 
@@ -204,7 +209,7 @@ def of_table(
         steps={},
         fields=[],
         leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),
-        importance=pd.DataFrame(columns=["field", "importance"]),
+        importance=pd.DataFrame(columns=COLUMNS),
         cautions=table.cautions,
     )
 
@@ -292,7 +297,12 @@ def _at(setting: str) -> str:
 
 
 def conclusions_of(findings: Findings) -> list[str]:
-    """The report's sentences: those of the ablation, and of the surface with the best score."""
+    """The report's sentences: of the ablation, the surface with the best score, and the search."""
+    return [*_main_conclusions(findings), *_search_sentences(findings)]
+
+
+def _main_conclusions(findings: Findings) -> list[str]:
+    """Those of the ablation, and of the surface with the best score."""
     sentences = ablation_sentences(findings)
     if sentences and findings.analyses[0].cells.empty:
         return sentences
@@ -300,6 +310,17 @@ def conclusions_of(findings: Findings) -> list[str]:
         return [*sentences, _best_trial(findings)]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
     return [*sentences, *first]
+
+
+def _search_sentences(findings: Findings) -> list[str]:
+    """Which fields stand out, and whether stopping was safe."""
+    stop = findings.about.get("stop")
+    by_batch_size = isinstance(stop, dict) and bool(stop.get("by_batch_size"))
+    sentences = [
+        importance_sentence(findings.importance),
+        stopping_sentence(findings.stopping, by_batch_size=by_batch_size),
+    ]
+    return [sentence for sentence in sentences if sentence]
 
 
 def _best_trial(findings: Findings) -> str:
@@ -337,8 +358,22 @@ def numbers(findings: Findings) -> dict[str, Any]:
             },
             "leaderboard": findings.leaders.to_dict("records"),
             "importance": findings.importance.to_dict("records"),
+            "stopping": _stopping_numbers(findings),
             "status_counts": findings.trials["status"].value_counts().to_dict(),
             "about": {k: v for k, v in findings.about.items() if k != "planned"},
         }
     )
     return figures
+
+
+def _stopping_numbers(findings: Findings) -> dict[str, Any] | None:
+    """Whether stopping was safe, and the correlations by rung; None if no trial was stopped."""
+    rungs = findings.stopping
+    if rungs.empty:
+        return None
+    deciding = deciding_rung(rungs)
+    return {
+        "verdict": verdict(deciding),
+        "deciding_rung": deciding["rung"].iloc[0],
+        "rungs": rungs.to_dict("records"),
+    }

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis
-from search.report.sentences import cautions, conclusions, scope
+from search.report.caveats import cautions
+from search.report.sentences import conclusions, scope
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

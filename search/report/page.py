@@ -131,6 +131,7 @@ def _sections(
         ),
         ("leaders", "Best configurations", sections.leaders_table(findings)),
         ("troubles", "Failures and divergence", sections.troubles(findings)),
+        ("stopping", "Was stopping safe?", sections.stopping_table(findings)),
         ("others", "Other surfaces", _others(others)),
         ("unplanned", "Other trials in this folder", sections.unplanned_table(findings)),
         ("made", "How it was made", sections.provenance(findings)),

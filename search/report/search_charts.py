@@ -15,16 +15,23 @@ DRAWN_TRIALS = 300
 
 
 def importance_chart(table: pd.DataFrame) -> Chart | None:
-    """One bar per field."""
+    """One bar per field, before the band that shuffled scores reach."""
     if table.empty:
         return None
-    bars = alt.Chart(table).mark_bar(color="#2a788e")
-    chart = bars.encode(
-        x=alt.X("importance:Q", title="importance (PED-ANOVA, best trials against all)"),
-        y=alt.Y("field:N", sort="-x", title=None),
-        tooltip=["field:N", alt.Tooltip("importance:Q", format=".3f")],
-    )
-    return finished(chart, height=36 * len(table) + 20)
+    shown = table.assign(band=table["by_chance"].clip(upper=1.0))
+    y = alt.Y("field:N", sort=table["field"].tolist(), title=None)
+    title = "importance (PED-ANOVA, best trials against all)"
+    scale = alt.Scale(domain=[0, 1])
+    tooltip = [
+        "field:N",
+        alt.Tooltip("importance:Q", format=".3f"),
+        alt.Tooltip("by_chance:Q", format=".3f", title="shuffled scores reach"),
+    ]
+    bands = alt.Chart(shown).mark_bar(color="#999999", opacity=0.4)
+    bands = bands.encode(x=alt.X("band:Q", title=title, scale=scale), y=y, tooltip=tooltip)
+    bars = alt.Chart(shown).mark_bar(color="#2a788e", height={"band": 0.5})
+    bars = bars.encode(x=alt.X("importance:Q", scale=scale), y=y, tooltip=tooltip)
+    return finished(layered(bands, bars), height=36 * len(table) + 20)
 
 
 def parallel_coordinates(

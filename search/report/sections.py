@@ -12,6 +12,7 @@ from search.report.findings import Findings
 from search.report.gallery import surface_name
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
 from search.report.scaling_sentences import RULE_WORDS
+from search.report.search_sentences import place_of
 from search.study.shown import show
 
 CELL = {
@@ -380,3 +381,37 @@ def _range(domain: object) -> str:
     if isinstance(domain, dict) and "grid_search" in domain:
         return " ".join(map(cell_text, domain["grid_search"]))
     return str(domain)
+
+
+def stopping_table(findings: Findings) -> str:
+    """How well each rung's order agrees with the final order, by batch size."""
+    rungs = findings.stopping
+    if rungs.empty:
+        return ""
+    rows = []
+    for _, rung in rungs.iterrows():
+        row = {"where": place_of(rung), "size": "all", **rung.round(2)}
+        if math.isfinite(rung["batch_size"]):
+            row["size"] = f"{rung['batch_size']:.0f}"
+        place = f"{rung['best_place']:.0f} of {rung['of']}" if rung["of"] else "-"
+        row["best"] = f"{place}, below the cut" if rung["best_below"] else place
+        rows.append(row)
+    columns = {
+        "where": "at",
+        "size": "batch size",
+        "reached": "trials there",
+        "stopped": "stopped",
+        "n": "finished",
+        "rho": "Spearman's rho",
+        "low": "95 % from",
+        "high": "to",
+        "best": "place of the best finisher",
+    }
+    caption = f"Order at each rung against the final order by {findings.metric}"
+    return table(caption, pd.DataFrame(rows), columns) + paragraph(
+        "Rank correlation of the scores at the rung with the final ones. A stopped trial has no "
+        "final score, so it is among the trials that finished: these were the better ones there, "
+        "and among all trials it would usually be higher. Below the cut: by all trials that came "
+        "there, the trial that finished best would have been stopped.",
+        kind="soft",
+    )

@@ -11,21 +11,16 @@ from search.analysis.chance import best_auroc, nothing_beat_chance
 from search.analysis.critical_batch import decays
 from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
 from search.analysis.surface import best_cell, contenders
+from search.report.interaction_sentences import crossing, interaction
 from search.report.scaling_sentences import lr_to_use, scaling, stable
-from search.report.wording import cell_words, how_to_replicate, listed, replicate, sentence, sizes
-from search.study.shown import number_of, show
+from search.report.wording import cell_words, how_to_replicate, replicate, sentence, sizes
+from search.study.shown import show
 
 SIGNIFICANT = 0.05
 LARGE = 1e4  # sizes that would be shown with an exponent
 NOTHING_BEAT_CHANCE = (
     "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "
     "concluded; check the data and its labels, and try lower learning rates or a longer training."
-)
-PLAYBOOK = (
-    "The best batch size here is the best one for this budget, schedule and regularization. Each "
-    "batch size needs its own settings, and with equal epochs a small batch makes more updates. "
-    "Choose the batch size by time and memory, then tune the other settings for it (Godbole et "
-    "al., Deep Learning Tuning Playbook)."
 )
 
 
@@ -44,7 +39,7 @@ def conclusions(analysis: Analysis) -> list[str]:
             NOTHING_BEAT_CHANCE.format(show(best_auroc(analysis.trials, metric=analysis.metric)))
         ]
     makers = (
-        *(_best, _near, scaling, lr_to_use, _interaction, _crossing, stable, _targets),
+        *(_best, _near, scaling, lr_to_use, interaction, crossing, stable, _targets),
         _noise_scale,
     )
     return [text for make in makers if (text := make(analysis))]
@@ -98,49 +93,6 @@ def _near(analysis: Analysis) -> str:
     if analysis.binned or seeds <= contenders(analysis.cells)["n"].median():
         return text
     return f"{text} To tell settings apart that differ by {margin} takes about {seeds} seeds each."
-
-
-def _interaction(analysis: Analysis) -> str:
-    mixed = analysis.interaction
-    has_shares = math.isfinite(mixed.share_interaction)
-    if not has_shares and not math.isfinite(mixed.p_value):
-        return f"Whether batch size and learning rate interact is unknown: {mixed.why}."
-    shares = (
-        f"of the variance between settings, batch size explains {mixed.share_batch_size:.0%}, "
-        f"{analysis.lr_name} {mixed.share_lr:.0%} and their interaction "
-        f"{mixed.share_interaction:.0%}"
-        if has_shares
-        else "averaged over the grid, the settings differ by no more than the noise"
-    )
-    if not math.isfinite(mixed.p_value):
-        why = mixed.why if mixed.replicates > 1 else f"{mixed.why}: {how_to_replicate(analysis)}"
-        return f"{sentence(shares)}; {why}."
-    p = f"p = {mixed.p_value:.3g}" if mixed.p_value > 0.001 else "p <= 0.001"
-    if mixed.p_value <= SIGNIFICANT:
-        return f"Batch size and {analysis.lr_name} interact ({p}, permutation test): {shares}."
-    return (
-        f"No interaction of batch size and {analysis.lr_name} is visible above the noise ({p}, "
-        f"permutation test): {shares}."
-    )
-
-
-def _crossing(analysis: Analysis) -> str:
-    known = {lr: rho for lr, rho in analysis.spearman.items() if math.isfinite(rho)}
-    falls = {lr: rho for lr, rho in known.items() if rho <= -0.8}
-    rises = {lr: rho for lr, rho in known.items() if rho >= 0.8}
-    is_noise = analysis.crossing_p > SIGNIFICANT or analysis.interaction.p_value > SIGNIFICANT
-    if not falls or not rises or is_noise:
-        return ""
-    better = "better" if analysis.mode == "max" else "worse"
-    worse = "worse" if analysis.mode == "max" else "better"
-
-    def rates(rhos: dict[float, float]) -> str:
-        return listed([f"{show(lr)} (rho {rho:+.2f})" for lr, rho in sorted(rhos.items())])
-
-    return (
-        f"Larger batches do {worse} at {analysis.lr_name} {rates(falls)} and {better} at "
-        f"{rates(rises)}: which batch size wins depends on the learning rate."
-    )
 
 
 def _targets(analysis: Analysis) -> str:
@@ -198,97 +150,3 @@ def _noise_scale(analysis: Analysis) -> str:
         f"The measured gradient noise scale is {show(scale.median)} images [{show(scale.low)}, "
         f"{show(scale.high)}] (median over {scale.n} trials with its 95 % interval)."
     )
-
-
-def cautions(analysis: Analysis) -> list[str]:
-    """What a reader should know before acting on the conclusions."""
-    makers = (_ended_early, _binning, _unreplicated, _loose_edges, _mixed_origins, _no_front)
-    return [PLAYBOOK, *(text for make in makers for text in make(analysis))]
-
-
-def _ended_early(analysis: Analysis) -> list[str]:
-    counts = analysis.cells[["stopped", "diverged", "failed", "collapsed"]].sum()
-    sentences = []
-    if counts["stopped"]:
-        one = counts["stopped"] == 1
-        sentences.append(
-            f"{number_of(counts['stopped'], 'stopped trial')} {'is' if one else 'are'} left out "
-            f"(censored). The means of {'its setting' if one else 'their settings'} only include "
-            f"trials that were allowed to finish, and so are too good."
-        )
-    if counts["diverged"]:
-        verb = "it is" if counts["diverged"] == 1 else "they are"
-        sentences.append(
-            f"{number_of(counts['diverged'], 'trial')} diverged: {verb} counted, not averaged."
-        )
-    if counts["failed"]:
-        verb = "is" if counts["failed"] == 1 else "are"
-        sentences.append(f"{number_of(counts['failed'], 'trial')} failed and {verb} left out.")
-    if counts["collapsed"]:
-        one = counts["collapsed"] == 1
-        sentences.append(
-            f"{number_of(counts['collapsed'], 'trial')} collapsed: the same prediction for every "
-            f"image, an AUROC of exactly 0.5, usually by too high a learning rate. "
-            f"{'It counts as completed and is' if one else 'They count as completed and are'} "
-            f"averaged."
-        )
-    return sentences
-
-
-def _binning(analysis: Analysis) -> list[str]:
-    if not analysis.binned:
-        return []
-    sentences = [
-        "The learning rates are scattered. They are put into bins of a third of a decade, and "
-        "batch sizes are rounded to powers of two: the spread within a bin includes everything "
-        "else that differed."
-    ]
-    if (alone := (analysis.cells["trials"] == 1).sum()) > len(analysis.cells) / 2:
-        sentences.append(
-            f"{len(analysis.trials)} scattered trials are too few for a surface: {alone} of its "
-            f"{len(analysis.cells)} bins contain only one. Try more configurations, or a grid."
-        )
-    return sentences
-
-
-def _unreplicated(analysis: Analysis) -> list[str]:
-    one = replicate(analysis)
-    scored = analysis.cells["mean"].notna().sum()
-    left_out = scored - len(contenders(analysis.cells))
-    if left_out and not analysis.binned:  # of bins, _binning counts those of one trial
-        verb = "has" if left_out == 1 else "have"
-        return [
-            f"{left_out} of {scored} settings {verb} only one {one}: beside settings with "
-            f"more they are not ranked, and cannot be best."
-        ]
-    if analysis.noise.freedom or not scored:
-        return []
-    return [f"There is only one {one} per setting, so there are no intervals and no tests."]
-
-
-def _loose_edges(analysis: Analysis) -> list[str]:
-    edge = analysis.ridge.loc[analysis.ridge["edge"] != "", "batch_size"]
-    if edge.empty:
-        return []
-    return [
-        f"At {sizes([str(int(b)) for b in edge])} the best lr is the smallest or largest that "
-        f"was tried (unbracketed); a better one may lie outside."
-    ]
-
-
-def _mixed_origins(analysis: Analysis) -> list[str]:
-    trials, sentences = analysis.trials, []
-    if "code_version" in trials and trials["code_version"].nunique() > 1:
-        sentences.append(
-            f"{trials['code_version'].nunique()} versions of the code trained these trials; the "
-            f"column code_version distinguishes them."
-        )
-    if "dataset" in trials and (trials["dataset"] == "synthetic").any():
-        sentences.append("dataset=synthetic: the images are synthetic patches, not histology.")
-    return sentences
-
-
-def _no_front(analysis: Analysis) -> list[str]:
-    if not analysis.front.why or not math.isfinite(analysis.target):
-        return []
-    return [f"Critical batch size: {analysis.front.why}."]
