@@ -1,5 +1,6 @@
 """Small tables of trials for tests, and what follows from them by hand."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from search.analysis.analysis import Analysis, analyse
 from search.report.findings import Findings
@@ -53,6 +55,13 @@ def with_scores(cells: pd.DataFrame) -> pd.DataFrame:
 
 def analysed(cells: Cells, *, mode: str = "max", lr: str = "base_lr", **more: object) -> Analysis:
     return analyse(table(cells, lr=lr, **more), metric="val_auroc", mode=mode, lr=lr)
+
+
+def simulated(axes: Sequence[Sequence[Any]], *, few: int, many: int, every: int) -> list[Any]:
+    """The cases of a simulation: all with `many` repetitions (slow), some with `few`."""
+    cases = list(itertools.product(*axes))
+    slow = [pytest.param(*case, many, marks=pytest.mark.slow) for case in cases]
+    return [pytest.param(*case, few) for case in cases[::every]] + slow
 
 
 def shares_of(scores: Sequence[Sequence[float]], lr_name: str = "base_lr") -> str:

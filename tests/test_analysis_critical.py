@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from made_tables import simulated
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
@@ -60,14 +61,24 @@ def reached(both: Tables) -> pd.DataFrame:
 CENSORING = {"none": (0.05, 20.0), "early": (1.0, 20.0), "late": (0.05, 1.15), "both": (1.0, 1.15)}
 
 
-@pytest.mark.parametrize("repetitions", [8, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("seeds", "std"), [(2, 0.05), (2, 0.4), (3, 0.2), (10, 0.2)])
-@pytest.mark.parametrize("where", ["within", "below", "above"])
-@pytest.mark.parametrize("count", SIZES)
-@pytest.mark.parametrize("censoring", CENSORING)
+@pytest.mark.parametrize(
+    ("censoring", "count", "where", "noise", "repetitions"),
+    simulated(
+        [
+            [*CENSORING],
+            [*SIZES],
+            ["within", "below", "above"],
+            [(2, 0.05), (2, 0.4), (3, 0.2), (10, 0.2)],
+        ],
+        few=8,
+        many=200,
+        every=7,
+    ),
+)
 def test_an_interval_holds_the_critical_batch_size_or_is_refused(
-    censoring: str, count: int, where: str, seeds: int, std: float, repetitions: int
+    censoring: str, count: int, where: str, noise: tuple[int, float], repetitions: int
 ) -> None:
+    seeds, std = noise
     rng = np.random.default_rng(0)
     b = SIZES[count]
     places = {"within": math.sqrt(b[0] * b[-1]), "below": b[0] / 4, "above": 4 * b[-1]}

@@ -106,9 +106,12 @@ def flat_p(cells: pd.DataFrame, *, mode: str) -> float:
 
     Without replicates nothing else tells a surface from noise. The statistic is the sum of squares
     of parabolas in log lr, each batch size with its own mean and slope and all with one curvature,
-    which counts if they have a peak. Orders are drawn within each batch size.
+    which counts if they have a peak. Orders are drawn within each batch size. Where all trials were
+    stopped or diverged, the score counts as the worst of the others.
     """
-    scored = cells[cells["mean"].notna()]
+    worst = cells["mean"].min() if mode == "max" else cells["mean"].max()
+    is_lost = cells["mean"].isna() & (cells["stopped"] + cells["diverged"] > 0)
+    scored = cells.assign(mean=cells["mean"].mask(is_lost, worst)).dropna(subset="mean")
     groups = [group for _, group in scored.groupby("batch_size") if len(group) > 1]
     if not groups:
         return float("nan")
