@@ -9,8 +9,8 @@ import pytest
 
 from search.analysis.analysis import Analysis, analyse, in_bins
 from search.analysis.foreign_table import read_own_table
-from search.report.caveats import cautions
-from search.report.sentences import conclusions
+from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions
 
 Draw = Callable[..., pd.DataFrame]
 

@@ -7,9 +7,9 @@ from made_tables import Cells, analysed, findings_of, table
 from scipy import stats
 
 from search.analysis.chance import collapsed, nothing_beat_chance
-from search.report.caveats import cautions
 from search.report.findings import numbers
-from search.report.sentences import conclusions
+from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions
 
 TELLS = (
     "No trial beat chance: the best AUROC is {best}, and guessing gives 0.5. So nothing can be "

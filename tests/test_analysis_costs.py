@@ -9,8 +9,8 @@ import pytest
 from made_tables import table
 from scipy import stats
 
-from search.analysis.noise_scale import noise_scales
-from search.analysis.time_to_target import (
+from search.analysis.costs.noise_scale import noise_scales
+from search.analysis.costs.time_to_target import (
     at_equal,
     common_target,
     curves,

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from search.analysis.ridge import ridge_interval
+from search.analysis.scaling.ridge import ridge_interval
 from search.analysis.surface import surface
 
 HALF_DECADE = math.log(10) / 2

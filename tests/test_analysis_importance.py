@@ -22,8 +22,8 @@ from search.analysis.importance import (
     importance,
     is_log,
 )
-from search.report.search_charts import _heights, _label, importance_chart, parallel_coordinates
-from search.report.search_sentences import importance_sentence
+from search.report.charts.search import _heights, _label, importance_chart, parallel_coordinates
+from search.report.sentences.search import importance_sentence
 
 FIELDS = ["base_lr", "batch_size", "optimizer"]
 

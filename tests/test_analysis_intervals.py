@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from search.analysis.best_set import best_set
-from search.analysis.critical_batch import front
+from search.analysis.costs.critical_batch import front
 from search.analysis.leaderboard import leaderboard
 from search.analysis.noise import noise_of, redrawn, standard_errors
-from search.analysis.ridge import CURVED, ridge_interval
-from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
+from search.analysis.scaling.exponent import EDGE_WITHIN_NOISE, exponent
+from search.analysis.scaling.ridge import CURVED, ridge_interval
 from search.analysis.surface import surface, with_interval
-from search.report.training_charts import target_chart
+from search.report.charts.training import target_chart
 
 Floats = NDArray[np.float64]
 DRAWS = 40_000

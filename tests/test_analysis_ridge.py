@@ -11,12 +11,12 @@ from made_tables import Cells, table, with_scores
 from statsmodels.tools import eval_measures
 
 from search.analysis.best_set import optimism
-from search.analysis.collapse import collapse
-from search.analysis.forms import rival_forms
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.noise import noise_of
-from search.analysis.ridge import ridge, ridge_draws, ridge_interval
-from search.analysis.scaling import exponent
+from search.analysis.scaling.collapse import collapse
+from search.analysis.scaling.exponent import exponent
+from search.analysis.scaling.forms import rival_forms
+from search.analysis.scaling.ridge import ridge, ridge_draws, ridge_interval
 from search.analysis.surface import surface, usable
 
 NAN = math.nan

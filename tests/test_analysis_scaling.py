@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from made_tables import with_scores
 
-from search.analysis.collapse import collapse
-from search.analysis.forms import rival_forms
-from search.analysis.ridge import ridge, ridge_interval
-from search.analysis.scaling import EDGE_WITHIN_NOISE, exponent
+from search.analysis.scaling.collapse import collapse
+from search.analysis.scaling.exponent import EDGE_WITHIN_NOISE, exponent
+from search.analysis.scaling.forms import rival_forms
+from search.analysis.scaling.ridge import ridge, ridge_interval
 from search.analysis.surface import surface
 
 Draw = Callable[..., pd.DataFrame]

@@ -14,8 +14,8 @@ import pytest
 from made_tables import simulated
 from test_analysis_coverage import BATCH_SIZES, GRIDS, HALF_DECADE, SHAPES
 
-from search.analysis.forms import AHEAD, rival_forms
-from search.analysis.scaling import Exponent, exponent, lr_to_use
+from search.analysis.scaling.exponent import Exponent, exponent, lr_to_use
+from search.analysis.scaling.forms import AHEAD, rival_forms
 from search.analysis.surface import surface
 
 POWER = 0.7

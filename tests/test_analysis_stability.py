@@ -8,7 +8,7 @@ import pytest
 from made_tables import Cells, table
 from sklearn.linear_model import LogisticRegression
 
-from search.analysis.stability import FEW, C, stable_lr
+from search.analysis.scaling.stability import FEW, C, stable_lr
 from search.analysis.surface import surface
 
 HALF_DECADE = math.log(10) / 2

@@ -24,7 +24,7 @@ from search.analysis.stopping import (
 from search.execution.provenance import part_as_json
 from search.execution.schedulers import EarlyStopping, scheduler_of
 from search.explore import Asha, Grid, HyperBand, Median
-from search.report.search_sentences import stopping_sentence
+from search.report.sentences.search import stopping_sentence
 from search.study.study import Study
 
 TRAIN_IMAGES, EPOCHS = 1000, 9

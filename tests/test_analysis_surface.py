@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from search.analysis.leaderboard import ablation, leaderboard
-from search.analysis.ridge import ridge
+from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import surface
 from search.explore import Variants
 from search.report.terminal import print_answer

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search.analysis.critical_batch import front
-from search.analysis.time_to_target import at_equal, common_target, to_target
+from search.analysis.costs.critical_batch import front
+from search.analysis.costs.time_to_target import at_equal, common_target, to_target
 
 SIZES = np.array([16, 32, 64, 128, 256, 512, 1024, 2048])
 

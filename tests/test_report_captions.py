@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from made_tables import analysed as of
 
-from search.report import gallery
+from search.report.charts import gallery
+from search.report.charts.training import whole_ticks
 from search.report.findings import Findings
-from search.report.training_charts import whole_ticks
 
 CHARTS = (
     *("heat_map", "lr_curves", "ridge_chart", "learning_curves", "collapse_chart", "target_chart"),

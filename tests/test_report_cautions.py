@@ -9,7 +9,7 @@ from made_tables import Cells, table
 from made_tables import analysed as of
 
 from search.analysis.analysis import Analysis, analyse
-from search.report.caveats import cautions
+from search.report.sentences.caveats import cautions
 
 # Each sentence once, so that another wording is one edit.
 PLAYBOOK = (

@@ -15,8 +15,6 @@ from made_tables import analysed as of
 
 from search.analysis.leaderboard import ablation
 from search.report import page
-from search.report.caveats import cautions
-from search.report.confounds import confounds
 from search.report.findings import (
     Findings,
     cautions_of,
@@ -27,7 +25,9 @@ from search.report.findings import (
     of_table,
 )
 from search.report.report import write_report
-from search.report.sentences import conclusions
+from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions
+from search.report.sentences.confounds import confounds
 from search.results.tables import Results, ResultsError, commit_study, trials
 from trainable.config import SCORES
 from trainable.host.storage import Folder

@@ -13,7 +13,7 @@ from scipy import stats
 
 from search.analysis.analysis import Analysis, analyse
 from search.report.sections import interaction_table
-from search.report.sentences import conclusions
+from search.report.sentences.conclusions import conclusions
 from search.study.shown import show
 
 NAN = math.nan

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from search.analysis.analysis import analyse
 from search.report.__main__ import main, parser
-from search.report.charts import heat_map
+from search.report.charts.surface import heat_map
 from search.report.findings import of_study
 from search.report.report import write_report
 from search.results.tables import TRIALS, Results, epochs, trials

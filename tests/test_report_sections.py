@@ -13,7 +13,7 @@ from made_tables import Cells, findings_of, table
 from made_tables import analysed as of
 
 from search.analysis.analysis import analyse
-from search.analysis.scaling import EDGE_WITHIN_NOISE, Exponent
+from search.analysis.scaling.exponent import EDGE_WITHIN_NOISE, Exponent
 from search.report import sections
 from search.report.findings import Findings, conclusions_of, numbers
 from search.report.markup import cell_text

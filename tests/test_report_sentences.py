@@ -13,10 +13,10 @@ from made_tables import analysed as of
 from scipy import stats
 
 from search.analysis.analysis import Analysis, analyse
-from search.analysis.scaling import Exponent
-from search.report.caveats import cautions
-from search.report.sentences import conclusions, scope
-from search.report.wording import listed
+from search.analysis.scaling.exponent import Exponent
+from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions, scope
+from search.report.sentences.wording import listed
 from search.study.shown import show
 
 # Each sentence once, so that another wording is one edit.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from search.analysis.ridge import ridge
+from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import surface
 from search.explore import Ablation, Pbt, Random, Variants
 from search.report.terminal import COLOURS, _cell_text, _surface_table, print_answer

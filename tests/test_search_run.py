@@ -34,7 +34,7 @@ from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 from scipy.stats import spearmanr
 
-from search.analysis.ridge import ridge
+from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import surface
 from search.results.tables import faults, open_folder
 from search.run import parser

@@ -9,22 +9,22 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.best_set import compared, default_margin, optimism
-from search.analysis.collapse import Collapse, collapse
-from search.analysis.critical_batch import NO_FRONT, Front, decays, front, lr_step
-from search.analysis.forms import rival_forms
-from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
-from search.analysis.noise import Noise, noise_of
-from search.analysis.noise_scale import noise_scales
-from search.analysis.ridge import ridge_interval
-from search.analysis.scaling import Exponent, exponent, lr_to_use
-from search.analysis.stability import stable_lr
-from search.analysis.surface import surface
-from search.analysis.time_to_target import (
+from search.analysis.costs.critical_batch import NO_FRONT, Front, decays, front, lr_step
+from search.analysis.costs.noise_scale import noise_scales
+from search.analysis.costs.time_to_target import (
     at_equal,
     common_target,
     throughput,
     to_target,
 )
+from search.analysis.interaction import Interaction, crossing_p, interaction, spearman
+from search.analysis.noise import Noise, noise_of
+from search.analysis.scaling.collapse import Collapse, collapse
+from search.analysis.scaling.exponent import Exponent, exponent, lr_to_use
+from search.analysis.scaling.forms import rival_forms
+from search.analysis.scaling.ridge import ridge_interval
+from search.analysis.scaling.stability import stable_lr
+from search.analysis.surface import surface
 
 MANY_BATCH_SIZES = 12  # more of them are random draws, not a grid
 LEAST_DRAWN = 6  # fewer different lrs are never called scattered

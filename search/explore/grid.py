@@ -77,7 +77,7 @@ class Grid:
         """New lrs for trials that differ in lr and seed only, without seeds."""
         import pandas as pd
 
-        from search.analysis.ridge import ridge
+        from search.analysis.scaling.ridge import ridge
         from search.analysis.surface import surface
 
         declared = sorted(map(float, study.vary["base_lr"]["grid_search"]))

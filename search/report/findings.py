@@ -25,11 +25,11 @@ from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
 from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
-from search.report.confounds import confounds
 from search.report.markup import cell_text
 from search.report.numbers import as_json, plain
-from search.report.search_sentences import importance_sentence, stopping_sentence
-from search.report.wording import listed
+from search.report.sentences.confounds import confounds
+from search.report.sentences.search import importance_sentence, stopping_sentence
+from search.report.sentences.wording import listed
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError, named_alike
 from search.study.shown import number_of, show

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis
-from search.report.caveats import cautions
-from search.report.sentences import conclusions, scope
+from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions, scope
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 
 from search.report import sections
-from search.report.charts import theme
+from search.report.charts.gallery import Picture, surface_name
+from search.report.charts.surface import theme
 from search.report.findings import Findings, cautions_of, conclusions_of
-from search.report.gallery import Picture, surface_name
 from search.report.markup import bullets, paragraph, script_data, section, text
 
 # No network requests. Vega compiles a chart's expressions to functions (unsafe-eval).

@@ -2,8 +2,7 @@
 
 import json
 
-from search.report.findings import Findings, numbers, of_study
-from search.report.gallery import (
+from search.report.charts.gallery import (
     Picture,
     drawn,
     search_pictures,
@@ -12,6 +11,7 @@ from search.report.gallery import (
     surface_pictures,
     training_pictures,
 )
+from search.report.findings import Findings, numbers, of_study
 from search.report.page import render
 from search.results.tables import Results
 from trainable.host import storage

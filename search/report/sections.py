@@ -8,11 +8,11 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.analysis.surface import best_cell
+from search.report.charts.gallery import surface_name
 from search.report.findings import Findings
-from search.report.gallery import surface_name
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
-from search.report.scaling_sentences import RULE_WORDS
-from search.report.search_sentences import place_of
+from search.report.sentences.scaling import RULE_WORDS
+from search.report.sentences.search import place_of
 from search.study.shown import show
 
 CELL = {

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
 from search.analysis.leaderboard import ablation, leaderboard, lineage
-from search.analysis.ridge import ridge
+from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial

@@ -5,9 +5,9 @@ import math
 import pandas as pd
 
 from search.analysis.analysis import Analysis
-from search.analysis.forms import AHEAD
-from search.analysis.scaling import EDGE_WITHIN_NOISE, ON_EDGE
-from search.report.wording import how_to_replicate, listed, replicate, sentence, sizes
+from search.analysis.scaling.exponent import EDGE_WITHIN_NOISE, ON_EDGE
+from search.analysis.scaling.forms import AHEAD
+from search.report.sentences.wording import how_to_replicate, listed, replicate, sentence, sizes
 from search.study.shown import show
 
 RULE_WORDS = {

@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.analysis.analysis import Analysis
-from search.analysis.critical_batch import Front
+from search.analysis.costs.critical_batch import Front
 from search.analysis.surface import usable
-from search.report.charts import (
+from search.report.charts.surface import (
     SOFT,
     Chart,
     batch_axis,

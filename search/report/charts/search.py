@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.importance import COMPARED, is_log, is_numeric, value_of
-from search.report.charts import Chart, finished, layered
+from search.report.charts.surface import Chart, finished, layered
 from search.study.shown import show
 
 DRAWN_TRIALS = 300

@@ -3,8 +3,8 @@
 import math
 
 from search.analysis.analysis import Analysis
-from search.report.scaling_sentences import RULE_WORDS
-from search.report.wording import how_to_replicate, listed, sentence
+from search.report.sentences.scaling import RULE_WORDS
+from search.report.sentences.wording import how_to_replicate, listed, sentence
 from search.study.shown import number_of, show
 
 SIGNIFICANT = 0.05

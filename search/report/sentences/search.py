@@ -11,7 +11,7 @@ from search.analysis.stopping import (
     deciding_rung,
     verdict,
 )
-from search.report.wording import listed
+from search.report.sentences.wording import listed
 from search.study.shown import number_of
 
 

@@ -8,12 +8,12 @@ import pandas as pd
 from search.analysis.analysis import Analysis
 from search.analysis.best_set import seeds_for
 from search.analysis.chance import best_auroc, nothing_beat_chance
-from search.analysis.critical_batch import decays
-from search.analysis.noise_scale import LEAST_MEASURED, median_noise_scale
+from search.analysis.costs.critical_batch import decays
+from search.analysis.costs.noise_scale import LEAST_MEASURED, median_noise_scale
 from search.analysis.surface import best_cell, contenders
-from search.report.interaction_sentences import crossing, interaction
-from search.report.scaling_sentences import lr_to_use, scaling, stable
-from search.report.wording import cell_words, how_to_replicate, replicate, sentence, sizes
+from search.report.sentences.interaction import crossing, interaction
+from search.report.sentences.scaling import lr_to_use, scaling, stable
+from search.report.sentences.wording import cell_words, how_to_replicate, replicate, sentence, sizes
 from search.study.shown import show
 
 SIGNIFICANT = 0.05

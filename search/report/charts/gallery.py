@@ -9,15 +9,15 @@ import altair as alt
 import pandas as pd
 
 from search.analysis.analysis import Analysis
-from search.report.charts import Chart, collapse_chart, heat_map, lr_curves, ridge_chart
-from search.report.findings import Findings
-from search.report.search_charts import importance_chart, parallel_coordinates
-from search.report.training_charts import (
+from search.report.charts.search import importance_chart, parallel_coordinates
+from search.report.charts.surface import Chart, collapse_chart, heat_map, lr_curves, ridge_chart
+from search.report.charts.training import (
     learning_curves,
     noise_scale_chart,
     target_chart,
     throughput_chart,
 )
+from search.report.findings import Findings
 from search.study.shown import show
 
 PNG_SCALE = 2.0

@@ -1,6 +1,6 @@
 """The critical batch size, from the updates that each batch size needs to reach a target.
 
-Pure functions of a table of `search.analysis.time_to_target`.
+Pure functions of a table of `search.analysis.costs.time_to_target`.
 """
 
 from dataclasses import dataclass, replace

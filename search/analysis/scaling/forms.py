@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from search.analysis.scaling import RULES, Exponent
+from search.analysis.scaling.exponent import RULES, Exponent
 
 LEAST_BATCH_SIZES = 6
 AHEAD = 4.0  # in AICc: with less between them, two forms are not told apart

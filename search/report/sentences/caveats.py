@@ -4,7 +4,7 @@ import math
 
 from search.analysis.analysis import Analysis
 from search.analysis.surface import contenders
-from search.report.wording import replicate, sizes
+from search.report.sentences.wording import replicate, sizes
 from search.study.shown import number_of
 
 PLAYBOOK = (

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
-from search.analysis.ridge import CURVED, ridge, ridge_draws
+from search.analysis.scaling.ridge import CURVED, ridge, ridge_draws
 from search.analysis.surface import LEVEL, SEED
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from search.report.wording import listed
+from search.report.sentences.wording import listed
 from search.study.shown import show
 
 DECOUPLED = ("adamw", "lamb", "schedulefree_adamw")  # their weight decay is no part of the gradient

@@ -1,0 +1,1 @@
+"""Numbers -> Altair charts, and the gallery that puts titles and captions on them."""

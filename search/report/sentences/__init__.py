@@ -1,0 +1,1 @@
+"""Numbers -> sentences: what can be concluded, what cannot and why, and what to know before."""
