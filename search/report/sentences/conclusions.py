@@ -1,4 +1,4 @@
-"""Sentences from an analysis: conclusions, what cannot be concluded and why, and caveats."""
+"""What can be concluded from an analysis, and what cannot and why."""
 
 import math
 from typing import Any
@@ -84,15 +84,15 @@ def _near(analysis: Analysis) -> str:
     if analysis.compared.empty or not math.isfinite(analysis.margin):
         return ""
     near, margin = analysis.near, show(analysis.margin)
-    text = f"No setting is within {margin} of the best with 95 % confidence."
+    text = f"No setting is surely (95 %) within {margin} of the best."
     if len(near):
         which = f"{len(near)} of {len(analysis.compared)} settings"
-        text = f"{which} {'are' if len(near) > 1 else 'is'} within {margin} of the best with 95 %"
-        text += f" confidence; the largest of their batch sizes is {near['batch_size'].max():.0f}."
+        text = f"{which} {'are' if len(near) > 1 else 'is'} surely (95 %) within {margin} of the "
+        text += f"best; the largest batch size among them is {near['batch_size'].max():.0f}."
     seeds = seeds_for(analysis.margin, analysis.cells, mode=analysis.mode)
     if analysis.binned or seeds <= contenders(analysis.cells)["n"].median():
         return text
-    return f"{text} To tell settings apart that differ by {margin} takes about {seeds} seeds each."
+    return f"{text} To tell apart settings that differ by {margin} takes about {seeds} seeds each."
 
 
 def _targets(analysis: Analysis) -> str:
@@ -106,7 +106,7 @@ def _targets(analysis: Analysis) -> str:
     text += f"{first} and {last}"
     fit = analysis.front
     if fit.why or not math.isfinite(fit.critical_batch_size):
-        return f"{text}{'; ' + fit.why if fit.why else ''}."
+        return f"{text}."  # why there is no critical batch size is a caveat
     critical, low, high = (
         f"{size:,.0f}" if size >= LARGE else show(size)
         for size in (fit.critical_batch_size, fit.low, fit.high)

@@ -73,7 +73,9 @@ def _near_chance(analysis: Analysis) -> str:
     text = f"; {named} {'are' if num_more else 'is'} near chance and left out"
     others = mixed.left_out - len(mixed.near_chance)
     return (
-        f"{text}, and so {'is' if others == 1 else 'are'} {others} beside them" if others else text
+        f"{text}, with {number_of(others, 'setting')} in the same rows or columns"
+        if others
+        else text
     )
 
 
