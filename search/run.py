@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from search.session import INPUT_ERRORS, Order, dry_run, run
     from search.study.shown import print_error
     from search.study.space_file import load_study
-    from trainable.host.storage import NoSpaceError
+    from trainable.host.storage import StorageError, TakenOverError
 
     console = Console()
     resume = f"go on with\n  {resume_command(sys.argv[1:] if arguments is None else arguments)}"
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before or after trials run, or a second Ctrl-C while they stop
         console.print(resume, style="yellow", highlight=False, soft_wrap=True)
         return INTERRUPTED
-    except NoSpaceError as error:
-        console.print(f"{error.strerror}: free some", style="red", soft_wrap=True, markup=False)
+    except (StorageError, TakenOverError) as error:
+        console.print(str(error.args[-1]), style="red", soft_wrap=True, markup=False)
         console.print(resume, style="yellow", highlight=False, soft_wrap=True)
         return INTERRUPTED
     except INPUT_ERRORS as error:

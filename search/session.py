@@ -110,7 +110,8 @@ def run(order: Order, console: Console) -> Outcome:
     """Train what is missing, then answer from the tables.
 
     Raises:
-        NoSpaceError: the disk is full; what was trained is kept.
+        StorageError: the disk is full or does not answer; what was trained is kept.
+        TakenOverError: another process has taken the study over while this one stood still.
     """
     ready = _prepared(order, console)
     with lock.held(ready.results.folder):
@@ -349,7 +350,7 @@ def _check_room(ready: "Ready") -> None:
     if free is not None and free < LEAST_FREE_BYTES:
         where = ready.results.folder.uri
         raise NoSpaceError(
-            errno.ENOSPC, f"{free / 1e6:.0f} MB are left in {where}, too few to begin"
+            errno.ENOSPC, f"{free / 1e6:.0f} MB are left in {where}, too few to begin: free some"
         )
 
 

@@ -1,5 +1,6 @@
 """The study's lock: one holder, named to the others, taken over when it is dead."""
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from commands import ROOT
 
 from search.results import lock
 from search.results.lock import LockedError, held
-from trainable.host.storage import Folder
+from trainable.host.storage import Folder, TakenOverError
 
 HOLDER = """
 import sys, time
@@ -176,14 +177,14 @@ def test_a_beat_that_is_being_written_is_waited_for(
 ) -> None:
     """Else it would write the lock anew after its deletion."""
     monkeypatch.setattr(lock, "BEAT_S", 0.01)
-    write, begun = lock.storage.write, threading.Event()
+    write, begun = lock.storage.write_once, threading.Event()
 
     def slowly(folder: Folder, name: str, content: bytes) -> None:
         begun.set()
         threading.Event().wait(0.2)
         write(folder, name, content)
 
-    monkeypatch.setattr(lock.storage, "write", slowly)
+    monkeypatch.setattr(lock.storage, "write_once", slowly)
     with held(Folder(str(tmp_path))):
         assert begun.wait(20)
     threading.Event().wait(0.3)
@@ -262,6 +263,9 @@ class Clock:
         self.on_sleep = lambda: None
 
     def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
         return self.now_s
 
     def sleep(self, seconds: float) -> None:
@@ -351,8 +355,97 @@ def test_a_lock_beats_and_a_full_disk_does_not_end_it(
             enough.set()
         raise OSError("no room")
 
-    monkeypatch.setattr(lock.storage, "write", write)
+    monkeypatch.setattr(lock.storage, "write_once", write)
     with held(Folder(str(tmp_path))):
         assert enough.wait(20)
     assert beats[:3] == [1, 2, 3]
     assert not (tmp_path / "lock.json").exists()
+
+
+PAUSED = """
+import sys, time
+from made_tables import row
+from search.results import lock, tables
+from search.results.lock import held
+from search.results.tables import Results
+from trainable.host.storage import Folder, TakenOverError
+folder = Folder(sys.argv[1])
+lock.BEAT_S = float(sys.argv[2])
+with held(folder):
+    print("held", flush=True)
+    sys.stdin.readline()  # stopped and continued while it waits here
+    try:
+        tables.commit_trial(Results("s", folder), row("late"))
+    except TakenOverError as error:
+        print(error, flush=True)
+    try:  # nor does its beat, meanwhile or later, take the lock back
+        time.sleep(3 * lock.BEAT_S)
+        tables.commit_epochs(Results("s", folder), "late", [])
+    except TakenOverError:
+        print("still", flush=True)
+"""
+
+
+def test_a_holder_that_was_paused_writes_nothing_after_a_takeover(tmp_path: Path) -> None:
+    """A machine that was paused, as SIGSTOP does here: another one took the study over."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", PAUSED, str(tmp_path), "0.5"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        theirs = write_lock(tmp_path)  # by a driver on another machine, after its twenty seconds
+        threading.Event().wait(0.5 * lock.LATE_BEATS + 0.5)
+        holder.send_signal(signal.SIGCONT)
+        told, _ = holder.communicate("go on\n", timeout=60)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert told == (
+        f"another process writes to {tmp_path} now, which took this one for dead; this one stops\n"
+        "still\n"
+    )
+    assert json.loads((tmp_path / "lock.json").read_text()) == theirs
+    assert left_in(tmp_path) == ["lock.json"]
+
+
+def test_a_beat_does_not_take_back_a_lock_that_is_another_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    folder = Folder(str(tmp_path))
+    with held(folder):
+        lock.check(folder)
+        theirs = write_lock(tmp_path)
+        threading.Event().wait(0.3)
+        assert json.loads((tmp_path / "lock.json").read_text()) == theirs
+        with pytest.raises(TakenOverError, match="which took this one for dead"):
+            lock.check(folder)
+    assert json.loads((tmp_path / "lock.json").read_text()) == theirs
+    lock.check(folder)  # who holds no lock needs none: verify, tests, other tools
+
+
+def test_a_beat_that_cannot_be_written_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    folder = Folder(str(tmp_path))
+    write, fails = lock.storage.write_once, threading.Event()
+    fails.set()
+
+    def failing(folder: Folder, name: str, content: bytes) -> None:
+        if fails.is_set():
+            raise OSError(errno.ESTALE, "stale")
+        write(folder, name, content)
+
+    with held(folder):
+        monkeypatch.setattr(lock.storage, "write_once", failing)
+        threading.Event().wait(0.2)
+        before = json.loads((tmp_path / "lock.json").read_text())["beat"]
+        fails.clear()
+        threading.Event().wait(0.2)
+        lock.check(folder)
+        assert json.loads((tmp_path / "lock.json").read_text())["beat"] > before

@@ -223,7 +223,7 @@ def test_a_trial_that_fails_again_is_retried_once_a_command(made: Callable[..., 
     [
         (KeyboardInterrupt(), 75, "go on with\n  python -m search.run ", ""),
         (
-            NoSpaceError(errno.ENOSPC, "the disk of results is full"),
+            NoSpaceError(errno.ENOSPC, "the disk of results is full: free some"),
             75,
             "the disk of results is full: free some\ngo on with\n  python -m search.run ",
             "",

@@ -20,7 +20,7 @@ import ray
 from ray import tune
 
 from trainable.config import TrialConfig
-from trainable.host.storage import Folder, NoSpaceError, TakenOverError
+from trainable.host.storage import Folder, StorageError, TakenOverError
 from trainable.record import finite_score
 
 PARENT_CHECK_S = 2.0
@@ -50,7 +50,7 @@ def train_trial(planned: dict[str, Any]) -> None:
         summary = _train(config, trial)
     except TakenOverError:
         os._exit(1)  # the trial goes on elsewhere, and what this process knows is old
-    except NoSpaceError as error:
+    except StorageError as error:
         summary = {"status": "interrupted", "reason": error.strerror}
     except Exception as error:  # reported, never swallowed: it becomes the trial's row
         summary = {

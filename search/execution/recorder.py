@@ -18,7 +18,7 @@ from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.host import storage
 from trainable.host.signals import before_interrupt
-from trainable.host.storage import NoSpaceError
+from trainable.host.storage import StorageError, TakenOverError
 
 MOST_FORGOTTEN = 100  # ended trials on Ray's list, before they are taken off it
 BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
@@ -127,8 +127,8 @@ class Recorder(TrialProgressCallback):
             self.progress.epoch_ended(self.planned[key], row)
         elif "trial_row" in result:
             row = result["trial_row"]
-            if row["status"] == "interrupted":  # there is no room: no trial would fare better
-                raise NoSpaceError(errno.ENOSPC, row["reason"])
+            if row["status"] == "interrupted":  # it cannot store: no trial would fare better
+                raise StorageError(errno.EIO, row["reason"])
             self._end(key, row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -232,7 +232,8 @@ class Recorder(TrialProgressCallback):
         try:
             for key, row in self.under_way.items():
                 self._commit_trial(key, self._so_far("interrupted", "", row))
-        except NoSpaceError:  # which is why the study stops: the epochs' rows say how far each got
+        except (StorageError, TakenOverError):
+            # Which is why the study stops. The epochs' rows say how far each got.
             return
 
 

@@ -27,7 +27,7 @@ from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
 from search.execution.watchdog import host_memory_survived
 from search.explore.ask import total
 from search.study.explorer import PlannedTrial
-from trainable.host.storage import NoSpaceError
+from trainable.host.storage import StorageError, TakenOverError
 from trainable.ray_adaptor import bundle_of, train_trial
 from trainable.record import finite_score
 from trainable.training.schedule import timetable
@@ -53,7 +53,8 @@ def run_trials(
     compares with from the start.
 
     Raises:
-        NoSpaceError: the disk is full.
+        StorageError: the disk is full, or does not answer.
+        TakenOverError: another process writes to the study now.
         SpaceFileError: the explorer chose what cannot be trained.
     """
     study = setting.study
@@ -81,7 +82,7 @@ def run_trials(
             with host_memory_survived():
                 tuner.fit()
         except tune.TuneError as error:  # what Ray makes of an error in a callback of ours
-            raise _no_space_in(error) or error from None
+            raise _stopping_in(error) or error from None
         finally:
             record.commit_interrupted()
     return queue.finished
@@ -153,9 +154,9 @@ def _teach(scheduler: EarlyStopping, setting: Setting, record: Recorder) -> None
             scheduler.learn(trial.key, trial.config.batch_size, evaluations)
 
 
-def _no_space_in(error: BaseException | None) -> NoSpaceError | None:
-    """The error of a full disk among those that led to this one."""
-    while error is not None and not isinstance(error, NoSpaceError):
+def _stopping_in(error: BaseException | None) -> StorageError | TakenOverError | None:
+    """The error that stops a study, but is none of a trial, among those that led to this one."""
+    while error is not None and not isinstance(error, StorageError | TakenOverError):
         error = error.__cause__ or error.__context__
     return error
 

@@ -19,6 +19,7 @@ HOST_MEMORY = "oom_host: the node ran out of memory and Ray ended the trial's wo
 HUNG_FACTOR, HUNG_LEAST_S = 20.0, 60.0
 START_S = 120.0  # more until a trial's first report: its process imports torch and loads the data
 STEP_S = 1.0
+PAUSE_S = 5.0  # between two checks: the driver stood still, and heard nothing meanwhile
 HEAD_GONE_S = 10.0
 
 
@@ -48,7 +49,8 @@ class Stalls:
     """Ends workers that report nothing for far longer than evaluations take, so that Ray moves on.
 
     A trial's own evaluations set its limit, others' where it has none yet. While nothing at all is
-    known, there is no limit.
+    known, there is no limit. Time in which the driver itself stood still (Ctrl-Z, a paused machine,
+    a storage that did not answer) counts for none.
     """
 
     def __init__(self) -> None:
@@ -85,6 +87,8 @@ class Stalls:
         now = time.monotonic()
         if now - self.checked < STEP_S:
             return []
+        if now - self.checked > PAUSE_S:
+            self.heard = {key: heard + now - self.checked for key, heard in self.heard.items()}
         self.checked = now
         hung = []
         for trial in trials:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from trainable.host import storage
 from trainable.host.messages import one_line
-from trainable.host.storage import Folder
+from trainable.host.storage import Folder, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _read_listed(
     def read(name: str) -> pa.Table | None:
         try:
             return _read_part(folder, name, schema)
-        except FileNotFoundError:
+        except (FileNotFoundError, UnavailableError):
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             damaged[name] = one_line(error)

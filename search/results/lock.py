@@ -7,20 +7,63 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from trainable.host import storage
-from trainable.host.storage import Folder
+from trainable.host.storage import Folder, NoSpaceError, TakenOverError
 
 NAME = "lock.json"
 BEAT_S = 5.0
 STALE_BEATS = 4  # a holder elsewhere counts as dead after so many beats without a change
+LATE_BEATS = 2  # after so many a holder asks the folder whether it still holds the lock
 
 
 class LockedError(RuntimeError):
     """Another process writes to the study; the message names it."""
+
+
+class _Hold:
+    """A lock that this process holds, as far as it knows."""
+
+    def __init__(self, folder: Folder, mine: dict[str, Any]) -> None:
+        """It has just been taken."""
+        self.folder, self.mine = folder, mine
+        self.is_lost = False
+        self.confirmed = _clocks()
+        self.mutex = threading.Lock()
+
+    def beat(self) -> None:
+        """Write the next beat, unless another process has taken the lock over.
+
+        Raises:
+            OSError: the folder does not answer; whether the lock is still held is unknown.
+        """
+        with self.mutex:
+            if (_read(self.folder) or {}).get("token") != self.mine["token"]:
+                self.is_lost = True
+                return
+            self.mine["beat"] += 1
+            storage.write_once(self.folder, NAME, json.dumps(self.mine).encode())
+            self.confirmed = _clocks()
+
+    def check(self) -> None:
+        """Raises TakenOverError if the lock is lost; asks the folder after a pause."""
+        passed_s = max(now - then for now, then in zip(_clocks(), self.confirmed, strict=True))
+        if not self.is_lost and passed_s > LATE_BEATS * BEAT_S:
+            try:
+                self.beat()
+            except NoSpaceError:  # what follows reports it
+                return
+        if self.is_lost:
+            raise TakenOverError(
+                f"another process writes to {self.folder.uri} now, which took this one for dead; "
+                f"this one stops"
+            )
+
+
+_holds: dict[str, _Hold] = {}  # of this process, by folder
 
 
 @contextmanager
@@ -28,7 +71,8 @@ def held(folder: Folder) -> Iterator[None]:
     """Hold a study's lock. Others get an error, or take the lock over when this process is dead.
 
     A holder on this machine is dead if its process does not exist. A holder elsewhere is dead if
-    its beat has not changed for twenty seconds by this process's clock: clocks need not agree.
+    its beat has not changed for twenty seconds by this process's clock: clocks need not agree. So a
+    holder that stood still for that long (a paused machine) may have lost the lock: `check`.
 
     Raises:
         LockedError: a running process holds the lock.
@@ -41,25 +85,39 @@ def held(folder: Folder) -> Iterator[None]:
         "beat": 0,
     }
     _take(folder, mine)
+    hold = _holds[folder.uri] = _Hold(folder, mine)
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(BEAT_S):
-            mine["beat"] += 1
-            try:
-                storage.write(folder, NAME, json.dumps(mine).encode())
-            except OSError:  # the writer of the tables reports a full disk
-                continue
+        while not stop.wait(BEAT_S) and not hold.is_lost:
+            with suppress(OSError):  # the writer of the tables reports what is wrong
+                hold.beat()
 
     beater = threading.Thread(target=beat, name="lock", daemon=True)
     beater.start()
     try:
         yield
     finally:
+        del _holds[folder.uri]
         stop.set()
         beater.join()
         if (_read(folder) or {}).get("token") == mine["token"]:
             storage.delete_file(folder, NAME)
+
+
+def check(folder: Folder) -> None:
+    """Before a study's tables are written: does this process still hold its lock, if it took it?
+
+    Raises:
+        TakenOverError: another process has taken it over.
+    """
+    if hold := _holds.get(folder.uri):
+        hold.check()
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds by two clocks: the second one goes on while a virtual machine is paused."""
+    return time.monotonic(), time.time()
 
 
 def _take(folder: Folder, mine: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from search.results import files
+from search.results import files, lock
 from trainable.config import TrialConfig
 from trainable.host import credentials, storage
 from trainable.host.storage import Folder
@@ -101,22 +101,26 @@ def open_results(out: str, study: str) -> Results:
 
 def commit_study(results: Results, about: Mapping[str, Any]) -> None:
     """Write study.json: the study as it was last run."""
+    lock.check(results.folder)
     content = json.dumps(about, indent=1, default=str) + "\n"
     storage.write(results.folder, "study.json", content.encode())
 
 
 def commit_epochs(results: Results, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write all epoch rows of a trial; replaces earlier ones."""
+    lock.check(results.folder)
     files.write_part(results / "epochs", f"{key}.parquet", EPOCHS, rows)
 
 
 def commit_trial(results: Results, row: Mapping[str, Any]) -> None:
     """Write a trial's row; missing columns become null."""
+    lock.check(results.folder)
     files.write_part(results / "trials", f"{row['trial_key']}.parquet", TRIALS, [row])
 
 
 def commit_traceback(results: Results, key: str, text: str) -> str:
     """Write a failed trial's traceback; returns its path."""
+    lock.check(results.folder)
     storage.write(results / "errors", f"{key}.txt", text.encode())
     return f"{(results / 'errors').uri}/{key}.txt"
 
@@ -193,6 +197,7 @@ def make_sound(results: Results) -> list[str]:
 
 def take_apart(results: Results, keys: Collection[str]) -> None:
     """Move trials from packed files to their own, which are replaced when the trials run again."""
+    lock.check(results.folder)
     for table, schema in TABLES.items():
         if again := files.packed_keys(results / table) & set(keys):
             files.pack(results / table, schema, apart=again)
@@ -221,6 +226,7 @@ def compact(results: Results) -> int:
     Raises:
         ResultsError: a file is damaged, or the disk is full.
     """
+    lock.check(results.folder)
     try:
         return sum(files.pack(results / table, schema) for table, schema in TABLES.items())
     except OSError as error:

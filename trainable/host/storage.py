@@ -1,14 +1,20 @@
-"""Files in a local folder or an object store; a file is written completely or not at all."""
+"""Files in a local folder or an object store; a file is written completely or not at all.
+
+A store or a network file system that fails for a moment is asked again for up to `RETRY_S`.
+"""
 
 import errno
+import functools
 import os
 import random
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
 
 from pyarrow import fs
 
@@ -17,10 +23,34 @@ from trainable.host import credentials
 CLAIM_STALE_S = 20.0  # after this time the process of a claim in an object store counts as dead
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+RETRY_S = 60.0  # from the first failure to the last attempt
+UNKNOWN_S = 10.0  # the same of a storage that never answered: its address may be wrong
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 8.0
+# What network file systems say while a server or the way to it is down.
+FOR_A_MOMENT = {
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN),
+    *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+# Of an object store all errors may pass but these, which another attempt does not change.
+LASTING = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
+
+_answered: set[str] = set()  # what this process has reached
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class NoSpaceError(OSError):
+class StorageError(OSError):
+    """Nothing can be stored now; the message says why. What was stored is whole."""
+
+
+class NoSpaceError(StorageError):
     """The disk is full; the message names the folder. No file was truncated."""
+
+
+class UnavailableError(StorageError):
+    """The folder could not be read or written, however often it was tried."""
 
 
 class TakenOverError(RuntimeError):
@@ -98,8 +128,52 @@ def folder_at(where: str) -> Folder:
     return folder
 
 
+def _passes(error: OSError) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, StorageError | FileNotFoundError | FileExistsError | PermissionError):
+        return False
+    if error.errno is None:  # of an object store
+        return not any(word in str(error) for word in LASTING)
+    return error.errno in FOR_A_MOMENT
+
+
+def _retried(call: Callable[P, T]) -> Callable[P, T]:
+    """Call again, after longer and longer waits, while the storage fails for a moment."""
+
+    @functools.wraps(call)
+    def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        folder = cast("Folder", args[0])
+        place = folder.uri.partition("://")[2].partition("/")[0]  # the bucket; empty if local
+        began, wait = time.monotonic(), FIRST_WAIT_S
+        while True:
+            try:
+                result = call(*args, **kwargs)
+                _answered.add(place)
+                return result
+            except FileNotFoundError:
+                _answered.add(place)
+                raise
+            except OSError as error:
+                if not _passes(error):
+                    raise
+                tried_s = time.monotonic() - began
+                if tried_s + wait > (RETRY_S if place in _answered else UNKNOWN_S):
+                    why = f"{folder.uri} did not answer for {tried_s:.0f} s ({error})"
+                    raise UnavailableError(error.errno or errno.EIO, why) from error
+            time.sleep(wait * random.uniform(0.5, 1.0))  # many workers do not ask at once
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    return again
+
+
+@_retried
 def write(folder: Folder, name: str, content: bytes) -> None:
     """Write or replace a file; a reader sees either the old or the new one, complete."""
+    write_once(folder, name, content)
+
+
+def write_once(folder: Folder, name: str, content: bytes) -> None:
+    """`write` that fails at once, for what must not be written later."""
     _checked(name)
     if not folder.is_local:
         filesystem, path = folder.opened()
@@ -113,7 +187,7 @@ def write(folder: Folder, name: str, content: bytes) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in FULL:
-            raise NoSpaceError(error.errno, f"no space left in {folder.uri}") from error
+            raise NoSpaceError(error.errno, f"no space left in {folder.uri}: free some") from error
         raise
     # Readers of a folder of Parquet files ignore names that start with a dot.
     writing = directory / f".{name}-{uuid.uuid4().hex}"
@@ -125,7 +199,7 @@ def write(folder: Folder, name: str, content: bytes) -> None:
         os.replace(writing, directory / name)
     except OSError as error:
         if error.errno in FULL:
-            raise NoSpaceError(error.errno, f"no space left in {folder.uri}") from error
+            raise NoSpaceError(error.errno, f"no space left in {folder.uri}: free some") from error
         raise
     finally:
         writing.unlink(missing_ok=True)
@@ -141,6 +215,7 @@ def free_bytes(folder: Folder) -> int | None:
     return shutil.disk_usage(folder.uri).free if folder.is_local else None
 
 
+@_retried
 def create(folder: Folder, name: str, content: bytes) -> bool:
     """Write a file unless it exists; returns whether it was written.
 
@@ -196,6 +271,7 @@ def create_in_store(
         time.sleep(random.uniform(0.05, 0.5))
 
 
+@_retried
 def read(folder: Folder, name: str) -> bytes:
     """The content of a file.
 
@@ -216,12 +292,14 @@ def names(folder: Folder, suffix: str) -> list[str]:
     return sorted(n for n in _listed(folder) if n.endswith(suffix) and n[0] not in "._")
 
 
+@_retried
 def _listed(folder: Folder) -> list[str]:
     filesystem, path = folder.opened()
     entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return [entry.base_name for entry in entries if entry.type == fs.FileType.File]
 
 
+@_retried
 def delete_file(folder: Folder, name: str) -> None:
     """Delete a file if it exists; delete its local folder too if it is then empty."""
     _checked(name)
@@ -236,6 +314,7 @@ def delete_file(folder: Folder, name: str) -> None:
         filesystem.delete_file(f"{path_in_store}/{name}")
 
 
+@_retried
 def delete(folder: Folder) -> None:
     """Delete a folder and everything in it, if it exists."""
     filesystem, path = folder.opened()
