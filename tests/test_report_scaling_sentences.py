@@ -93,7 +93,7 @@ def test_the_lr_to_use_is_told_at_the_ends_in_the_middle_and_beyond() -> None:
 
     assert starting(found, "From all batch sizes") == [
         f"From all batch sizes together the peak lr to use is {rate(16)}, {rate(64)} and "
-        f"{rate(128)}; the prediction beyond them is {rate(256)} (95 % intervals)."
+        f"{rate(128)}; if this line goes on, it is {rate(256)} (95 % intervals)."
     ]
 
 

@@ -98,8 +98,8 @@ def lr_to_use(analysis: Analysis) -> str:
     tried, others = table[table["tried"].astype(bool)], table[~table["tried"].astype(bool)]
     shown = sorted({0, len(tried) // 2, len(tried) - 1})
     return (
-        f"From all batch sizes together the peak lr to use is {rates(tried.iloc[shown])}; the "
-        f"prediction beyond them is {rates(others.tail(1))} (95 % intervals)."
+        f"From all batch sizes together the peak lr to use is {rates(tried.iloc[shown])}; if "
+        f"this line goes on, it is {rates(others.tail(1))} (95 % intervals)."
     )
 
 
