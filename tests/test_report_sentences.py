@@ -325,7 +325,7 @@ def test_an_interval_holds_its_own_ends() -> None:
 FEW = "2 batch sizes reach the target; at least four batch sizes are needed"
 DECAYING = (
     "the learning rate decays, so every batch size reaches the target late in its schedule. The "
-    "same grid with several budgets (`Variants`) would tell, where the shortest budget that "
+    "same grid with several budgets (Variants) would tell, where the shortest budget that "
     "reaches the target counts, or with decay=constant"
 )
 NEEDED = (

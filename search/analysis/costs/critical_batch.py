@@ -45,7 +45,7 @@ NO_FRONT = Front(
 )
 DECAYS = (
     "the learning rate decays, so every batch size reaches the target late in its schedule. The "
-    "same grid with several budgets (`Variants`) would tell, where the shortest budget that "
+    "same grid with several budgets (Variants) would tell, where the shortest budget that "
     "reaches the target counts, or with decay=constant"
 )
 ANY = "the updates needed are so irregular that any critical batch size is possible"
