@@ -1,9 +1,14 @@
 """Workers that hang are ended; those of a driver that stood still are not."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from search.execution import watchdog
 from search.execution.watchdog import HUNG_FACTOR, HUNG_LEAST_S, START_S, Stalls
@@ -67,3 +72,28 @@ def test_a_driver_that_stood_still_ends_no_worker(
     assert driver.ended == []
     driver.passes(10, reporting=("a",))
     assert driver.ended == ["b"]  # its silence before and after the pause still counts
+
+
+def test_a_node_without_our_code_can_end_a_worker() -> None:
+    """The function is sent whole: unpickled in a process that cannot import `search`."""
+    sleeper = subprocess.Popen(["bash", "-c", "exec -a ray::sleeper sleep 60"])
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        sent = ray.cloudpickle.dumps(watchdog._process_ender())
+        code = (
+            "import pickle, sys\n"
+            "end = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
+            "assert not any(name.startswith('search') for name in sys.modules)\n"
+            "[end(int(pid)) for pid in sys.argv[2:]]"
+        )
+        pids = [str(process.pid) for process in (sleeper, other)]
+        while b"ray::" not in Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
+            pass  # bash is still there
+        words = [sys.executable, "-c", code, sent.hex(), *pids]
+        subprocess.run(words, check=True, cwd="/")
+        assert sleeper.wait(10) == -signal.SIGKILL
+        assert other.poll() is None  # no worker of Ray's
+    finally:
+        for process in (sleeper, other):
+            process.kill()
+            process.wait()

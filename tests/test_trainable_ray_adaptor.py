@@ -153,6 +153,42 @@ def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
     assert reports == []
 
 
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_worker_whose_gpu_is_of_no_more_use_ends(
+    error: Exception,
+    ends: bool,
+    reports: Reports,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Else it would turn the whole queue into failed trials, one after the other."""
+
+    def broken(config: TrialConfig, trial: dict[str, Any]) -> Any:
+        raise error
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(ray_adaptor, "_train", broken)
+    monkeypatch.setattr(os, "_exit", end)
+    if not ends:
+        train_trial(sent(tmp_path))
+        assert [row["trial_row"]["status"] for row in reports] == ["failed"]
+        return
+    with pytest.raises(SystemExit):
+        train_trial(sent(tmp_path))
+    assert reports == []
+    assert "illegal memory access" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("share", "shared"), [(0.0, False), (0.25, True), (1.0, False)])
 def test_a_part_of_a_gpu_is_shared(
     share: float,

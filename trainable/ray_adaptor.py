@@ -33,7 +33,8 @@ def train_trial(planned: dict[str, Any]) -> None:
 
     Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`.
     An error of the trial's own (bad data, a bug) is a row too, with status `failed`: it would
-    only fail again, so Ray is not asked to retry it. What kills the process is Ray's to notice.
+    only fail again, so Ray is not asked to retry it. What kills the process is Ray's to notice,
+    and so is its end by an error after which CUDA is of no more use here.
     """
     trial = json.loads(planned["task"])
     started_at = datetime.now(UTC)
@@ -53,12 +54,26 @@ def train_trial(planned: dict[str, Any]) -> None:
     except StorageError as error:
         summary = {"status": "interrupted", "reason": error.strerror}
     except Exception as error:  # reported, never swallowed: it becomes the trial's row
+        if _is_lasting(error):
+            traceback.print_exc()  # for the worker's log
+            os._exit(1)
         summary = {
             "status": "failed",
             "reason": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exc(),
         }
     _report(trial["metric"], trial_row=summary | origin | {"ended_at": datetime.now(UTC)})
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether every further trial in this process would fail, as after an illegal memory access.
+
+    CUDA cannot be started again in a process. Ray starts the trial in another one, a few times.
+    """
+    import torch
+
+    is_oom = isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, torch.AcceleratorError) and not is_oom
 
 
 def probe_trial(planned: dict[str, Any]) -> Any:

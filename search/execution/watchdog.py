@@ -6,7 +6,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,7 +110,7 @@ def _kill(trial: Any, actor: Any) -> None:
     node = _node_of(location.hostname)
     if location.pid and node:
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        end = ray.remote(num_cpus=0)(_end_process).options(scheduling_strategy=strategy)
+        end = ray.remote(num_cpus=0)(_process_ender()).options(scheduling_strategy=strategy)
         end.remote(int(location.pid))
     else:
         ray.kill(actor)
@@ -121,13 +121,19 @@ def _node_of(ip: str | None) -> str | None:
     return nodes[0] if nodes else None
 
 
-def _end_process(pid: int) -> None:
-    """Kill, where the process is still one of Ray's workers."""
-    import signal
-    from pathlib import Path
+def _process_ender() -> Callable[[int], None]:
+    """A function that Ray sends as a whole: nodes that joined later may lack this module."""
 
-    if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
-        os.kill(pid, signal.SIGKILL)
+    def end_process(pid: int) -> None:
+        """Kill, where the process is still one of Ray's workers."""
+        import os
+        import signal
+        from pathlib import Path
+
+        if b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+    return end_process
 
 
 @contextmanager
