@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from search.analysis.analysis import analyse
-from search.analysis.costs.critical_batch import ANY, DECAYS, PADDING, Front, decays, front, lr_step
+from search.analysis.costs.critical_batch import ANY, DECAYS, PADDING, Front, decays, front
 from search.analysis.costs.time_to_target import common_target, to_target
+from search.analysis.surface import lr_step
 from trainable.config import TrialConfig
 
 Floats = NDArray[np.float64]

@@ -150,6 +150,19 @@ def test_where_two_thirds_were_stopped_the_exponent_is_found(
     assert np.mean(held) >= least(repetitions)
 
 
+def test_an_lr_to_use_is_as_sure_where_each_batch_size_has_its_own_lrs() -> None:
+    """As under a scaling rule: between the lrs of all batch sizes there are smaller steps."""
+    trials, _ = drawn(
+        np.random.default_rng(0), shape="parabola", grid="half decades", seeds=3, std=0.002
+    )
+    cells = surface(trials, metric="val_auroc")
+    one_grid = lr_to_use(cells, mode="max")
+    scaled = lr_to_use(cells.assign(lr=cells["lr"] * cells["batch_size"] ** 0.5), mode="max")
+    k = one_grid["batch_size"] ** 0.5
+    for name in ("lr", "low", "high"):
+        assert scaled[name].to_numpy() == pytest.approx((k * one_grid[name]).to_numpy(), rel=1e-6)
+
+
 FORMS: dict[str, Callable[[float], float]] = {
     "a=0": lambda b: 0.0,
     "a=0.5": lambda b: 0.5 * math.log(b),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.best_set import compared, default_margin, optimism
-from search.analysis.costs.critical_batch import NO_FRONT, Front, decays, front, lr_step
+from search.analysis.costs.critical_batch import NO_FRONT, Front, decays, front
 from search.analysis.costs.noise_scale import noise_scales
 from search.analysis.costs.time_to_target import (
     at_equal,
@@ -24,7 +24,7 @@ from search.analysis.scaling.exponent import Exponent, exponent, lr_to_use
 from search.analysis.scaling.forms import rival_forms
 from search.analysis.scaling.ridge import ridge_interval
 from search.analysis.scaling.stability import stable_lr
-from search.analysis.surface import surface
+from search.analysis.surface import lr_step, surface
 
 MANY_BATCH_SIZES = 12  # more of them are random draws, not a grid
 LEAST_DRAWN = 6  # fewer different lrs are never called scattered

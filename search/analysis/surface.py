@@ -80,6 +80,16 @@ def with_interval(table: pd.DataFrame, *, bounds: Bounds | None) -> pd.DataFrame
     return table.assign(low=low.mask(all_extreme, mean), high=high.mask(all_extreme, mean))
 
 
+def lr_step(rows: pd.DataFrame, *, lr: str = "lr") -> float:
+    """The usual step in log lr between the lrs of a batch size; 0 with one lr each.
+
+    Not that between all lrs: where a rule scales them, each batch size has its own grid.
+    """
+    logs = [np.log(np.unique(lrs)) for _, lrs in rows[rows[lr] > 0].groupby("batch_size")[lr]]
+    steps = np.concatenate([[], *map(np.diff, logs)])
+    return float(np.median(steps)) if len(steps) else 0.0
+
+
 def contenders(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells that can be best: all with a score, or those with two seeds where two cells have.
 

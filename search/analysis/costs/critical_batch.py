@@ -56,13 +56,6 @@ def decays(trials: pd.DataFrame) -> bool:
     return "decay" in trials and bool((trials["decay"].dropna() != "constant").any())
 
 
-def lr_step(trials: pd.DataFrame, *, lr: str) -> float:
-    """The usual step in log lr between the lrs of a batch size; 0 with one lr each."""
-    logs = (np.log(np.unique(lrs)) for _, lrs in trials[trials[lr] > 0].groupby("batch_size")[lr])
-    steps = np.concatenate([[], *(np.diff(each) for each in logs)])
-    return float(np.median(steps)) if len(steps) else 0.0
-
-
 def front(needed: pd.DataFrame, *, decaying: bool = False, step: float = 0.0) -> Front:
     """Fit the time-to-target curve S(B) = S_min (1 + B_crit / B) to the updates to the target.
 

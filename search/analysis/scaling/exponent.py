@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from search.analysis.scaling.ridge import CURVED, ridge, ridge_draws
-from search.analysis.surface import LEVEL, SEED
+from search.analysis.surface import LEVEL, SEED, lr_step
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
@@ -224,7 +224,7 @@ def lr_to_use(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
         )
         of_noise = np.abs(np.percentile(lines, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=1) - mean)
         half = of_noise.max(axis=0) if _is_straight(line) else np.fmax(half, of_noise.max(axis=0))
-    half = half + CURVED * np.median(np.diff(np.unique(np.log(cells["lr"]).round(6))))
+    half = half + CURVED * lr_step(cells)
     rows = (sizes.astype(int), np.exp(mean), np.exp(mean - half), np.exp(mean + half))
     table = pd.DataFrame(dict(zip(columns, rows, strict=False)))
     return table.assign(tried=table["batch_size"].isin(tried))

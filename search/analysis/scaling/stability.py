@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from search.analysis.surface import lr_step
+
 Array = NDArray[np.float64]
 
 FEW = 0.1  # of the trials at an lr that is called stable
@@ -44,11 +46,10 @@ def _chance(cells: pd.DataFrame, lost: Array, kept: Array) -> Array:
     if not lost.sum() or not kept.sum():
         return np.full(len(cells), float(lost.sum() > 0))
     log_lr, log_b = np.log(cells["lr"]), np.log2(cells["batch_size"].astype(float))
-    steps = np.diff(np.unique(log_lr.round(6)))
     is_of = cells["batch_size"].to_numpy()[:, None] == cells["batch_size"].unique()
     features = np.column_stack(
         [
-            (log_lr - log_lr.mean()) / (np.median(steps) if len(steps) else 1.0),
+            (log_lr - log_lr.mean()) / (lr_step(cells) or 1.0),
             (log_b - log_b.mean()) / 2,
             is_of / 2,
         ]
