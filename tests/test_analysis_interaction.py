@@ -197,6 +197,17 @@ def test_one_cell_of_one_seed_forbids_no_test() -> None:
     assert not result.why
 
 
+def test_where_one_cell_alone_has_replicates_its_seeds_are_its_noise() -> None:
+    """As after the best cell of a study of one seed was trained once more."""
+    table = additive(np.random.default_rng(7), strength=0.01, seeds=2)
+    is_best = (table["batch_size"] == 64) & (table["base_lr"] == 0.1)
+    again = table[(table["seed"] == 0) | is_best]
+    result = interaction(again, metric="val_auroc")
+    assert result == interaction(again.drop(columns="seed"), metric="val_auroc")
+    assert math.isfinite(result.p_value)
+    assert not result.why
+
+
 def test_kandels_share_and_ranks() -> None:
     low = [0.9677, 0.9636, 0.9616, 0.9567, 0.9585]  # Kandel & Castelli 2020, Table 1, Adam
     high = [0.9144, 0.9332, 0.9381, 0.9432, 0.9652]

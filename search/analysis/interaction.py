@@ -159,6 +159,8 @@ def _layout(trials: pd.DataFrame, lr: str) -> _Layout:
     left, sizes, right = linalg.svd(np.hstack([in_cell, seeds]), full_matrices=False)
     is_spanned = sizes > 1e-9 * sizes.max()
     full = left[:, is_spanned]
+    if seeds.size and full.shape[1] == len(trials):  # then seeds cannot be told from noise
+        return _layout(trials.drop(columns="seed"), lr)
     lr_of_cell = np.arange(num_b * num_lr) % num_lr
     b_of_cell = np.arange(num_b * num_lr) // num_lr
     return _Layout(
@@ -225,8 +227,10 @@ def _fits(layout: _Layout, scores: Array, null: Array) -> _Fit:
     variances = np.maximum(np.where(has_replicates, own, pooled), 1e-4 * pooled)
     means = layout.averages @ _without_seeds(layout, scores)
     weights = layout.counts[:, None] / variances[layout.lr_of_cell]
-    normal = np.einsum("cp,ck,cq->kpq", null, weights, null)
-    moments = np.einsum("cp,ck,ck->kp", null, weights, means)
+    of_lr = np.eye(len(variances))[:, layout.lr_of_cell] * layout.counts  # (L, C)
+    products = np.stack([(null.T * counts) @ null for counts in of_lr])  # (L, P, P)
+    normal = np.tensordot((1 / variances).T, products, axes=1)
+    moments = (weights * means).T @ null
     fitted = null @ np.linalg.solve(normal, moments[..., None])[..., 0].T
     freedom = len(means) - null.shape[1]
     f = (weights * (means - fitted) ** 2).sum(axis=0) / freedom
