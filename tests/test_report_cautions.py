@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from made_tables import Cells, table
 from made_tables import analysed as of
+from test_report_scaling_sentences import peaked
 
 from search.analysis.analysis import Analysis, analyse
 from search.report.sentences.caveats import cautions
@@ -34,6 +35,10 @@ TOO_FEW = (
     "one. Try more configurations, or a grid."
 )
 UNREPEATED = "There is only one {seed} per setting, so there are no intervals and no tests."
+SCATTERED = (
+    "There is only one seed per setting, so scores have no intervals and no tests. The intervals "
+    "of learning rates are from the scatter about a line."
+)
 UNBRACKETED = (
     "At batch size{sizes} the best lr is the smallest or largest that was tried (unbracketed); a "
     "better one may lie outside."
@@ -66,6 +71,14 @@ def test_what_did_not_end_well_is_counted() -> None:
         DIVERGED.format(n=2),
         "1 trial failed and is left out.",
     ]
+
+
+def test_with_one_seed_the_scores_have_no_interval_but_the_learning_rates_do() -> None:
+    found = of(peaked({2**k: 2.0**-k * (1 + k % 2) for k in range(3, 9)}, (0.0,), step=1.0))
+    assert math.isfinite(found.exponent.low)
+    sentences = cautions(found)
+    assert SCATTERED in sentences
+    assert UNREPEATED.format(seed="seed") not in sentences
 
 
 @pytest.mark.parametrize(

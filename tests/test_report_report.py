@@ -288,6 +288,13 @@ def test_wrong_input_is_one_line_and_2(
     assert not Path(made.folder.uri, "report.html").exists()
 
 
+@pytest.mark.parametrize("margin", ["0", "-0.01", "nan", "inf"])
+def test_a_margin_is_a_number_above_0(margin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["anywhere", f"--margin={margin}", "--watch"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"search.report: --margin must be a number above 0, got {float(margin):g}"
+
+
 def test_another_metric_and_another_folder(make_study: MakeStudy, tmp_path: Path) -> None:
     results = make_study(seeds=1)
     out = tmp_path / "elsewhere"

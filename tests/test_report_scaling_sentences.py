@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -134,10 +135,18 @@ def test_a_form_that_is_far_ahead_is_named(form: Callable[[float], float], words
     found = of(peaked({4 * 4**i: form(4 * 4**i) for i in range(7)}, (0.0,), step=1.0))
     first, second = found.forms.iloc[0], found.forms.iloc[1]
     assert second["delta"] > 4
+    powers = found.forms[found.forms["form"].isin(["power", "a=0", "a=0.5", "a=1"])]
     assert scaling_of(found).endswith(
         f". But {words}, with B_noise about {show(first['b_noise'])}, describes it better than any "
-        f"power of B (AICc lower by {second['delta']:.1f})."
+        f"power of B (AICc lower by {powers['delta'].min():.1f})."
     )
+
+
+def test_a_form_is_ahead_of_the_powers_by_as_much_as_of_the_best_of_them() -> None:
+    found = of(peaked({4 * 4**i: 4.0 / (1 + 100 / 4 / 4**i) for i in range(7)}, (0.0,), step=1.0))
+    others = {"saturating": 0.0, "surge": 5.0, "power": 20.0, "a=0": 30.0, "a=0.5": 30.0, "a=1": 30}
+    forms = pd.DataFrame({"form": [*others], "delta": [*others.values()], "b_noise": 100.0})
+    assert scaling_of(replace(found, forms=forms)).endswith("(AICc lower by 20.0).")
 
 
 def test_of_several_surfaces_the_best_flatters_as_the_best_of_all() -> None:

@@ -77,6 +77,14 @@ def ridged(best: Mapping[int, float], seeds: Sequence[float] = (0.0,)) -> Cells:
     }
 
 
+def test_a_best_score_that_all_trials_have_is_not_too_good() -> None:
+    best = conclusions(of({(b, lr): [0.7, 0.7] for b in (16, 32) for lr in (0.1, 0.2)}))[0]
+    assert best == (
+        "With 2 seeds per setting, none of the 4 settings can be told from the best. The highest "
+        "mean is that of batch size 16 with base_lr 0.1: val_auroc 0.7."
+    )
+
+
 def test_numbers_have_four_figures_and_lists_an_and() -> None:
     assert [show(value) for value in (0.123456, 1e-5, 256.0, 123456.0)] == [
         *("0.1235", "1e-05", "256", "1.235e+05"),

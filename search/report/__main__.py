@@ -65,7 +65,8 @@ def main(words: Sequence[str] | None = None) -> int:
     console = Console()
     if arguments.margin is not None and not 0 < arguments.margin < math.inf:
         Console(stderr=True).print(
-            f"search.report: --margin must be above 0, got {arguments.margin:g}", style="red"
+            f"search.report: --margin must be a number above 0, got {arguments.margin:g}",
+            style="red",
         )
         return WRONG_INPUT
     try:

@@ -78,6 +78,11 @@ def _unreplicated(analysis: Analysis) -> list[str]:
         ]
     if analysis.noise.freedom or not scored:
         return []
+    if math.isfinite(analysis.exponent.low):
+        return [
+            f"There is only one {one} per setting, so scores have no intervals and no tests. The "
+            f"intervals of learning rates are from the scatter about a line."
+        ]
     return [f"There is only one {one} per setting, so there are no intervals and no tests."]
 
 

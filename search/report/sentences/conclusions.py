@@ -73,9 +73,12 @@ def _best(analysis: Analysis) -> str:
         which = f"none of the {len(cells)} settings can be told from the best"
     extreme, off = ("highest", "high") if analysis.mode == "max" else ("lowest", "low")
     many = f"all settings of {analysis.surfaces} surfaces" if analysis.surfaces > 1 else "many"
+    text = f"{start}{which}. The {extreme} mean is that of {which_cell}: {score}"
+    if not analysis.optimism > 0:
+        return f"{text}."
     return (
-        f"{start}{which}. The {extreme} mean is that of {which_cell}: {score}, probably "
-        f"about {analysis.optimism:.2g} too {off}, because it is the best of {many}."
+        f"{text}, probably about {analysis.optimism:.2g} too {off}, because it is the best of "
+        f"{many}."
     )
 
 

@@ -55,10 +55,11 @@ def _verdicts(analysis: Analysis) -> str:
             text += f"; {listed(fails)} {'is' if len(fails) == 1 else 'are'} rejected"
     forms = analysis.forms
     if len(forms) and forms.loc[0, "form"] in CURVED_FORMS and forms.loc[1, "delta"] >= AHEAD:
+        of_powers = forms.loc[~forms["form"].isin(CURVED_FORMS), "delta"].min()
         text += (
             f". But {CURVED_FORMS[forms.loc[0, 'form']]}, with B_noise about "
             f"{show(forms.loc[0, 'b_noise'])}, describes it better than any power of B (AICc lower "
-            f"by {forms.loc[1, 'delta']:.1f})"
+            f"by {of_powers:.1f})"
         )
     return f"{text}."
 
