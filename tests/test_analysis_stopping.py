@@ -435,3 +435,13 @@ def test_on_real_curves_the_interval_covers_the_rho_of_all(
             covered.append(low <= true <= high)
         print(f"{n} of {len(ended)}: {np.mean(covered):.3f} of 500 covered {true:.2f}")
         assert np.mean(covered) >= 0.92
+
+
+def test_rungs_need_the_evaluations_of_stopped_trials_but_no_budget_in_images() -> None:
+    curves = made_curves(np.random.default_rng(0), 120, early=0.5)
+    trials, epochs, about = played(Asha(), curves, SIZES)
+    whole = trials.loc[trials["status"] != "stopped", "trial_key"]
+    left = epochs[epochs["trial_key"].isin(whole)]  # the others' file cannot be read
+    assert stopping(trials, left, about, metric="val_auroc").empty
+    timed = stopping(trials.assign(epochs=None, seconds=60), epochs, about, metric="val_auroc")
+    assert overall(timed)["images"].tolist() == [1000, 3000]

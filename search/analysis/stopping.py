@@ -213,6 +213,8 @@ def _rungs(trials: pd.DataFrame, seen: pd.DataFrame, stop: Mapping[str, Any]) ->
     """
     last = seen[seen["status"] == "stopped"].groupby("trial_key")["examples_seen"]
     stopped_at = last.max().to_numpy(dtype=float)
+    if not len(stopped_at):  # their evaluations were in a file that cannot be read
+        return []
     before = last.apply(lambda images: images.iloc[-2] if len(images) > 1 else 0)
     declared = _declared_rungs(trials, seen, stop)
     if declared:
@@ -244,6 +246,8 @@ def _declared_rungs(
     budget = rows[["epochs", "updates", "examples"]].astype(float)
     total = (budget["epochs"] * epoch_images).fillna(budget["updates"] * batch)
     total = total.fillna(np.ceil(budget["examples"] / batch) * batch)
+    if total.isna().all():  # a budget in seconds
+        return []
     share = rows["warmup_share"].astype(float).fillna(0)
     by_rule = (batch / rows["reference_batch_size"]).where(rows["warmup_scaling"] == "linear", 1)
     length = rows["warmup_epochs"].astype(float).fillna(0) * by_rule.astype(float) * epoch_images
