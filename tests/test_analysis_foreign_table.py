@@ -313,3 +313,25 @@ def test_a_csv_with_other_separators_is_told_with_the_cure(
     with pytest.raises(TableError, match=f"separates its columns by {name}") as refused:
         read_own_table(file, **COLUMNS)
     assert f"sep={separator!r}" in str(refused.value)
+
+
+@pytest.mark.parametrize("names", [[0, 1, 2], ["a", "b", "c"], [None, None, None]])
+def test_rows_of_one_seed_are_pairs(names: list[Any], tmp_path: Path) -> None:
+    """What a seed does to all settings alike is no noise of a comparison, if the table has seeds."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (b, lr, names[seed], 0.8 + 0.01 * i + 0.05 * seed + 0.002 * rng.standard_normal())
+        for b in (16, 32)
+        for i, lr in enumerate((0.1, 0.2, 0.4, 0.8))
+        for seed in range(3)
+    ]
+    file = tmp_path / "mine.csv"
+    pd.DataFrame(rows, columns=["bs", "rate", "seed", "acc"]).to_csv(file, index=False)
+    table = read_own_table(file, batch_size="bs", lr="rate", metric="acc")
+    assert not any("seed" in caution for caution in table.cautions)
+    found = analyse(table.trials, metric="acc", mode="max", lr="lr")
+    if names[0] is None:
+        assert found.noise.std == pytest.approx(0.05, rel=0.2)
+    else:
+        assert found.noise.std < 0.005
+        assert found.noise.seed_std == pytest.approx(0.05, rel=0.2)

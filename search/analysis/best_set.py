@@ -11,6 +11,7 @@ from search.analysis.metric_name import bounds_of
 from search.analysis.noise import noise_of
 from search.analysis.surface import DRAWS, LEVEL, SEED, contenders
 
+LEAST_FREEDOM = 5
 MARGIN = 0.01  # of what a bounded score can differ by
 
 
@@ -54,11 +55,11 @@ def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
 def seeds_for(margin: float, cells: pd.DataFrame, *, mode: str) -> int:
     """How many seeds of each cell tell cells apart that differ by the margin: 2 (d s / margin)^2.
 
-    0 if it is unknown.
+    0 if it is unknown: with few degrees of freedom the noise is known to a factor only.
     """
     scored = contenders(cells)
     noise = noise_of(scored, mode=mode)
-    if not noise.freedom or len(scored) < 2 or not margin > 0:
+    if noise.freedom < LEAST_FREEDOM or len(scored) < 2 or not margin > 0:
         return 0
     d = dunnett_critical(len(scored) - 1, noise.freedom)
     return max(2, math.ceil(2 * (d * noise.std / margin) ** 2))

@@ -8,10 +8,12 @@ learning rate and score.
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import is_numeric_dtype
 
 READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
 # The words of other tools for how a run ended, in lower case.
@@ -28,6 +30,7 @@ TAKEN = (
     *("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key"),
     *("mean", "std", "n", "low", "high"),
 )
+SEED = "seed"  # a column of this name tells which rows are pairs
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
 LARGEST_WHOLE = 2**53  # up to here floats represent every integer
 FEW = 12  # a text column with more different values contains names, not choices
@@ -50,7 +53,8 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
     """The trials of a CSV or Parquet file; the last three arguments name its columns.
 
     A row without a finite metric counts as diverged, unless a status column (`status`, `state`)
-    says that it failed or was stopped. Rows of unfinished runs are left out.
+    says that it failed or was stopped. Rows of unfinished runs are left out. A column `seed` is
+    kept: rows with the same seed are then compared in pairs.
 
     Raises:
         TableError: the file cannot be read, a column is missing or contains wrong values.
@@ -85,10 +89,19 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
             "lr": rates,
             "status": status,
             name: scores,
+            **_seeds(rows.drop(columns=[batch_size, lr, metric])),
         }
     ).reset_index(drop=True)
-    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric})
+    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric, SEED})
     return OwnTable(trials=trials, metric=name, cautions=tuple(messages))
+
+
+def _seeds(rows: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
+    """The column of seeds, if there is one; names of seeds as text."""
+    if SEED not in rows:
+        return {}
+    seeds = rows[SEED]
+    return {SEED: seeds if is_numeric_dtype(seeds) else seeds.map(str, na_action="ignore")}
 
 
 def _read(file: Path) -> pd.DataFrame:

@@ -107,10 +107,7 @@ def of_study(
     whole, trials, epochs = trials, _of_plan(trials, about), _of_plan(epochs, about)
     unplanned = whole.drop(trials.index)
     exploration = exploration_of(about)
-    steps: dict[str, pd.DataFrame] = {}
-    if exploration.kind == "Ablation":
-        named = with_steps(trials, about)
-        steps = _ablations(named, list(exploration.steps), list(about.get("vary", {})), metric)
+    steps = _ablations(trials, about, metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
     how: dict[str, Any] = {"metric": metric, "mode": mode, "margin": margin}
     surface_analyses = analyses(trials, epochs, about, **how) if surfaces else []
@@ -232,9 +229,14 @@ def _leaders(trials: pd.DataFrame, by: Sequence[str], metric: str, mode: str) ->
 
 
 def _ablations(
-    named: pd.DataFrame, steps: Sequence[str], vary: Sequence[str], metric: str
+    trials: pd.DataFrame, about: Mapping[str, Any], metric: str
 ) -> dict[str, pd.DataFrame]:
-    """Each setting's table of an ablation, by the setting in words."""
+    """Each setting's table of an ablation, by the setting in words; empty for other studies."""
+    exploration = exploration_of(about)
+    if exploration.kind != "Ablation":
+        return {}
+    named, steps = with_steps(trials, about), list(exploration.steps)
+    vary = list(about.get("vary", {}))
     by = [name for name in vary if name in named] if len(named) else []
     groups = named.groupby(by, dropna=False) if by else [((), named)]
     return {

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.best_set import seeds_for
 from search.report.sentences.caveats import cautions
 from search.report.sentences.conclusions import conclusions, scope
 
@@ -18,8 +19,6 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     ridge = analysis.ridge[["batch_size", "vertex", "lr_low", "lr_high", "bracketed", "lr", "mean"]]
     ridge = ridge.rename(columns={"lr": "best_tried_lr"}).rename(columns={"vertex": "lr"})
     fit = analysis.collapse
-    interaction = asdict(analysis.interaction)
-    del interaction["left_out"]
     numbers: dict[str, Any] = plain(
         {
             "of": analysis.of,
@@ -40,10 +39,12 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
                 "r2": fit.r2,
                 "r2_at": {f"{a:g}": fit.r2_at.get(a) for a in (0.0, 0.5, 1.0)},
             },
-            "interaction": interaction,
+            "interaction": asdict(analysis.interaction),
+            "crossing_p": analysis.crossing_p,
             "spearman": {f"{lr:g}": rho for lr, rho in analysis.spearman.items()},
             "best_set": _without_scores(analysis.best_set),
             "margin": analysis.margin,
+            "seeds_for_margin": seeds_for(analysis.margin, analysis.cells, mode=analysis.mode),
             "within_margin": _without_scores(analysis.near),
             "optimism": analysis.optimism,
             "stable_lr": analysis.stable.to_dict("records"),

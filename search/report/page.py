@@ -109,10 +109,7 @@ def _sections(
         (
             "ridge",
             "Ridge",
-            drawn("ridge")
-            + sections.ridge_table(best)
-            + sections.lr_table(best)
-            + sections.rules_table(best),
+            drawn("ridge") + _ridge(findings),
         ),
         ("collapse", "Collapse", drawn("collapse")),
         (
@@ -184,6 +181,12 @@ def _answer(findings: Findings) -> str:
         f'{bullets(conclusions_of(findings))}</div><div class="cautions"><h2>Caveats</h2>'
         f"{bullets(cautions_of(findings))}</div></div>"
     )
+
+
+def _ridge(findings: Findings) -> str:
+    best = findings.analyses[0]
+    tables = (sections.ridge_table, sections.lr_table, sections.rules_table)
+    return "".join(table(best) for table in tables)
 
 
 def _target(findings: Findings) -> str:

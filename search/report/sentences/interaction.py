@@ -25,7 +25,7 @@ def interaction(analysis: Analysis) -> str:
         f"of the variance between settings, batch size explains {mixed.share_batch_size:.0%}, "
         f"{analysis.lr_name} {mixed.share_lr:.0%} and their interaction "
         f"{mixed.share_interaction:.0%}"
-        if has_shares
+        if has_shares and not mixed.p_flat > SIGNIFICANT
         else "averaged over the grid, the settings differ by no more than the noise"
     )
     if not math.isfinite(mixed.p_value):
