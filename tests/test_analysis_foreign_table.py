@@ -317,7 +317,7 @@ def test_a_csv_with_other_separators_is_told_with_the_cure(
 
 @pytest.mark.parametrize("names", [[0, 1, 2], ["a", "b", "c"], [None, None, None]])
 def test_rows_of_one_seed_are_pairs(names: list[Any], tmp_path: Path) -> None:
-    """What a seed does to all settings alike is no noise of a comparison, if the table has seeds."""
+    """What a seed does to all settings alike is no noise of a comparison."""
     rng = np.random.default_rng(0)
     rows = [
         (b, lr, names[seed], 0.8 + 0.01 * i + 0.05 * seed + 0.002 * rng.standard_normal())

@@ -167,7 +167,7 @@ def test_noise_is_that_of_the_better_half_rounded_up(mode: str, sign: float) -> 
 def test_optimism_is_that_of_two_normals_drawn_together(mode: str, sign: float, gap: float) -> None:
     """Clark 1961: the larger of two exceeds its own truth by theta phi(delta / theta).
 
-    Observed a gap apart, of which noise has a share: the rest is kept.
+    Observed a gap apart, of whose variance noise has a share: the rest is kept.
     """
     std, n = 0.02, 4
     error = std / math.sqrt(n)
@@ -177,7 +177,7 @@ def test_optimism_is_that_of_two_normals_drawn_together(mode: str, sign: float, 
         "std": [std, std, NAN], "n": [n, n, 0],
     })  # fmt: skip
     spread = apart**2 / 2
-    kept = max(0.0, 1 - error**2 / spread) if gap else 0.0
+    kept = math.sqrt(max(0.0, 1 - error**2 / spread)) if gap else 0.0
     theta = error * math.sqrt(2)
     wanted = theta * math.exp(-((kept * apart / theta) ** 2) / 2) / math.sqrt(2 * math.pi)
     assert optimism(with_scores(found), mode=mode) == pytest.approx(wanted, rel=0.1)

@@ -89,9 +89,9 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     The mean, over surfaces redrawn with normal noise (Student's t has no mean at one degree of
     freedom), of the winner's gain; always positive. All cells get the noise of the better half: a
     distant cell with high noise would win rarely, but by much. Observed means differ more than true
-    means, so the means of the cells tied for best are first shrunk towards each other, by the share
-    of their variance that is noise (empirical Bayes). Where some cells have more seeds than others,
-    the redrawn ones that are best with the fewest get the others (`Leaders`). NaN without
+    means, so the means of the cells that cannot be told from the best are first drawn together, to
+    the variance that they have without noise (Louis 1984). Where some cells have more seeds than
+    others, the redrawn ones that are best with the fewest get the others (`Leaders`). NaN without
     replicates.
     """
     noise = noise_of(cells, mode=mode)
@@ -103,7 +103,7 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     table = compared(cells, mode=mode)
     near = scored.index.isin(table.index[table["in_best_set"].astype(bool)])
     if near.sum() > 1 and (spread := better[near].var(ddof=1)) > 0:
-        kept = max(0.0, 1 - float((noise.std**2 / counts[near]).mean()) / spread)
+        kept = math.sqrt(max(0.0, 1 - float((noise.std**2 / counts[near]).mean()) / spread))
         better[near] = better[near].mean() + kept * (better[near] - better[near].mean())
     rng = np.random.default_rng(SEED)
     fewest = counts.min()
