@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.host import storage
-from trainable.host.storage import Folder, NoSpaceError, TakenOverError
+from trainable.host.storage import Folder, TakenOverError
 
 NAME = "lock.json"
 BEAT_S = 5.0
@@ -32,7 +32,6 @@ class _Hold:
         self.folder, self.mine = folder, mine
         self.is_lost = False
         self.confirmed = _clocks()
-        self.mutex = threading.Lock()
 
     def beat(self) -> None:
         """Write the next beat, unless another process has taken the lock over.
@@ -40,22 +39,21 @@ class _Hold:
         Raises:
             OSError: the folder does not answer; whether the lock is still held is unknown.
         """
-        with self.mutex:
-            if (_read(self.folder) or {}).get("token") != self.mine["token"]:
-                self.is_lost = True
-                return
+        self._look()
+        if not self.is_lost:
             self.mine["beat"] += 1
             storage.write_once(self.folder, NAME, json.dumps(self.mine).encode())
             self.confirmed = _clocks()
 
+    def _look(self) -> None:
+        holder = _read(self.folder) or {}
+        self.is_lost = self.is_lost or holder.get("token") != self.mine["token"]
+
     def check(self) -> None:
-        """Raises TakenOverError if the lock is lost; asks the folder after a pause."""
+        """Raises TakenOverError if the lock is lost; asks the folder if the last beat is late."""
         passed_s = max(now - then for now, then in zip(_clocks(), self.confirmed, strict=True))
-        if not self.is_lost and passed_s > LATE_BEATS * BEAT_S:
-            try:
-                self.beat()
-            except NoSpaceError:  # what follows reports it
-                return
+        if passed_s > LATE_BEATS * BEAT_S:
+            self._look()
         if self.is_lost:
             raise TakenOverError(
                 f"another process writes to {self.folder.uri} now, which took this one for dead; "
@@ -110,6 +108,7 @@ def check(folder: Folder) -> None:
 
     Raises:
         TakenOverError: another process has taken it over.
+        UnavailableError: the folder does not answer, so it is unknown.
     """
     if hold := _holds.get(folder.uri):
         hold.check()

@@ -158,6 +158,7 @@ def _retried(call: Callable[P, T]) -> Callable[P, T]:
                     raise
                 tried_s = time.monotonic() - began
                 if tried_s + wait > (RETRY_S if place in _answered else UNKNOWN_S):
+                    _answered.discard(place)  # what ends now does not wait as long again
                     why = f"{folder.uri} did not answer for {tried_s:.0f} s ({error})"
                     raise UnavailableError(error.errno or errno.EIO, why) from error
             time.sleep(wait * random.uniform(0.5, 1.0))  # many workers do not ask at once
