@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from search.analysis.analysis import Analysis, analyse
+from search.analysis.best_set import compared
 from search.report.findings import Findings
 from trainable.config import TrialConfig
 
@@ -51,6 +52,12 @@ def with_scores(cells: pd.DataFrame) -> pd.DataFrame:
         std = row["std"] if n > 1 else 0.0
         scores.append(tuple(row["mean"] + std * z / z.std(ddof=1) if n > 1 else [row["mean"]] * n))
     return cells.assign(scores=scores, seeds=[(np.nan,) * len(each) for each in scores])
+
+
+def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
+    """The cells that cannot be told from the best."""
+    table = compared(cells, mode=mode)
+    return table[table["in_best_set"].astype(bool)]
 
 
 def analysed(cells: Cells, *, mode: str = "max", lr: str = "base_lr", **more: object) -> Analysis:

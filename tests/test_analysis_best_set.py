@@ -4,10 +4,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import Cells, table, with_scores
+from made_tables import Cells, best_set, table, with_scores
 from scipy import stats
 
-from search.analysis.best_set import best_set, dunnett_critical, optimism
+from search.analysis.best_set import dunnett_critical, optimism
 from search.analysis.groups import analyses
 from search.analysis.leaderboard import leaderboard
 from search.analysis.noise import noise_of

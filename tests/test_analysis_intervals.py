@@ -6,11 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import pytest
-from made_tables import analysed, table, with_scores
+from made_tables import analysed, best_set, table, with_scores
 from numpy.typing import NDArray
 from scipy import stats
 
-from search.analysis.best_set import best_set
 from search.analysis.costs.critical_batch import front
 from search.analysis.leaderboard import leaderboard
 from search.analysis.noise import noise_of, redrawn, standard_errors

@@ -62,7 +62,8 @@ def test_the_interval_of_an_lr_to_use_holds_the_best_one(
     widths = []
     for _ in range(repetitions):
         trials, best = drawn(rng, shape=shape, grid=grid, seeds=seeds, std=std, ridge=ridge)
-        table = lr_to_use(surface(trials, metric="val_auroc"), mode="max")
+        cells = surface(trials, metric="val_auroc")
+        table = lr_to_use(exponent(cells, mode="max"), cells)
         for row in table.itertuples():
             held[bool(row.tried)].append(row.low <= best(row.batch_size) <= row.high)
             widths.append(math.log(row.high / row.low))
@@ -135,7 +136,7 @@ def test_where_two_thirds_were_stopped_the_exponent_is_found(
         trials["status"] = np.where(among.rank(pct=True) > 2 / 3, "completed", "stopped")
         cells = surface(trials, metric="val_auroc")
         fits.append(exponent(cells, mode="max"))
-        table = lr_to_use(cells, mode="max")
+        table = lr_to_use(fits[-1], cells)
         held += [
             row.low <= best(row.batch_size) <= row.high for row in table.itertuples() if row.tried
         ]
@@ -156,8 +157,9 @@ def test_an_lr_to_use_is_as_sure_where_each_batch_size_has_its_own_lrs() -> None
         np.random.default_rng(0), shape="parabola", grid="half decades", seeds=3, std=0.002
     )
     cells = surface(trials, metric="val_auroc")
-    one_grid = lr_to_use(cells, mode="max")
-    scaled = lr_to_use(cells.assign(lr=cells["lr"] * cells["batch_size"] ** 0.5), mode="max")
+    one_grid = lr_to_use(exponent(cells, mode="max"), cells)
+    own = cells.assign(lr=cells["lr"] * cells["batch_size"] ** 0.5)
+    scaled = lr_to_use(exponent(own, mode="max"), own)
     k = one_grid["batch_size"] ** 0.5
     for name in ("lr", "low", "high"):
         assert scaled[name].to_numpy() == pytest.approx((k * one_grid[name]).to_numpy(), rel=1e-6)

@@ -92,9 +92,9 @@ def test_the_lr_to_use_is_told_at_the_ends_in_the_middle_and_beyond() -> None:
         lr, low, high = to_use.loc[b, ["lr", "low", "high"]]
         return f"{lr:.2g} [{low:.2g}, {high:.2g}] at batch size {b}"
 
-    assert starting(found, "From all batch sizes") == [
-        f"From all batch sizes together the peak lr to use is {rate(16)}, {rate(64)} and "
-        f"{rate(128)}; if this line goes on, it is {rate(256)} (95 % intervals)."
+    assert starting(found, "By one line") == [
+        f"By one line through all batch sizes the peak lr to use is {rate(16)}, {rate(64)} and "
+        f"{rate(128)}; if the line goes on, it is {rate(256)} (95 % intervals)."
     ]
 
 

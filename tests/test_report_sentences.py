@@ -332,9 +332,9 @@ def test_an_interval_holds_its_own_ends() -> None:
 
 FEW = "2 batch sizes reach the target; at least four batch sizes are needed"
 DECAYING = (
-    "the learning rate decays, so every batch size reaches the target late in its schedule. The "
-    "same grid with several budgets (Variants) would tell, where the shortest budget that "
-    "reaches the target counts, or with decay=constant"
+    "the learning rate decays, so every batch size reaches the target late in its schedule. To "
+    "know it, train the grid with several budgets (Variants) and compare the shortest one with "
+    "which each batch size reaches the target, or train with decay=constant"
 )
 NEEDED = (
     "To reach val_auroc 0.9 with its own best lr, batch size 16 needed {} and batch size 32 {}."

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
+from search.explore import choices
 from search.results import lock
 from search.results.lock import LockedError, held
 from trainable.host.storage import Folder, TakenOverError
@@ -426,6 +427,22 @@ def test_a_beat_does_not_take_back_a_lock_that_is_another_ones(
             lock.check(folder)
     assert json.loads((tmp_path / "lock.json").read_text()) == theirs
     lock.check(folder)  # who holds no lock needs none: verify, tests, other tools
+
+
+@pytest.mark.parametrize("uri", ["{}", "file://{}"])
+def test_a_search_that_was_taken_over_writes_no_choice(uri: str, tmp_path: Path) -> None:
+    """The choices are files in a folder of the study's: the study's lock is theirs too."""
+    folder = Folder(uri.format(tmp_path))
+    choice = choices.Choice(changes={}, params={}, distributions={})
+    with held(folder):
+        choices.add(folder / "choices" / "a", 0, choice)
+        write_lock(tmp_path)
+        lock._holds[folder.uri].confirmed = (0.0, 0.0)
+        with pytest.raises(TakenOverError):
+            choices.add(folder / "choices" / "a", 1, choice)
+        choices.add(Folder(f"{folder.uri}-other") / "choices", 0, choice)
+    assert sorted(choices.read(folder / "choices" / "a")) == [0]
+    assert sorted(choices.read(Folder(f"{folder.uri}-other") / "choices")) == [0]
 
 
 def test_a_beat_that_cannot_be_written_is_written_later(

@@ -116,7 +116,7 @@ def analyse(
         noise=noise_of(cells, mode=mode),
         ridge=ridge,
         exponent=fit,
-        lr_to_use=lr_to_use(cells, mode=mode),
+        lr_to_use=lr_to_use(fit, cells),
         forms=rival_forms(fit, ridge),
         collapse=collapse(cells),
         interaction=interaction(rows, metric=metric, lr="grid_lr"),

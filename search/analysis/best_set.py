@@ -26,9 +26,9 @@ def compared(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
 
     A cell can be the best unless its mean is worse than that of another one by more than d times
     the standard error of their difference, where d is Dunnett's one-sided critical value for
-    comparisons with all other cells. `behind` is what its true mean is behind that of the best one
-    at most: the same bound, for all cells that can be the best. All these statements hold together
-    with 95 % confidence (Hsu 1984, Annals of Statistics 12:1136). Empty without replicates.
+    comparisons with all other cells. `behind`: how far its true mean is behind that of the best
+    cell, at most. All these statements hold together with 95 % confidence (Hsu 1984, Annals of
+    Statistics 12:1136). Empty without replicates.
     """
     scored = contenders(cells)
     noise = noise_of(scored, mode=mode)
@@ -44,12 +44,6 @@ def compared(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     behind = np.maximum((deficit + allowed)[:, can_be_best].max(axis=1), 0.0)
     table = scored.assign(in_best_set=can_be_best, behind=behind)
     return table.sort_values("mean", ascending=mode == "min")
-
-
-def best_set(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
-    """The cells that cannot be told from the best one; they contain it with 95 % confidence."""
-    table = compared(cells, mode=mode)
-    return table[table["in_best_set"].astype(bool)]
 
 
 def seeds_for(margin: float, cells: pd.DataFrame, *, mode: str) -> int:

@@ -14,6 +14,7 @@ from search.analysis.metric_name import Bounds, bounds_of
 
 USABLE = ("completed",)
 LEVEL = 0.95  # of all intervals
+SIGNIFICANT = 0.05  # of all tests
 DRAWS = 2000  # of bootstraps
 SEED = 0
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from search.results.tables import Results
+from trainable.host.storage import TakenOverError
 
 INTERVAL_S = 60.0
 
@@ -26,8 +27,11 @@ def report_written(results: Results, before: Callable[[], None]) -> Iterator[Non
 
     def write_each_minute() -> None:
         while not over.wait(INTERVAL_S):
-            with suppress(OSError):  # at the end it is written again, and then an error counts
-                before()
+            try:
+                with suppress(OSError):  # at the end it is written again: then an error counts
+                    before()
+            except TakenOverError:  # as the driver finds out before its next row
+                return
             command = [sys.executable, "-m", "search.report", results.folder.uri]
             with subprocess.Popen(
                 command,

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from search.results import lock
 from search.study.study import Study
 from trainable.config import RECIPE_VERSION
 from trainable.host import storage
@@ -112,4 +113,5 @@ def _files(folder: Folder) -> list[str]:
 
 def _write(folder: Folder, name: str, choices: Mapping[int, Choice]) -> None:
     rows = [{"number": number, **asdict(choice)} for number, choice in choices.items()]
+    lock.check(folder)
     storage.write(folder, name, json.dumps(rows).encode())

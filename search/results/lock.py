@@ -104,14 +104,18 @@ def held(folder: Folder) -> Iterator[None]:
 
 
 def check(folder: Folder) -> None:
-    """Before a study's tables are written: does this process still hold its lock, if it took it?
+    """Before a file of a study is written: does this process still hold its lock, if it took it?
+
+    `folder` is the study's, or one in it.
 
     Raises:
         TakenOverError: another process has taken it over.
         UnavailableError: the folder does not answer, so it is unknown.
     """
-    if hold := _holds.get(folder.uri):
-        hold.check()
+    path = folder.uri.partition("?")[0]
+    for uri, hold in list(_holds.items()):
+        if f"{path}/".startswith(f"{uri.partition('?')[0]}/"):
+            hold.check()
 
 
 def _clocks() -> tuple[float, float]:

@@ -44,9 +44,9 @@ NO_FRONT = Front(
     why="there are no evaluations during training",
 )
 DECAYS = (
-    "the learning rate decays, so every batch size reaches the target late in its schedule. The "
-    "same grid with several budgets (Variants) would tell, where the shortest budget that "
-    "reaches the target counts, or with decay=constant"
+    "the learning rate decays, so every batch size reaches the target late in its schedule. To "
+    "know it, train the grid with several budgets (Variants) and compare the shortest one with "
+    "which each batch size reaches the target, or train with decay=constant"
 )
 ANY = "the updates needed are so irregular that any critical batch size is possible"
 

@@ -5,7 +5,7 @@ gets: with the base lr, the exponent would be reduced by that of the batch-size 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from search.analysis.scaling.ridge import CURVED, ridge, ridge_draws
-from search.analysis.surface import LEVEL, SEED, lr_step
+from search.analysis.surface import LEVEL, SEED, SIGNIFICANT, lr_step
 
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
 LEAST_BATCH_SIZES = 3
@@ -22,7 +22,6 @@ EDGE_SHARE = 0.025  # if more redrawn surfaces have their best lr on an edge, it
 ON_EDGE = "its best lr is the smallest or largest that was tried"
 ALONE = "no other lr has a score"
 EDGE_WITHIN_NOISE = "the noise allows a best lr at the edge of the grid"
-SIGNIFICANT = 0.05
 PERMUTATIONS = 999
 
 Array = NDArray[np.float64]
@@ -35,7 +34,7 @@ class Exponent:
     `value` is NaN with fewer than three usable batch sizes; `low` and `high` are NaN if no interval
     can be estimated. `left_out` maps the other batch sizes to the reason. Without replicates
     `from_scatter` is true, the scatter of the points about the line gives the interval, and `value`
-    is NaN unless `p_flat` (`flat_p`) is significant.
+    is NaN unless `p_flat` (`flat_p`) is significant. `points` is what the line is fitted to.
     """
 
     value: float = float("nan")
@@ -46,6 +45,7 @@ class Exponent:
     left_out: Mapping[int, str]
     from_scatter: bool = False
     p_flat: float = float("nan")
+    points: "_Points | None" = field(default=None, repr=False, compare=False)
 
     @property
     def looks_flat(self) -> bool:
@@ -98,6 +98,7 @@ def exponent(cells: pd.DataFrame, *, mode: str) -> Exponent:
         low=float(value - half),
         high=float(value + half),
         log_c=float(log_c),
+        points=points,
     )
 
 
@@ -195,7 +196,7 @@ def _is_straight(line: Any) -> bool:
     return bool(stats.chi2.sf(line.ssr, line.df_resid) > SIGNIFICANT)
 
 
-def lr_to_use(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
+def lr_to_use(fit: Exponent, cells: pd.DataFrame) -> pd.DataFrame:
     """The lr to use at each batch size, tried or not: batch_size, lr, low, high, tried.
 
     From the line through all batch sizes, which knows more than the points of one. `tried` tells
@@ -205,10 +206,9 @@ def lr_to_use(cells: pd.DataFrame, *, mode: str) -> pd.DataFrame:
     of the grid wider, as those of `ridge_interval`. Empty without an exponent and its interval.
     """
     columns = ["batch_size", "lr", "low", "high", "tried"]
-    fit = exponent(cells, mode=mode)
-    if not np.isfinite([fit.low, fit.high]).all():
+    points = fit.points
+    if points is None or not np.isfinite([fit.low, fit.high]).all():
         return pd.DataFrame(columns=columns)
-    points = _bracketed(cells, mode=mode)
     line = _line(points)
     tried = {int(b) for b in cells["batch_size"]}
     ends = np.log2(min(tried)), np.log2(max(tried))

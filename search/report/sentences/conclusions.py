@@ -16,7 +16,6 @@ from search.report.sentences.scaling import lr_to_use, scaling, stable
 from search.report.sentences.wording import cell_words, how_to_replicate, replicate, sentence, sizes
 from search.study.shown import show
 
-SIGNIFICANT = 0.05
 LARGE = 1e4  # sizes that would be shown with an exponent
 NOTHING_BEAT_CHANCE = (
     "No trial beat chance: the best AUROC is {}, and guessing gives 0.5. So nothing can be "

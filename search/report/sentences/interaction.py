@@ -3,11 +3,11 @@
 import math
 
 from search.analysis.analysis import Analysis
+from search.analysis.surface import SIGNIFICANT
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import how_to_replicate, listed, sentence
 from search.study.shown import number_of, show
 
-SIGNIFICANT = 0.05
 SCALED_BY = {  # what the rate grows with, and the rule
     "linear": ("", RULE_WORDS["linear"]),
     "sqrt": ("square root of the ", RULE_WORDS["sqrt"]),

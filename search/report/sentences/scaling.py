@@ -99,8 +99,8 @@ def lr_to_use(analysis: Analysis) -> str:
     tried, others = table[table["tried"].astype(bool)], table[~table["tried"].astype(bool)]
     shown = sorted({0, len(tried) // 2, len(tried) - 1})
     return (
-        f"From all batch sizes together the peak lr to use is {rates(tried.iloc[shown])}; if "
-        f"this line goes on, it is {rates(others.tail(1))} (95 % intervals)."
+        f"By one line through all batch sizes the peak lr to use is {rates(tried.iloc[shown])}; if "
+        f"the line goes on, it is {rates(others.tail(1))} (95 % intervals)."
     )
 
 
