@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ray, pandas and rich take seconds: not for --help, nor for a typing error.
     from rich.console import Console
 
+    from search.execution.hosts import NoHostError
     from search.session import INPUT_ERRORS, Order, dry_run, run
     from search.study.shown import print_error
     from search.study.space_file import load_study
@@ -80,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(str(error.args[-1]), style="red", soft_wrap=True, markup=False)
         console.print(resume, style="yellow", highlight=False, soft_wrap=True)
         return INTERRUPTED
+    except NoHostError as error:
+        console.print(f"stopped: {error}", style="red", soft_wrap=True, markup=False)
+        console.print(resume, style="yellow", highlight=False, soft_wrap=True)
+        return SOME_FAILED
     except INPUT_ERRORS as error:
         return print_error("search.run", error)
     if outcome.num_left:

@@ -84,6 +84,7 @@ def run_study(
     Raises:
         SpaceFileError, DataError, ResultsError, ConnectError, LockedError: the same one-line
             errors as the command's.
+        NoHostError: workers fail on every host, whatever they train.
         KeyboardInterrupt: Ctrl-C, or the notebook's stop button; what was trained is kept, and
             the same call goes on.
     """

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ SPACE = SPACES / "faulty.py"
 DRIVER = """
 import os, sys, search.execution.watchdog, search.report.report
 search.report.report.drawn = lambda *_: ("<svg/>", b"")
-search.execution.watchdog.HUNG_LEAST_S = 5.0
-search.execution.watchdog.HUNG_FACTOR = 8.0
-search.execution.watchdog.START_S = 30.0
+search.execution.watchdog.SILENT_S = 5.0
 if os.environ.get("FAULT"):  # in the workers, too
     import ray
     start = ray.init
@@ -177,3 +176,55 @@ def harm(path: Path, how: str) -> None:
     if how == "bit flipped":
         content[len(content) // 2] ^= 16
     path.write_bytes(content[: len(content) // 2] if how == "truncated" else content)
+
+
+def in_workers(fault: str, tmp_path: Path) -> dict[str, str]:
+    """The environment in which workers do what `worker_faults` has under that name."""
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    return {"FAULT": fault, "FAULT_SEEN": str(tmp_path / "seen"), "PYTHONPATH": path}
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+while sys.stdin.readline():
+    cluster.add_node(num_cpus=1)
+cluster.shutdown()
+"""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A cluster of a head without cores and two nodes of one core, in a process of its own."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def add_one(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("more\n")
+        self.process.stdin.flush()
+
+
+@contextmanager
+def two_nodes(**environment: str) -> Iterator[Nodes]:
+    """Nodes of Ray's with this in their environment; nothing of them is left afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    try:
+        assert process.stdout is not None
+        yield Nodes(process, next(line for line in process.stdout if ":" in line).strip())
+    finally:
+        process.kill()
+        process.communicate()

@@ -11,53 +11,116 @@ import pytest
 import ray
 
 from search.execution import watchdog
-from search.execution.watchdog import HUNG_FACTOR, HUNG_LEAST_S, START_S, Stalls
+from search.execution.watchdog import PHASE_LIMITS_S, SILENT_S, Stalls
+from trainable.host.pulse import PHASES
 
 
 class Driver:
-    """A driver's clock and its checks, and the trials whose workers were ended."""
+    """A driver's clock and its checks, trials with what their workers say, and who was ended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         self.now_s = 1000.0
-        self.ended: list[str] = []
+        self.ended: dict[str, str] = {}
         self.stalls = Stalls()
+        self.beats: dict[str, Any] | None = {}
         self.trials: list[Any] = [
             SimpleNamespace(
-                trial_id=name, status="RUNNING", temporary_state=SimpleNamespace(ray_actor=object())
+                trial_id=name,
+                config={"key": name},
+                status="RUNNING",
+                temporary_state=SimpleNamespace(ray_actor=object()),
             )
             for name in names
         ]
         monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        monkeypatch.setattr(
-            watchdog, "_kill", lambda trial, actor: self.ended.append(trial.trial_id)
-        )
+        monkeypatch.setattr(watchdog, "beats_of", lambda trials: self.beats)
+        monkeypatch.setattr(watchdog, "_kill", lambda trial, beat: None)
+        self.check()
 
-    def passes(
-        self, seconds: float, *, reporting: tuple[str, ...] = (), every_s: float = 2
-    ) -> None:
-        """The driver checks each second, and some trials report."""
-        for second in range(round(seconds)):
+    def check(self) -> None:
+        self.ended.update(self.stalls.end_the_hung(self.trials))
+
+    def passes(self, seconds: float, **doing: tuple[str, bool]) -> None:
+        """Seconds pass in which some workers beat: their phase, and whether their work moves."""
+        for _ in range(round(seconds)):
             self.now_s += 1.001
-            for name in reporting:
-                if second % every_s == 0:
-                    self.stalls.reported(name)
-            self.stalls.end_the_hung(self.trials)
+            assert self.beats is not None
+            for name, (phase, moves) in doing.items():
+                last = self.beats.get(name, {"beat": 0, "ticks": 0})
+                self.beats[name] = {
+                    "trial": name,
+                    "node": f"node of {name}",
+                    "phase": phase,
+                    "beat": last["beat"] + 1,
+                    "ticks": last["ticks"] + moves,
+                }
+            self.check()
 
 
-def test_a_worker_that_is_silent_for_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+TRAINS = ("training", True)
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(monkeypatch, "a", "b")
-    driver.passes(30, reporting=("a", "b"))
-    driver.passes(HUNG_LEAST_S - 3, reporting=("a",))
-    assert driver.ended == []
-    driver.passes(6, reporting=("a",))
-    assert driver.ended == ["b"]
+    driver.passes(30, a=TRAINS, b=TRAINS)
+    driver.passes(SILENT_S - 2, a=TRAINS)
+    assert driver.ended == {}
+    driver.passes(5, a=TRAINS)
+    assert driver.ended == {"b": "it gave no sign of life for 60 s while training"}
+    assert driver.stalls.node_of("b") == "node of b"
 
 
-def test_the_limit_follows_the_trials_own_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "reporting"])
+def test_each_phase_has_a_limit_for_work_that_does_not_move(
+    phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = Driver(monkeypatch, "a")
-    driver.passes(60, reporting=("a",), every_s=10)
-    assert driver.stalls.limit_s("a") == pytest.approx(HUNG_FACTOR * 10, rel=0.02)
-    assert driver.stalls.limit_s("new") == pytest.approx(START_S + HUNG_FACTOR * 10, rel=0.02)
+    limit_s = PHASE_LIMITS_S[phase]
+    driver.passes(limit_s + 10, a=(phase, True))
+    driver.passes(limit_s - 10, a=(phase, False))
+    assert driver.ended == {}
+    driver.passes(15, a=(phase, False))
+    assert driver.ended["a"].endswith(f" s while {phase}")
+
+
+def test_every_phase_of_a_worker_has_a_limit() -> None:
+    assert list(PHASE_LIMITS_S) == list(PHASES)
+
+
+def test_a_slow_start_beside_fast_trials_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data that is decoded, weights that are fetched, a first epoch of a large network."""
+    driver = Driver(monkeypatch, "fast", "slow")
+    driver.passes(200, fast=TRAINS, slow=("opening data", False))
+    driver.passes(200, fast=TRAINS, slow=("building", False))
+    driver.passes(3600, fast=TRAINS, slow=TRAINS)  # and no evaluation of it yet
+    assert driver.ended == {}
+
+
+def test_a_worker_that_waits_for_the_driver_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, "a")
+    driver.passes(9000, a=("reporting", False))
+    assert driver.ended == {}
+
+
+def test_a_worker_that_never_says_anything_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, "a")
+    driver.passes(PHASE_LIMITS_S["starting"] - 10)
+    assert driver.ended == {}
+    driver.passes(15)
+    assert "while starting" in driver.ended["a"]
+
+
+def test_what_a_reused_worker_said_of_its_last_trial_counts_for_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(monkeypatch, "a")
+    driver.passes(10, a=TRAINS)
+    (trial,) = driver.trials
+    driver.stalls.began_again("a")
+    trial.config["key"] = "the next"
+    driver.passes(SILENT_S + 10, a=TRAINS)
+    assert driver.ended == {}
+    assert driver.stalls.node_of("a") == ""
 
 
 @pytest.mark.parametrize("pause_s", [90.0, 3600.0])
@@ -66,12 +129,23 @@ def test_a_driver_that_stood_still_ends_no_worker(
 ) -> None:
     """By Ctrl-Z, or on a machine that was paused: what came meanwhile it has not heard yet."""
     driver = Driver(monkeypatch, "a", "b")
-    driver.passes(30, reporting=("a", "b"))
+    driver.passes(30, a=TRAINS, b=TRAINS)
     driver.now_s += pause_s
-    driver.passes(HUNG_LEAST_S - 5, reporting=("a",))
-    assert driver.ended == []
-    driver.passes(10, reporting=("a",))
-    assert driver.ended == ["b"]  # its silence before and after the pause still counts
+    driver.check()
+    driver.passes(SILENT_S - 5, a=TRAINS)
+    assert driver.ended == {}
+    driver.passes(10, a=TRAINS)
+    assert list(driver.ended) == ["b"]  # its silence before and after the pause still counts
+
+
+def test_nobody_is_judged_while_the_head_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(monkeypatch, "a")
+    driver.passes(30, a=TRAINS)
+    driver.beats = None
+    for _ in range(1000):
+        driver.now_s += 1.001
+        driver.check()
+    assert driver.ended == {}
 
 
 def test_a_node_without_our_code_can_end_a_worker() -> None:

@@ -13,7 +13,6 @@ themselves. Each fault alone, in a study of its own, with its times and others t
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from commands import ROOT, Run
+from commands import Run
 from faulty_study import (
     NUMBERS,
     SPACE,
@@ -35,8 +34,10 @@ from faulty_study import (
     enough,
     go_on,
     harm,
+    in_workers,
     run_again,
     start_again,
+    two_nodes,
 )
 
 from search.results import tables
@@ -405,50 +406,23 @@ def test_host_memory_ends_a_trial_not_the_study(tmp_path: Path, fault_matrix: li
     fault_matrix.append({**row, "rows lost": missing, "doubled": doubled(command)})
 
 
-TWO_NODES = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-cluster.add_node(num_cpus=1)
-cluster.add_node(num_cpus=1)
-cluster.wait_for_nodes()
-print(cluster.address, flush=True)
-sys.stdin.readline()
-cluster.add_node(num_cpus=1)
-sys.stdin.readline()
-cluster.shutdown()
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_raylet(
-    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any], tmp_path: Path
+    command: Command, faultless: pd.DataFrame, fault_matrix: list[Any]
 ) -> None:
     """A node is lost with the trial on it; another one comes, and the trial moves there."""
-    nodes = subprocess.Popen(
-        [sys.executable, "-c", TWO_NODES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert nodes.stdin is not None
-    assert nodes.stdout is not None
-    try:
-        address = next(line for line in nodes.stdout if ":" in line).strip()
-        command.settings = ("--address", address)
+    with two_nodes() as nodes:
+        command.settings = ("--address", nodes.address)
         command.start()
         command.wait_for(enough)
         before = command.rows()
-        tree = psutil.Process(nodes.pid).children(recursive=True)
+        tree = psutil.Process(nodes.process.pid).children(recursive=True)
         worker = next(p for p in tree if "ray::ImplicitFunc" in " ".join(command_line(p)))
         raylet = worker.parent()
         assert raylet is not None
         raylet.kill()
         struck = time.monotonic()
-        nodes.stdin.write("more\n")
-        nodes.stdin.flush()
+        nodes.add_one()
         worker.wait(30)  # an orphan would hold its GPU beside its successor
         orphan = time.monotonic() - struck
         command.wait_for(lambda rows: bool((rows["attempt"] == 2).any()))
@@ -461,15 +435,6 @@ def test_a_killed_raylet(
             "recovered after": recovered,
         }
         check(command, before, faultless, matrix=fault_matrix, **row)
-    finally:
-        nodes.kill()
-        nodes.communicate()
-
-
-def in_workers(fault: str, tmp_path: Path) -> dict[str, str]:
-    """The environment in which workers do what `worker_faults` has under that name."""
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
-    return {"FAULT": fault, "FAULT_SEEN": str(tmp_path / "seen"), "PYTHONPATH": path}
 
 
 def test_cuda_memory_runs_out(

@@ -11,9 +11,9 @@ import pytest
 from ray import tune
 from rich.console import Console
 
-from search.execution import recorder, runner
+from search.execution import hosts, recorder, runner
 from search.execution.progress import Progress
-from search.execution.recorder import Recorder, Setting
+from search.execution.recorder import MOST_LOST_WORKERS, Recorder, Setting
 from search.execution.watchdog import HOST_MEMORY
 from search.explore.ask import ask
 from search.results import tables
@@ -64,7 +64,7 @@ class Played:
     def _trial(self, planned: PlannedTrial) -> Any:
         metadata = SimpleNamespace(metric_analysis={"a": 1}, metric_n_steps={"a": 1})
         metadata.num_failures = 1
-        config = {"key": planned.key, "batch_size": 32}
+        config = {"key": planned.key, "batch_size": 32, "resources": {"CPU": 1.0}}
         kept_by_ray = {"storage": "here", "evaluated_params": dict(config)}
         return SimpleNamespace(
             trial_id="t0",
@@ -251,24 +251,100 @@ def test_a_traceback_is_a_file_that_the_reason_names(opened: Results, tmp_path: 
 def test_a_lost_worker_makes_another_attempt(
     opened: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(recorder.time, "sleep", waits.append)
+    monkeypatch.setattr(recorder, "nodes_with_cores", lambda: ["here"])
     played = Played(opened)
     played.record.on_trial_recover(1, [], played.trial)
-    assert (waits, played.trial.max_failures) == ([1.0], 3)
+    assert played.trial.max_failures == 3
     said = tmp_path / "error.txt"
     said.write_text(f"Failure # 1\nold\nFailure # 2\nRayActorError\n{HOST_MEMORY}\n\n")
     played.trial.error_file = said
     played.trial.run_metadata.num_failures = 2
     played.record.on_trial_recover(1, [], played.trial)
-    assert (waits, played.trial.max_failures) == ([1.0, 2.0], 2)  # one more chance, and then no
+    assert played.trial.max_failures == 2  # one more chance, and then no
     played.epoch(1)
+    assert played.trial.max_failures == 2
     assert tables.epochs(opened)["attempt"].to_list() == [3]
     played.record.on_trial_error(1, [], played.trial)
     row = only_row(opened)
     assert row["status"] == "failed"
     assert row["reason"].startswith(f"{HOST_MEMORY}, 2 times (traceback: ")
     assert "old" not in (tmp_path / "s" / "errors" / f"{played.key}.txt").read_text()
+
+
+class Losses:
+    """A trial that loses its workers on nodes that may be gone by then, as Ray counts them."""
+
+    def __init__(self, played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.played, self.trial = played, played.trial
+        self.trial.run_metadata.num_failures = 0
+        self.trial.max_failures = MOST_LOST_WORKERS
+        self.node = "here"
+        monkeypatch.setattr(recorder, "nodes_with_cores", lambda: ["here", "there"])
+        monkeypatch.setattr(played.record.stalls, "node_of", lambda _: self.node)
+
+    def num_until_it_fails(self, *nodes: str) -> int:
+        """How many workers may be lost on these nodes, one after the other, before it fails."""
+        for count, node in enumerate(nodes, 1):
+            self.node = node
+            self.trial.run_metadata.num_failures += 1
+            if self.trial.run_metadata.num_failures > self.trial.max_failures:
+                return count
+            self.played.record.on_trial_recover(1, [], self.trial)
+        return 0
+
+
+def test_a_worker_that_dies_by_itself_may_do_so_three_times(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Losses(Played(opened), monkeypatch).num_until_it_fails(*["here"] * 9) == 4
+
+
+def test_a_node_that_was_taken_back_does_not_count_as_the_trials_failure(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Losses(Played(opened), monkeypatch)
+    assert losses.num_until_it_fails(*["gone"] * 9, "here", "here") == 0
+    # A trial that takes its nodes with it, one after the other, ends some day.
+    assert losses.num_until_it_fails("gone", "gone") == 2
+
+
+def test_a_trial_that_gets_on_between_may_lose_any_number_of_workers(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(opened)
+    losses = Losses(played, monkeypatch)
+    for epoch in (1, 2, 3):
+        assert losses.num_until_it_fails("here", "here", "here") == 0
+        played.epoch(epoch)
+    played.epoch(3)  # again, by another attempt: nothing new
+    assert losses.num_until_it_fails("here", "here", "here", "here") == 4
+
+
+def test_a_host_that_fails_everything_is_left_out_and_its_trials_go_on(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(opened)
+    played.record.progress.console = Console(record=True, width=200)
+    losses = Losses(played, monkeypatch)
+    monkeypatch.setattr(hosts, "nodes_with_cores", lambda: ["here", "there"])
+    error = {"kind": "OSError", "reason": "OSError: no disk", "node": "here", "host": "h1"}
+    for planned in (played.planned, played.planned, played.other):
+        played.record.expect(planned)
+        played.trial.config["key"] = planned.key
+        played.record.on_trial_result(1, [], played.trial, {"host_error": error})
+        assert losses.num_until_it_fails("here") == 0
+    assert played.record.hosts.left_out == {
+        "here": "h1: 3 workers in a row failed there: OSError: no disk"
+    }
+    assert played.progress.console.export_text().splitlines() == [
+        "h1 is left out from now on: 3 workers in a row failed there: OSError: no disk"
+    ]
+    assert played.trial.placement_group_factory._kwargs == {
+        "bundle_label_selector": [{"ray.io/node-id": "!in(here)"}]
+    }
+    # The failures there do not count for the trial any more.
+    assert losses.num_until_it_fails("there", "there", "there", "there") == 4
+    assert tables.trials(opened).empty
 
 
 def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_path: Path) -> None:

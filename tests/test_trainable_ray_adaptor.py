@@ -6,6 +6,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +46,8 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reports]:
     monkeypatch.setattr(ray_adaptor.tune, "report", kept.append)
     monkeypatch.setattr(ray_adaptor, "_num_gpus", lambda: 0.0)
     monkeypatch.setattr(ray_adaptor, "_end_with_parent", lambda: None)  # it ends this process
+    monkeypatch.setattr(ray_adaptor, "_beat", lambda: None)
+    monkeypatch.setattr(ray_adaptor, "_node", lambda: "the node")
     threads = torch.get_num_threads()
     yield kept
     torch.set_num_threads(threads)
@@ -85,18 +88,33 @@ def test_a_trial_reports_its_evaluations_and_then_its_end(reports: Reports, tmp_
     assert reports[-1]["score"] == max(result.val_auroc for result in ours)
 
 
+@contextmanager
+def ends_its_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is called in the block ends this process, if it were a worker's."""
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit) as ended:
+        yield
+    assert ended.value.code == 1
+
+
 def test_a_node_with_other_data_trains_nothing_and_says_whose_differ(
-    reports: Reports, tmp_path: Path
+    reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, drivers = open_data("digits").fingerprint, "0123456789abcdef" * 4
-    train_trial(sent(tmp_path, data_fingerprint=drivers))
+    with ends_its_process(monkeypatch):
+        train_trial(sent(tmp_path, data_fingerprint=drivers))
     (row,) = reports
-    assert row["trial_row"]["status"] == "failed"
-    assert row["trial_row"]["reason"] == (
-        f"ValueError: the data on {socket.gethostname()} ({here[:12]}) is not the driver's "
-        f"(0123456789ab): give every node the same files"
-    )
-    assert row["trial_row"]["traceback"].startswith("Traceback (most recent call last):")
+    assert row["host_error"] == {
+        "kind": "HostError",
+        "reason": f"the data on {socket.gethostname()} ({here[:12]}) is not the driver's "
+        f"(0123456789ab): give every node the same files",
+        "node": "the node",
+        "host": socket.gethostname(),
+    }
     assert math.isfinite(row["score"])
     assert not (tmp_path / "checkpoints").exists()
 
@@ -142,14 +160,9 @@ def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
     def taken_over(config: TrialConfig, trial: dict[str, Any]) -> Any:
         raise TakenOverError("by another process")
 
-    def end(status: int) -> None:
-        raise SystemExit(status)
-
     monkeypatch.setattr(ray_adaptor, "_train", taken_over)
-    monkeypatch.setattr(os, "_exit", end)
-    with pytest.raises(SystemExit) as ended:
+    with ends_its_process(monkeypatch):
         train_trial(sent(tmp_path))
-    assert ended.value.code == 1
     assert reports == []
 
 
@@ -157,11 +170,13 @@ def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
     ("error", "ends"),
     [
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (OSError(errno.EIO, "Input/output error", "/data/train.h5"), True),
+        (ModuleNotFoundError("No module named 'timm'"), True),
         (torch.OutOfMemoryError("CUDA out of memory"), False),
         (RuntimeError("shapes cannot be multiplied"), False),
     ],
 )
-def test_a_worker_whose_gpu_is_of_no_more_use_ends(
+def test_a_worker_whose_host_cannot_train_says_so_and_ends(
     error: Exception,
     ends: bool,
     reports: Reports,
@@ -174,19 +189,17 @@ def test_a_worker_whose_gpu_is_of_no_more_use_ends(
     def broken(config: TrialConfig, trial: dict[str, Any]) -> Any:
         raise error
 
-    def end(status: int) -> None:
-        raise SystemExit(status)
-
     monkeypatch.setattr(ray_adaptor, "_train", broken)
-    monkeypatch.setattr(os, "_exit", end)
     if not ends:
         train_trial(sent(tmp_path))
         assert [row["trial_row"]["status"] for row in reports] == ["failed"]
         return
-    with pytest.raises(SystemExit):
+    with ends_its_process(monkeypatch):
         train_trial(sent(tmp_path))
-    assert reports == []
-    assert "illegal memory access" in capsys.readouterr().err
+    (row,) = reports
+    assert row["host_error"]["kind"] == type(error).__name__
+    assert row["host_error"]["reason"] == f"{type(error).__name__}: {error}"
+    assert str(error) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("share", "shared"), [(0.0, False), (0.25, True), (1.0, False)])

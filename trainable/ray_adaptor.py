@@ -10,21 +10,30 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.experimental.internal_kv import _internal_kv_put
 
 from trainable.config import TrialConfig
+from trainable.host import pulse
+from trainable.host.messages import one_line
 from trainable.host.storage import Folder, StorageError, TakenOverError
 from trainable.record import finite_score
 
 PARENT_CHECK_S = 2.0
-MEMORY_WAIT_S = 30.0  # less than what makes a silent worker count as hung
+BEAT_S = 2.0
+BEATS = "trial_workers"  # where in Ray's key-value store a worker says what it does
+NODE_LABEL = "ray.io/node-id"  # Ray gives each node one
+MEMORY_WAIT_S = 30.0
 KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
@@ -32,9 +41,10 @@ def train_trial(planned: dict[str, Any]) -> None:
     """Train `planned["task"]`: JSON of config, data and checkpoint folder, as the runner sends it.
 
     Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`.
-    An error of the trial's own (bad data, a bug) is a row too, with status `failed`: it would
-    only fail again, so Ray is not asked to retry it. What kills the process is Ray's to notice,
-    and so is its end by an error after which CUDA is of no more use here.
+    An error of the trial's own (a wrong config, a bug) is a row too, with status `failed`: it would
+    only fail again, so Ray is not asked to retry it. An error of this host's (its GPU, its disk,
+    its copy of the data) is reported as `{"host_error": ...}` and ends the process: the trial goes
+    on in another one, on another host if this one fails again.
     """
     trial = json.loads(planned["task"])
     started_at = datetime.now(UTC)
@@ -46,7 +56,9 @@ def train_trial(planned: dict[str, Any]) -> None:
         "host": socket.gethostname(),
         "started_at": started_at,
     }
+    pulse.begin(planned["key"])
     _end_with_parent()
+    _beat()
     try:
         summary = _train(config, trial)
     except TakenOverError:
@@ -54,8 +66,12 @@ def train_trial(planned: dict[str, Any]) -> None:
     except StorageError as error:
         summary = {"status": "interrupted", "reason": error.strerror}
     except Exception as error:  # reported, never swallowed: it becomes the trial's row
-        if _is_lasting(error):
+        if _is_the_hosts(error):
             traceback.print_exc()  # for the worker's log
+            kind = type(error.__cause__ or error).__name__
+            reason = one_line(error) if isinstance(error, HostError) else f"{kind}: {error}"
+            about = {"kind": kind, "reason": reason, "node": _node()}
+            _report(trial["metric"], host_error=about | {"host": origin["host"]})
             os._exit(1)
         summary = {
             "status": "failed",
@@ -65,15 +81,21 @@ def train_trial(planned: dict[str, Any]) -> None:
     _report(trial["metric"], trial_row=summary | origin | {"ended_at": datetime.now(UTC)})
 
 
-def _is_lasting(error: Exception) -> bool:
-    """Whether every further trial in this process would fail, as after an illegal memory access.
+class HostError(RuntimeError):
+    """This host cannot train the trial, whatever its config: another one may."""
 
-    CUDA cannot be started again in a process. Ray starts the trial in another one, a few times.
+
+def _is_the_hosts(error: Exception) -> bool:
+    """Whether the trial may succeed in another process or on another host.
+
+    After an error of CUDA's such as an illegal memory access, CUDA cannot be started again in the
+    process. An OSError is the system's; a missing package is the host's.
     """
     import torch
 
-    is_oom = isinstance(error, torch.OutOfMemoryError)
-    return isinstance(error, torch.AcceleratorError) and not is_oom
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, HostError | OSError | ImportError | torch.AcceleratorError)
 
 
 def probe_trial(planned: dict[str, Any]) -> Any:
@@ -96,17 +118,31 @@ def measure_trial(planned: dict[str, Any]) -> Any:
     return measure_memory(config, data, num_threads=planned["num_cpus"])
 
 
-def bundle_of(planned: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray sets aside for a trial; a worker is used again only for the same.
+def bundle_of(
+    planned: dict[str, Any], left_out: Collection[str] = ()
+) -> tune.PlacementGroupFactory:
+    """What Ray sets aside for a trial, on none of the nodes `left_out`, which are ids.
 
-    It is here since the workers must be able to import it.
+    A worker is used again only for the same. It is here since workers must be able to import it.
     """
-    return _bundle(tuple(planned["resources"].items()))
+    nodes = (*planned.get("left_out", ()), *left_out)
+    return _bundle(tuple(planned["resources"].items()), tuple(sorted(set(nodes))))
 
 
 @cache
-def _bundle(resources: tuple[tuple[str, float], ...]) -> tune.PlacementGroupFactory:
-    return tune.PlacementGroupFactory([dict(resources)])
+def _bundle(
+    resources: tuple[tuple[str, float], ...], left_out: tuple[str, ...]
+) -> tune.PlacementGroupFactory:
+    if not left_out:
+        return tune.PlacementGroupFactory([dict(resources)])
+    elsewhere = {NODE_LABEL: f"!in({','.join(left_out)})"}
+    return tune.PlacementGroupFactory([dict(resources)], bundle_label_selector=[elsewhere])
+
+
+def _node() -> str:
+    """The id of this worker's node."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _num_gpus() -> float:
@@ -129,8 +165,28 @@ def _claim_device(num_cpus: int) -> None:
     if device.type == "cuda":
         gc.collect()  # in a worker that is used again: a CUDA graph goes with its cycle alone
         torch.cuda.empty_cache()
-    wait_for_memory(device, share, MEMORY_WAIT_S)
+    try:
+        wait_for_memory(device, share, MEMORY_WAIT_S)
+    except RuntimeError as error:
+        raise HostError(str(error)) from error
     limit_memory(device, share)
+
+
+@cache
+def _beat() -> None:
+    """Say every few seconds what this process does, so that the driver can tell if it hangs."""
+    context = ray.get_runtime_context()
+    key = f"{context.get_job_id()}/{context.get_actor_id()}"
+    place = {"node": context.get_node_id(), "pid": os.getpid()}
+
+    def beat() -> None:
+        for number in count():
+            with suppress(Exception):  # the head of the cluster is away: nobody asks then
+                said = place | vars(pulse.now) | {"beat": number}
+                _internal_kv_put(key, json.dumps(said), namespace=BEATS)
+            time.sleep(BEAT_S)
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
 
 
 @cache
@@ -153,9 +209,13 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
     # Imported here, in the worker: the driver plans and prints without torch's training stack.
     from trainable.finetune import finetune
 
-    data = _open_data(config.dataset, trial["data_folder"], config.split_by)
+    pulse.enter("opening data")
+    try:
+        data = _open_data(config.dataset, trial["data_folder"], config.split_by)
+    except ValueError as error:  # the driver could open it
+        raise HostError(f"{error} (on {socket.gethostname()})") from error
     if data.fingerprint != trial["data_fingerprint"]:
-        raise ValueError(
+        raise HostError(
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
@@ -186,4 +246,5 @@ def _report(metric: str, **row: dict[str, Any]) -> None:
     """A row, and beside it what searchers and schedulers compare: always finite."""
     values = next(iter(row.values()))
     seen = values.get("examples_seen", 0)
+    pulse.enter("reporting")  # until the driver has taken the row
     tune.report({**row, "score": finite_score(metric, values), "examples_seen": seen})

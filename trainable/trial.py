@@ -25,6 +25,7 @@ from trainable.host.device import (
     reset_peak_memory,
     set_precision,
 )
+from trainable.host.pulse import enter
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
 from trainable.networks.prefix import find_prefix
@@ -78,6 +79,7 @@ class Trial:
             ValueError: the config does not fit its network, weights, teacher, device or the state
                 that it begins from.
         """
+        enter("building")
         self.config, self.data, self.device, self.folder = config, data, device, folder
         self.key = trial_key(config, data.fingerprint)
         self.num_classes = len(data.classes)
@@ -175,6 +177,7 @@ class Trial:
     def _save(self) -> None:
         if self.folder is None:
             return
+        enter("saving")
         state = TrialState(
             trial_key=self.key,
             epoch=len(self.results),
@@ -213,6 +216,7 @@ class Trial:
 
     def train_on(self) -> tuple[EpochResult | None, str]:
         """Train to the next evaluation and evaluate; None and the reason if it diverged."""
+        enter("training")
         started = device_time_s(self.device)
         number = len(self.results) + 1
         interval = self._train_interval(number, started)
@@ -223,6 +227,7 @@ class Trial:
         interval.train_s = device_time_s(self.device) - started
         if self.timetable.unit != "seconds":
             self.train_s += interval.train_s
+        enter("evaluating")
         self.step.to_evaluation()
         self.evaluation.refresh_statistics(self.step.evaluated)
         val, _ = self.evaluation.evaluate(self.feed.val)
@@ -317,6 +322,7 @@ class Trial:
 
     def finish(self, reason: str, *, keep: bool = False) -> TrialResult:
         """Score the test split once, with the weights of the best evaluation, and summarize."""
+        enter("evaluating")
         last = self.results[-1] if self.results else None
         continues = self.config.until_share < 1  # in another trial, from its last state
         best = last if continues else self.best()

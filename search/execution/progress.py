@@ -49,6 +49,10 @@ class Progress:
         """A worker began with a trial; one that goes on after a lost worker stays as it is."""
         self.running.setdefault(trial.key, (trial, {"status": "started"}))
 
+    def note(self, sentence: str) -> None:
+        """Something that the user may want to act on, above the table."""
+        self.console.print(sentence, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def stopping(self) -> None:
         """Ctrl-C or SIGTERM came."""
         self.console.print(

@@ -1,7 +1,6 @@
 """Commits what trials report, the moment it comes."""
 
 import errno
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from search.execution.hosts import Hosts, nodes_with_cores
 from search.execution.progress import Progress
 from search.execution.schedulers import EarlyStopping
 from search.execution.watchdog import HOST_MEMORY, Stalls
@@ -19,9 +19,12 @@ from search.study.study import Study
 from trainable.host import storage
 from trainable.host.signals import before_interrupt
 from trainable.host.storage import StorageError, TakenOverError
+from trainable.ray_adaptor import bundle_of
 
 MOST_FORGOTTEN = 100  # ended trials on Ray's list, before they are taken off it
-BACKOFF_S = 1.0  # a failure, before a lost worker's trial starts again
+# How often a trial's worker may be lost without a new evaluation in between: by itself (the
+# kernel's memory killer, a crash), or with its node (a spot node that was taken back).
+MOST_LOST_WORKERS, MOST_LOST_NODES = 3, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,8 @@ class Recorder(TrialProgressCallback):
     ) -> None:
         """Begin with nothing expected."""
         self.setting, self.progress, self.scheduler = setting, progress, scheduler
-        self.stalls = Stalls()
+        self.stalls, self.hosts = Stalls(), Hosts()
+        self.lost_on: dict[str, list[str]] = {}  # by trial id, the nodes of its lost workers
         self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
@@ -101,8 +105,7 @@ class Recorder(TrialProgressCallback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Check for hung workers on every controller step."""
-        for trial_id in self.stalls.end_the_hung(trials):
-            self.lost_because[trial_id] = "it reported nothing for too long"
+        self.lost_because.update(self.stalls.end_the_hung(trials))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Take ended trials off Ray's list of all, through which it looks again and again."""
@@ -119,9 +122,12 @@ class Recorder(TrialProgressCallback):
     ) -> None:
         """An evaluation, or a trial's end."""
         key = self._key(trial)
-        self.stalls.reported(trial.trial_id)
-        if "epoch_row" in result:
+        if "host_error" in result:
+            self._host_failed(key, trial, result["host_error"])
+        elif "epoch_row" in result:
             row = self._identity(key) | result["epoch_row"]
+            if row["epoch"] not in self.rows[key]:
+                self._got_on(trial)
             self.under_way[key] = self.rows[key][row["epoch"]] = row
             self._commit_epochs(key)
             self.progress.epoch_ended(self.planned[key], row)
@@ -145,11 +151,18 @@ class Recorder(TrialProgressCallback):
         A node that ran out of memory is given one more chance: then the trial is too large for it.
         """
         self.attempt[self._key(trial)] += 1
+        lost_on = self.lost_on.setdefault(trial.trial_id, [])
+        lost_on.append(self.stalls.node_of(trial.trial_id))
         self.stalls.began_again(trial.trial_id)
-        failures = trial.run_metadata.num_failures
+        there = {"", *nodes_with_cores()} - set(self.hosts.left_out)
+        num_by_itself = sum(node in there for node in lost_on)
+        may_be_lost = MOST_LOST_WORKERS - num_by_itself
         if HOST_MEMORY in _last_error(trial):
-            trial.max_failures = failures
-        time.sleep(BACKOFF_S * failures)  # a node that is going away takes the next one along
+            self.lost_because[trial.trial_id] = HOST_MEMORY
+            may_be_lost = 0
+        elif len(lost_on) - num_by_itself >= MOST_LOST_NODES:
+            may_be_lost = 0
+        trial.max_failures = trial.run_metadata.num_failures + max(0, may_be_lost)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its workers were lost too often."""
@@ -162,11 +175,29 @@ class Recorder(TrialProgressCallback):
         self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": error})
         self._forget(trial)
 
+    def _got_on(self, trial: Any) -> None:
+        """A trial reported an evaluation that is new: what was lost before does not count."""
+        self.hosts.got_on(self.stalls.node_of(trial.trial_id))
+        is_too_large = self.lost_because.get(trial.trial_id) == HOST_MEMORY
+        if self.lost_on.pop(trial.trial_id, None) and not is_too_large:
+            trial.max_failures = trial.run_metadata.num_failures + MOST_LOST_WORKERS
+
+    def _host_failed(self, key: str, trial: Any, error: Mapping[str, Any]) -> None:
+        """A worker is about to end because its host cannot train."""
+        self.lost_because[trial.trial_id] = f"{error['reason']} (on {error['host']})"
+        if sentence := self.hosts.failed(key, error):
+            self.progress.note(sentence)
+        if self.hosts.left_out:
+            # Its next attempt. Once it waits again, Ray has filed it under what it asks for now.
+            trial.placement_group_factory = bundle_of(trial.config, self.hosts.left_out)
+
     def _forget(self, trial: Any) -> None:
         """Drop what is no longer needed of an ended trial: it would grow with the study."""
         key = self._key(trial)
         for kept in (self.planned, self.rows, self.attempt):
             kept.pop(key, None)
+        for kept_by_id in (self.lost_on, self.lost_because):
+            kept_by_id.pop(trial.trial_id, None)
         # Ray keeps every trial, with its config three times, its last result and their history.
         trial.config = trial.evaluated_params = trial._Trial__unresolved_config = {}
         trial.experiment_tag = trial.relative_logdir = ""

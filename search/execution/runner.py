@@ -19,9 +19,10 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
 from ray import tune
 
 from cluster.connect import Cluster
+from search.execution.hosts import NoHostError
 from search.execution.progress import Progress
 from search.execution.queue import Queue
-from search.execution.recorder import Recorder, Setting
+from search.execution.recorder import MOST_LOST_WORKERS, Recorder, Setting
 from search.execution.resources import possible_resources, resources_of, slots
 from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
 from search.execution.watchdog import host_memory_survived
@@ -35,9 +36,7 @@ from trainable.training.schedule import timetable
 # Failures are in the tables and on the screen: Ray's own lines would cut through the live table.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
-# For what kills a worker: a lost node, the kernel's memory killer. A trial's own errors come back
-# as rows and are not retried.
-MAX_LOST_WORKERS = 3
+STOPPING = (StorageError, TakenOverError, NoHostError)  # what stops a study and is none of a trial
 
 
 def run_trials(
@@ -55,6 +54,7 @@ def run_trials(
     Raises:
         StorageError: the disk is full, or does not answer.
         TakenOverError: another process writes to the study now.
+        NoHostError: workers fail on every host.
         SpaceFileError: the explorer chose what cannot be trained.
     """
     study = setting.study
@@ -66,7 +66,7 @@ def run_trials(
     def send(trial: PlannedTrial) -> dict[str, Any]:
         record.expect(trial)
         progress.total = total(study, setting.tables)
-        return task_of(trial, setting, cluster)
+        return task_of(trial, setting, cluster) | {"left_out": list(record.hosts.left_out)}
 
     needs = possible_resources(study, cluster)
     queue = Queue(
@@ -105,7 +105,7 @@ def _tuner(
             storage_path=scratch,
             verbose=0,
             callbacks=[record],
-            failure_config=tune.FailureConfig(max_failures=MAX_LOST_WORKERS),
+            failure_config=tune.FailureConfig(max_failures=MOST_LOST_WORKERS),
         ),
     )
 
@@ -154,9 +154,9 @@ def _teach(scheduler: EarlyStopping, setting: Setting, record: Recorder) -> None
             scheduler.learn(trial.key, trial.config.batch_size, evaluations)
 
 
-def _stopping_in(error: BaseException | None) -> StorageError | TakenOverError | None:
+def _stopping_in(error: BaseException | None) -> OSError | RuntimeError | None:
     """The error that stops a study, but is none of a trial, among those that led to this one."""
-    while error is not None and not isinstance(error, StorageError | TakenOverError):
+    while error is not None and not isinstance(error, STOPPING):
         error = error.__cause__ or error.__context__
     return error
 

@@ -115,6 +115,8 @@ class EarlyStopping(InOrder):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
+        if "host_error" in result:
+            return self.CONTINUE  # it says nothing of the trial, which goes on elsewhere
         # It has ended, or this was its last evaluation: stopping it would only lose its test.
         is_last = "trial_row" in result or result["examples_seen"] >= trial.config["total_images"]
         # The next attempt of a lost worker reports again what the trial reported before.

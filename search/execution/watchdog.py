@@ -1,26 +1,42 @@
 """What Ray 2.60 does not survive or notice by itself: host memory, hung workers, a dead head."""
 
+import json
+import math
 import os
 import socket
-import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainable.ray_adaptor import BEATS
 
 HOST_MEMORY = "oom_host: the node ran out of memory and Ray ended the trial's worker"
-# A worker that reports nothing for so many times what its evaluations take is hung.
-HUNG_FACTOR, HUNG_LEAST_S = 20.0, 60.0
-START_S = 120.0  # more until a trial's first report: its process imports torch and loads the data
+# How long a worker may be in a phase without the count of its work growing.
+PHASE_LIMITS_S = {
+    "starting": 600.0,  # its process imports torch
+    "opening data": 7200.0,  # the first on a node decodes it
+    "building": 3600.0,  # pretrained weights may have to be fetched
+    "training": 600.0,
+    "evaluating": 600.0,
+    "saving": 600.0,
+    "reporting": math.inf,  # it waits for this process
+}
+SILENT_S = 60.0  # without a beat: the process is stopped, or its interpreter is blocked
+SILENT_AT_START_S = 600.0  # libraries that are loaded, and files that are decoded, may block it
 STEP_S = 1.0
 PAUSE_S = 5.0  # between two checks: the driver stood still, and heard nothing meanwhile
 HEAD_GONE_S = 10.0
+GCS_TIMEOUT_S = 2.0
 
 
 @contextmanager
@@ -45,80 +61,111 @@ def host_memory_survived() -> Iterator[None]:
         manager._actor_task_failed = original
 
 
-class Stalls:
-    """Ends workers that report nothing for far longer than evaluations take, so that Ray moves on.
+@dataclass
+class _Heard:
+    """What was last heard of a trial's worker, and by this process's clock when it changed."""
 
-    A trial's own evaluations set its limit, others' where it has none yet. While nothing at all is
-    known, there is no limit. Time in which the driver itself stood still (Ctrl-Z, a paused machine,
-    a storage that did not answer) counts for none.
+    beat: Mapping[str, Any]
+    alive_at: float
+    moved_at: float
+
+
+class Stalls:
+    """Ends workers that hang, so that Ray starts their trials again elsewhere.
+
+    A worker says every few seconds in which phase it is and how much it has done. It hangs if it
+    says nothing for long, or if nothing moves for longer than its phase may take. Time in which
+    this process stood still (Ctrl-Z, a paused machine, a storage that did not answer), or in which
+    the cluster's head did not answer, counts for none.
     """
 
     def __init__(self) -> None:
         """Nothing is known yet."""
-        self.heard: dict[str, float] = {}
-        self.took: dict[str, list[float]] = {}
-        self.under_way: set[str] = set()
+        self.heard: dict[str, _Heard] = {}
         self.checked = 0.0
-
-    def reported(self, trial_id: str) -> None:
-        """A trial's evaluation came."""
-        now = time.monotonic()
-        if trial_id in self.under_way:
-            self.took.setdefault(trial_id, []).append(now - self.heard[trial_id])
-        self.under_way.add(trial_id)
-        self.heard[trial_id] = now
 
     def began_again(self, trial_id: str) -> None:
         """A trial waits for a worker, or was lost and starts anew."""
         self.heard.pop(trial_id, None)
-        self.under_way.discard(trial_id)
 
-    def limit_s(self, trial_id: str) -> float:
-        """How long the trial may be silent."""
-        own = self.took.get(trial_id)
-        known = own or [max(took) for took in self.took.values()]
-        if not known:
-            return float("inf")
-        starting = 0.0 if trial_id in self.under_way else START_S
-        return starting + max(HUNG_LEAST_S, HUNG_FACTOR * statistics.median(known))
+    def node_of(self, trial_id: str) -> str:
+        """The id of the node where the trial's worker is; empty if it has not said so yet."""
+        heard = self.heard.get(trial_id)
+        return heard.beat.get("node", "") if heard else ""
 
-    def end_the_hung(self, trials: list[Any]) -> list[str]:
-        """Kill the workers of trials that are silent for too long; returns those trials' ids."""
+    def end_the_hung(self, trials: Sequence[Any]) -> dict[str, str]:
+        """Kill the workers that hang; returns the ids of their trials, with what was wrong."""
         now = time.monotonic()
-        if now - self.checked < STEP_S:
-            return []
-        if now - self.checked > PAUSE_S:
-            self.heard = {key: heard + now - self.checked for key, heard in self.heard.items()}
+        passed_s = now - self.checked
+        if passed_s < STEP_S:
+            return {}
         self.checked = now
-        hung = []
+        running = {}
         for trial in trials:
-            if trial.status != "RUNNING":
+            if trial.status == "RUNNING" and trial.temporary_state.ray_actor is not None:
+                running[trial.trial_id] = trial
+            else:
                 self.began_again(trial.trial_id)
-                continue
-            since = self.heard.setdefault(trial.trial_id, now)
-            actor = trial.temporary_state.ray_actor
-            if actor is not None and now - since > self.limit_s(trial.trial_id):
-                self.heard[trial.trial_id] = now
-                hung.append(trial.trial_id)
-                _kill(trial, actor)
+        beats = beats_of(running.values())
+        if beats is None or passed_s > PAUSE_S:
+            for heard in self.heard.values():
+                heard.alive_at += passed_s
+                heard.moved_at += passed_s
+        hung = {}
+        for trial_id, trial in running.items():
+            heard = self._hear(trial, (beats or {}).get(trial_id, {}), now)
+            if why := _hangs(heard, now):
+                heard.alive_at = heard.moved_at = now
+                hung[trial_id] = why
+                _kill(trial, heard.beat)
         return hung
 
+    def _hear(self, trial: Any, beat: Mapping[str, Any], now: float) -> _Heard:
+        heard = self.heard.setdefault(trial.trial_id, _Heard({}, now, now))
+        if beat.get("trial") == trial.config["key"]:  # not of the one that it trained before
+            if beat["beat"] != heard.beat.get("beat"):
+                heard.alive_at = now
+            if (beat["phase"], beat["ticks"]) != (heard.beat.get("phase"), heard.beat.get("ticks")):
+                heard.moved_at = now
+            heard.beat = beat
+        return heard
 
-def _kill(trial: Any, actor: Any) -> None:
+
+def _hangs(heard: _Heard, now: float) -> str:
+    """Why a worker counts as hung; empty if it does not."""
+    phase = heard.beat.get("phase", "starting")
+    at_start = phase in ("starting", "opening data", "building")
+    silent_s, still_s = now - heard.alive_at, now - heard.moved_at
+    if silent_s > (SILENT_AT_START_S if at_start else SILENT_S):
+        return f"it gave no sign of life for {silent_s:.0f} s while {phase}"
+    if still_s > PHASE_LIMITS_S[phase]:
+        return f"nothing moved for {still_s:.0f} s while {phase}"
+    return ""
+
+
+def beats_of(trials: Iterable[Any]) -> dict[str, dict[str, Any]] | None:
+    """What the trials' workers last said, by trial id; None if the cluster's head is away."""
+    job = ray.get_runtime_context().get_job_id()
+    keys = {
+        f"{job}/{trial.temporary_state.ray_actor._actor_id.hex()}".encode(): trial.trial_id
+        for trial in trials
+    }
+    try:
+        client = internal_kv_get_gcs_client()
+        said = client.internal_kv_multi_get(list(keys), BEATS.encode(), GCS_TIMEOUT_S)
+    except Exception:  # whatever gRPC makes of it
+        return None
+    return {keys[key]: json.loads(beat) for key, beat in said.items()}
+
+
+def _kill(trial: Any, beat: Mapping[str, Any]) -> None:
     """End a trial's process by signal, from its own node: a stopped one hears nothing else."""
-    location = trial.temporary_state.location
-    node = _node_of(location.hostname)
-    if location.pid and node:
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        end = ray.remote(num_cpus=0)(_process_ender()).options(scheduling_strategy=strategy)
-        end.remote(int(location.pid))
-    else:
-        ray.kill(actor)
-
-
-def _node_of(ip: str | None) -> str | None:
-    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == ip]
-    return nodes[0] if nodes else None
+    if not beat:
+        ray.kill(trial.temporary_state.ray_actor)
+        return
+    strategy = NodeAffinitySchedulingStrategy(beat["node"], soft=False)
+    end = ray.remote(num_cpus=0)(_process_ender()).options(scheduling_strategy=strategy)
+    end.remote(int(beat["pid"]))
 
 
 def _process_ender() -> Callable[[int], None]:

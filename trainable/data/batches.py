@@ -14,6 +14,7 @@ from trainable.config import TrialConfig, augmentations
 from trainable.data.augment import DRAWS, augment
 from trainable.data.cache import Split
 from trainable.data.sources import DataError, Images, Labels
+from trainable.host.pulse import tick
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUBSET_SEED = 0  # all trials of a study use the same subset
@@ -243,6 +244,7 @@ def evaluation_batches(
     """All images once, in order, without augmentation; features stay as they are."""
     device = split.labels_N.device
     for start in range(0, len(split), batch_size):
+        tick()
         images_BHWC = split.images_NHWC[start : start + batch_size]
         labels_B = split.labels_N[start : start + batch_size]
         if split.are_features:

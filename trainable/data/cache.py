@@ -25,6 +25,7 @@ from trainable.data.sources import DataError, Images, Labels, Source, SplitSourc
 from trainable.data.splits import BY_IMAGE, GIVEN
 from trainable.data.standard import check_ungrouped, digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
+from trainable.host.pulse import tick
 
 CACHE_VERSION = 1
 NESTED, MOST_LOOKED_AT = 3, 200  # levels of subfolders, and folders of a level, for a hint
@@ -308,6 +309,7 @@ def _write_split(
     done = 0
     total_C, squares_C, pixels = np.zeros(3), np.zeros(3), 0
     for chunk in split.read():
+        tick()
         if images is None:
             shape = (len(split.labels_N), *chunk.shape[1:])
             images = np.lib.format.open_memmap(

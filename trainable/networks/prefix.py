@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainable.host.device import halve_until_it_fits
+from trainable.host.pulse import tick
 from trainable.networks.models import draws, set_training
 
 
@@ -113,6 +114,7 @@ def run_prefix(
     def features(size: int) -> Tensor:
         parts = []
         for x in images_BCHW.tensor_split(math.ceil(len(images_BCHW) / size)):
+            tick()
             for module in prefix.modules:
                 x = module(x)
             parts.append(x)

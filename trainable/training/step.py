@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
+from trainable.host.pulse import tick
 from trainable.networks.models import head_of
 from trainable.networks.normalization import as_part_of_batch, running_statistics
 from trainable.networks.prefix import Prefix, bypassed
@@ -211,6 +212,7 @@ class Step:
         graph = self.graph if len(targets) == self.graphed_images <= size else None
         done = 0
         for images, part in zip(images_BCHW.split(size), targets.split(size), strict=True):
+            tick()
             with as_part_of_batch(self.batchnorms, done=done, size=len(part), total=len(targets)):
                 loss, logits_BK = self.loss(images, part, graph)
             done += len(part)
