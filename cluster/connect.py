@@ -1,13 +1,14 @@
 """Connection to Ray: the only place that starts Ray or joins a cluster."""
 
+import json
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,17 +19,28 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Trials write nothing to their own folder: keep the working folder, so relative paths stay valid.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
+import grpc
 import ray
 import ray._private.ray_constants
 import ray._private.services
+import ray._private.state
+import ray._raylet
+from ray.experimental.internal_kv import _internal_kv_get
 
 import trainable
+from trainable.host import credentials
 from trainable.host.messages import one_line
 
 if os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0":
     # A script or notebook imports Ray before this file, and Ray has then read its default.
     ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
 
+# What workers need of the driver's environment. Anyone who sees the dashboard can read it.
+TRAVELLING = (
+    *("DATA_CACHE_DIR", "TORCH_HOME", "HF_HOME"),
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+)
+ANSWER_S = 6.0  # for a head to answer: to listen, and to speak gRPC
 TOKEN_HINT = "uv run ray get-auth-token"
 
 
@@ -38,13 +50,19 @@ class ConnectError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The nodes, CPUs and GPUs for a study. `dashboard` is empty if Ray has none."""
+    """The nodes, CPUs and GPUs for a study. `dashboard` is empty if Ray has none.
+
+    `grows`: Ray starts more nodes when trials wait for them. `largest_node` is what the node with
+    the most CPUs and the one with the most GPUs have of them; empty if it is not known.
+    """
 
     address: str
     dashboard: str
     num_nodes: int
     num_cpus: int
     num_gpus: int
+    grows: bool = False
+    largest_node: Mapping[str, float] = field(default_factory=dict)
 
 
 def connect(address: str) -> Cluster:
@@ -54,7 +72,7 @@ def connect(address: str) -> Cluster:
     the dependencies, but not this folder.
 
     Raises:
-        ConnectError: there is no Ray cluster at the address.
+        ConnectError: there is no Ray cluster at the address, or it wants another token.
     """
     if address.startswith("ray://"):
         raise ConnectError(
@@ -63,19 +81,47 @@ def connect(address: str) -> Cluster:
         )
     try:
         context = _start() if address == "local" else _join(address)
+    except ConnectError:
+        raise
     except Exception as error:  # Ray raises a bare one where it does not start in time
         raise ConnectError(
             f"no Ray cluster at --address {address}: {one_line(error)}; start one with `ray start "
             f"--head`, or use --address local"
         ) from error
-    resources = ray.cluster_resources()
-    return Cluster(
+    known = Cluster(
         address=address,
         dashboard=context.dashboard_url or "",
-        num_nodes=sum(node["Alive"] for node in ray.nodes()),
-        num_cpus=int(resources.get("CPU", 0)),
-        num_gpus=int(resources.get("GPU", 0)),
+        num_nodes=0,
+        num_cpus=0,
+        num_gpus=0,
+        grows=address != "local" and _has_autoscaler(),
     )
+    return look_again(known)
+
+
+def look_again(cluster: Cluster) -> Cluster:
+    """The cluster as it is now: nodes come and go."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return replace(
+        cluster,
+        num_nodes=len(nodes),
+        num_cpus=int(sum(node.get("CPU", 0) for node in nodes)),
+        num_gpus=int(sum(node.get("GPU", 0) for node in nodes)),
+        largest_node={k: max(node.get(k, 0) for node in nodes) for k in ("CPU", "GPU")},
+    )
+
+
+def _has_autoscaler() -> bool:
+    """Whether the cluster has kinds of nodes that it can start.
+
+    Ray's monitor publishes the kind of each node. Without an autoscaler that is `node_<its id>`.
+    """
+    state: Any = ray._private.state.state
+    if state.get_max_resources_from_cluster_config():  # the second version of the autoscaler
+        return True
+    status = json.loads(_internal_kv_get("__autoscaling_status") or b"{}")
+    kinds = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
 def _start() -> Any:
@@ -98,10 +144,19 @@ def _join(address: str) -> Any:
     """Join a cluster, and send it the code of `trainable`."""
     _check_answers(address)
     code = Path(trainable.__file__).parent
+    runtime_env = {
+        "py_modules": [str(code)],
+        "excludes": ["__pycache__"],
+        "env_vars": {
+            name: os.environ[name]
+            for name in TRAVELLING
+            if name in os.environ and not credentials.in_uri(os.environ[name])
+        },
+    }
     with _interruptible():
         return ray.init(
             address,
-            runtime_env={"py_modules": [str(code)], "excludes": ["__pycache__"]},
+            runtime_env=runtime_env,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -147,14 +202,44 @@ def _interruptible() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise ConnectionError if nothing listens: Ray itself would retry for minutes."""
+    """Raise ConnectionError if no head of Ray's listens: Ray itself would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConnectionError("the address must be local, auto or HOST:PORT")
-    with socket.create_connection((host, int(port)), timeout=10):
-        return
+    with socket.create_connection((host, int(port)), timeout=ANSWER_S):
+        pass
+    if os.environ.get("RAY_USE_TLS", "0") == "1":
+        return  # Ray itself has the certificates
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError as error:
+            raise ConnectionError("what listens there is not the head of a Ray cluster") from error
+        _check_token(channel, address)
+
+
+def _check_token(channel: "grpc.Channel", address: str) -> None:
+    """Raise ConnectError where the head wants another token: Ray would only say it failed."""
+    token = _token()
+    ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+    try:
+        ask(b"", metadata=list(token.items()), timeout=ANSWER_S)
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            why = "the token here is not its own" if token else "none was given"
+            raise ConnectError(
+                f"the cluster at --address {address} wants a token, and {why}: set "
+                f"RAY_AUTH_MODE=token and copy ~/.ray/auth_token from its head"
+            ) from error
+
+
+def _token() -> dict[str, str]:
+    """The token that Ray sends from here, as a header; empty without one."""
+    raylet: Any = ray._raylet
+    header: dict[str, str] = raylet.AuthenticationTokenLoader.instance().get_token_for_http_header()
+    return header
 
 
 def disconnect() -> None:

@@ -215,6 +215,7 @@ def _train(
 ) -> bool:
     """Train on the cluster; returns whether all trials ended."""
     from search.execution.meanwhile import report_written
+    from search.execution.nodes import check_nodes, needs_known
     from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
@@ -223,6 +224,10 @@ def _train(
     _commit_study(order, ready, known)
     with ExitStack() as stack:
         ready = _check_cluster(ready, cluster, console)
+        needs = None
+        if cluster.address != "local":
+            needs = stack.enter_context(needs_known(ready))
+            check_nodes(needs, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
         # Also those that are asked for later get files of their own.
         tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
@@ -242,6 +247,7 @@ def _train(
             train_images=ready.train_images,
             attempts=attempts,
             code_version=commit(),
+            needs=needs,
         )
         with progress:
             todo = [trial for trial in known.asked if trial.key not in known.ended]

@@ -1,11 +1,15 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import ray
 from commands import ROOT, SMALL, Run, free_port
@@ -75,6 +79,71 @@ def test_no_cluster_at_the_address_is_said_in_one_line(tmp_path: Path, run_here:
     assert done.returncode == 2
     assert "no Ray cluster at --address 127.0.0.1:" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_listens_and_is_no_ray_is_told_within_15_s(tmp_path: Path, run_here: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        began = time.monotonic()
+        done = run_here(SMALL, tmp_path, "--address", address)
+        took_s = time.monotonic() - began
+    assert done.returncode == 2
+    assert f"no Ray cluster at --address {address}: what listens there is not the" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert took_s < 60  # 15 s on a machine that does nothing else, 6 of them here
+
+
+@pytest.mark.parametrize(("given", "why"), [("", "none was given"), ("mine", "the token here is")])
+def test_a_cluster_that_wants_another_token_says_so(
+    given: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(grpc.GenericRpcHandler):
+        """A head that wants a token, as Ray's answers."""
+
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            tokens.append(dict(details.invocation_metadata).get("authorization"))
+
+            def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    header = {"authorization": f"Bearer {given}"} if given else {}
+    monkeypatch.setattr("cluster.connect._token", lambda: header)
+    tokens: list[Any] = []
+    head = grpc.server(ThreadPoolExecutor(1), handlers=[Refusing()])
+    port = head.add_insecure_port("127.0.0.1:0")
+    head.start()
+    try:
+        with pytest.raises(ConnectError, match=f"wants a token, and {why}.*: set RAY_AUTH_MODE="):
+            connect(f"127.0.0.1:{port}")
+    finally:
+        head.stop(None)
+    assert tokens == ["Bearer mine" if given else None]
+
+
+def test_workers_get_what_they_need_of_the_environment_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def init(address: str, **settings: Any) -> None:
+        asked.update(settings)
+        raise ConnectionError("that is all")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("DATA_CACHE_DIR", "/fast")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:password@minio:9000")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://minio:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    with pytest.raises(ConnectError):
+        connect("auto")
+    there = asked["runtime_env"]["env_vars"]
+    assert there["DATA_CACHE_DIR"] == "/fast"
+    assert there["AWS_ENDPOINT_URL_S3"] == "http://minio:9000"
+    assert "password" not in str(asked)
+    assert "hidden" not in str(asked)
 
 
 def test_a_script_that_imported_ray_before_starts_its_workers_without_uv() -> None:

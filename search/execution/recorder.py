@@ -9,6 +9,7 @@ from typing import Any
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from search.execution.hosts import Hosts, nodes_with_cores
+from search.execution.nodes import Needs, Newcomers
 from search.execution.progress import Progress
 from search.execution.schedulers import EarlyStopping
 from search.execution.watchdog import HOST_MEMORY, Stalls
@@ -41,6 +42,7 @@ class Setting:
     tables: Tables
     attempts: Mapping[str, int]
     code_version: str | None = None
+    needs: Needs | None = None  # what nodes that join must have; None on one machine
 
 
 class Recorder(TrialProgressCallback):
@@ -56,6 +58,7 @@ class Recorder(TrialProgressCallback):
         """Begin with nothing expected."""
         self.setting, self.progress, self.scheduler = setting, progress, scheduler
         self.stalls, self.hosts = Stalls(), Hosts()
+        self.newcomers: Newcomers | None = None
         self.lost_on: dict[str, list[str]] = {}  # by trial id, the nodes of its lost workers
         self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
@@ -102,9 +105,14 @@ class Recorder(TrialProgressCallback):
     def setup(self, *info: Any, **more: Any) -> None:
         """Let Ctrl-C be answered at once: Ray, whose handler is there by now, takes seconds."""
         before_interrupt(self.progress.stopping)
+        if self.setting.needs is not None:
+            here = set(nodes_with_cores())
+            self.newcomers = Newcomers(self.setting.needs, self.hosts, here)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Check for hung workers on every controller step."""
+        """Look for hung workers and for new nodes on every controller step."""
+        for sentence in self.newcomers.look() if self.newcomers else ():
+            self.progress.note(sentence)
         self.lost_because.update(self.stalls.end_the_hung(trials))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:

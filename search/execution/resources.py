@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # it imports torch
     from trainable.probe import MemoryUse
 
 HEADROOM = 0.1  # of what was measured: memory is cut up, and some kernels are loaded late
+GROWTH_AT_LEAST = 4  # trials that wait where a cluster has no node yet
 RAY_STEP = 1e-4  # Ray counts a resource in such parts
 
 
@@ -69,6 +70,15 @@ def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
     return max(1, min(places))
 
 
+def places(study: Study, cluster: Cluster) -> int:
+    """How many trials to have under way: as many as fit; more where that makes a cluster grow.
+
+    Ray starts nodes for trials that wait. So as many wait as run, and a few at the beginning.
+    """
+    fit = max(slots(cluster, need) for need in possible_resources(study, cluster))
+    return max(2 * fit, GROWTH_AT_LEAST) if cluster.grows else fit
+
+
 def mean_slots(study: Study, cluster: Cluster, shares: Sequence[Share]) -> int:
     """How many run side by side on average, where some take more than others.
 
@@ -111,12 +121,25 @@ def check_cluster(study: Study, cluster: Cluster, console: Console) -> None:
         )
     available = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
     for kind, n in most.items():
-        # A cluster may grow: there Ray waits for a node that has room.
+        field = "cpus_per_trial" if kind == "CPU" else "gpus_per_trial"
         if cluster.address == "local" and n > available[kind]:
             raise ConnectError(
-                f"a trial takes {n:g} {kind} and this machine has {available[kind]}: lower "
-                f"{'cpus' if kind == 'CPU' else 'gpus'}_per_trial"
+                f"a trial takes {n:g} {kind} and this machine has {available[kind]}: lower {field}"
             )
+        largest = cluster.largest_node.get(kind, n)
+        if n <= largest:
+            continue
+        if not cluster.grows:
+            raise ConnectError(
+                f"a trial takes {n:g} {kind} and no node has more than {largest:g}: lower {field}, "
+                f"or start such a node"
+            )
+        console.print(
+            f"no node has {n:g} {kind} yet: trials wait until the cluster starts one"
+            + ("; --set gpus_per_trial=0 trains on cores" if kind == "GPU" else ""),
+            style="yellow",
+            highlight=False,
+        )
     if "GPU" not in most and any(config.precision == "fp16" for config in study.configs):
         raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
 

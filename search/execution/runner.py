@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,12 +19,13 @@ os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
 
 from ray import tune
 
-from cluster.connect import Cluster
+from cluster.connect import Cluster, look_again
 from search.execution.hosts import NoHostError
+from search.execution.nodes import LOOK_S
 from search.execution.progress import Progress
 from search.execution.queue import Queue
 from search.execution.recorder import MOST_LOST_WORKERS, Recorder, Setting
-from search.execution.resources import possible_resources, resources_of, slots
+from search.execution.resources import places, resources_of
 from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
 from search.execution.watchdog import host_memory_survived
 from search.explore.ask import total
@@ -36,6 +38,7 @@ from trainable.training.schedule import timetable
 # Failures are in the tables and on the screen: Ray's own lines would cut through the live table.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
+MOST_WAITING = 200
 STOPPING = (StorageError, TakenOverError, NoHostError)  # what stops a study and is none of a trial
 
 
@@ -68,14 +71,12 @@ def run_trials(
         progress.total = total(study, setting.tables)
         return task_of(trial, setting, cluster) | {"left_out": list(record.hosts.left_out)}
 
-    needs = possible_resources(study, cluster)
+    cluster_now = _looked_at(cluster)
     queue = Queue(
-        study,
-        setting.tables,
-        trials,
-        send=send,
-        slots=lambda: max(slots(cluster, need) for need in needs),
+        study, setting.tables, trials, send=send, slots=lambda: places(study, cluster_now())
     )
+    if cluster.grows:  # for so many trials it starts nodes at once
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_WAITING)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tuner = _tuner(study.name, queue, scheduler, record, scratch)
         try:
@@ -86,6 +87,19 @@ def run_trials(
         finally:
             record.commit_interrupted()
     return queue.finished
+
+
+def _looked_at(cluster: Cluster) -> Callable[[], Cluster]:
+    """The cluster as it is, not older than a few seconds; one machine stays as it is."""
+    last, at = cluster, time.monotonic()
+
+    def now() -> Cluster:
+        nonlocal last, at
+        if cluster.address != "local" and time.monotonic() - at > LOOK_S:
+            last, at = look_again(cluster), time.monotonic()
+        return last
+
+    return now
 
 
 def _tuner(
