@@ -26,6 +26,7 @@ import ray._private.services
 import ray._private.state
 import ray._raylet
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.job_config import JobConfig
 
 import trainable
 from trainable.host import credentials
@@ -65,9 +66,10 @@ class Cluster:
     largest_node: Mapping[str, float] = field(default_factory=dict)
 
 
-def connect(address: str) -> Cluster:
+def connect(address: str, *, study: str = "") -> Cluster:
     """Start Ray on this machine (`local`), or join the cluster here (`auto`) or at `host:port`.
 
+    `study` is what the dashboard shows beside the job.
     Never joins any other cluster. The code of `trainable` is sent to a cluster's nodes: they need
     the dependencies, but not this folder.
 
@@ -80,7 +82,8 @@ def connect(address: str) -> Cluster:
             "--address HOST:PORT on a node of the cluster"
         )
     try:
-        context = _start() if address == "local" else _join(address)
+        job = JobConfig(metadata={"study": study})
+        context = _start(job) if address == "local" else _join(address, job)
     except ConnectError:
         raise
     except Exception as error:  # Ray raises a bare one where it does not start in time
@@ -124,7 +127,7 @@ def _has_autoscaler() -> bool:
     return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
-def _start() -> Any:
+def _start(job: JobConfig) -> Any:
     """Start Ray on this machine."""
     # At its first start Ray writes a file with its token, which only this user may read.
     old = os.umask(0o077)
@@ -133,6 +136,7 @@ def _start() -> Any:
             return ray.init(
                 "local",
                 include_dashboard=True,
+                job_config=job,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -140,7 +144,7 @@ def _start() -> Any:
         os.umask(old)
 
 
-def _join(address: str) -> Any:
+def _join(address: str, job: JobConfig) -> Any:
     """Join a cluster, and send it the code of `trainable`."""
     _check_answers(address)
     code = Path(trainable.__file__).parent
@@ -157,6 +161,7 @@ def _join(address: str) -> Any:
         return ray.init(
             address,
             runtime_env=runtime_env,
+            job_config=job,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

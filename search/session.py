@@ -154,7 +154,7 @@ def dry_run(order: Order, console: Console) -> None:
     print_plan(console, ready.study, plan)
     if plan.todo or plan.num_later:
         check_precision(ready.study, address=order.address)
-        with _connected(order.address, console) as connecting:
+        with _connected(order.address, ready.study.name, console) as connecting:
             cluster = connecting.result()
             stop_on_sigterm()  # Ray, once started, has a handler of its own
             ready = _check_cluster(ready, cluster, console)
@@ -196,7 +196,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     check_precision(ready.study, address=order.address)
     # Ray takes seconds to start, and so does torch to be imported: both at once.
-    with _connected(order.address, console) as connecting:
+    with _connected(order.address, ready.study.name, console) as connecting:
         with console.status("starting Ray" if order.address == "local" else "connecting to Ray"):
             check_trials(ready)
             cluster = connecting.result()
@@ -294,7 +294,7 @@ def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:
 
 
 @contextmanager
-def _connected(address: str, console: Console) -> Iterator["Future[Cluster]"]:
+def _connected(address: str, study: str, console: Console) -> Iterator["Future[Cluster]"]:
     """The cluster, as soon as it answers, while SIGTERM stops the study as Ctrl-C does.
 
     What is done is then kept. In another thread than the main one there are no signals.
@@ -302,7 +302,7 @@ def _connected(address: str, console: Console) -> Iterator["Future[Cluster]"]:
     from cluster.connect import connect, disconnect
 
     with handlers_restored(), ThreadPoolExecutor(1, "connect") as thread:
-        connecting = thread.submit(connect, address)
+        connecting = thread.submit(connect, address, study=study)
         try:
             stop_on_sigterm()
             yield connecting

@@ -311,7 +311,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch, drawn_patches: None) -> Iterator[Non
         weights_bytes=30_000,
         device="a device",
     )
-    monkeypatch.setattr("cluster.connect.connect", lambda address: here)
+    monkeypatch.setattr("cluster.connect.connect", lambda address, **_: here)
     monkeypatch.setattr("cluster.connect.disconnect", lambda: None)
     monkeypatch.setattr("search.execution.dry_run._time", lambda *about: (speeds, 0.0))
     monkeypatch.setenv("COLUMNS", "200")

@@ -307,7 +307,7 @@ def test_a_whole_study_is_kept_in_the_store_and_trained_once(
     assert {"report.html", "report.json", "study.json"} <= set(before)
     assert lock.NAME not in before
 
-    def no_cluster(address: str) -> None:
+    def no_cluster(address: str, *, study: str) -> None:
         raise AssertionError("Ray is started though there is nothing to run")
 
     monkeypatch.setattr("cluster.connect.connect", no_cluster)

@@ -52,7 +52,7 @@ def parquet_times(folder: Path) -> dict[Path, int]:
 
 
 def refuse_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_cluster(address: str) -> None:
+    def no_cluster(address: str, *, study: str) -> None:
         raise AssertionError("Ray is started though there is nothing to run")
 
     monkeypatch.setattr("cluster.connect.connect", no_cluster)

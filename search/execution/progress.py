@@ -76,6 +76,14 @@ class Progress:
             line = self._line(trial, row)
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated from the trials that ended; None before the first has."""
+        if not self.ended:
+            return None
+        num_left = self.total - self.done_before - self.ended
+        return (time.monotonic() - self.started) / self.ended * num_left
+
     def _line(self, trial: PlannedTrial, row: Mapping[str, Any]) -> str:
         names = [*self.varied, "seed"]
         values = " ".join(f"{name}={show(getattr(trial.config, name))}" for name in names)
@@ -92,8 +100,7 @@ class Progress:
     def render(self) -> Group:
         """The whole screen: a bar, then running trials, then those that ended last."""
         total, done = self.total, self.done_before + self.ended
-        elapsed = time.monotonic() - self.started
-        left = elapsed / self.ended * (total - done) if self.ended else None
+        elapsed, left = time.monotonic() - self.started, self.seconds_left
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(total=total, completed=done, width=40),

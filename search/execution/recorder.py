@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from search.execution.gauges import Gauges
 from search.execution.hosts import Hosts, nodes_with_cores
 from search.execution.nodes import Needs, Newcomers
 from search.execution.progress import Progress
@@ -58,7 +59,8 @@ class Recorder(TrialProgressCallback):
         """Begin with nothing expected."""
         self.setting, self.progress, self.scheduler = setting, progress, scheduler
         self.stalls, self.hosts = Stalls(), Hosts()
-        self.newcomers: Newcomers | None = None
+        self.newcomers: Newcomers | None = None  # these two from `setup` on, when Ray is there
+        self.gauges: Gauges | None = None
         self.lost_on: dict[str, list[str]] = {}  # by trial id, the nodes of its lost workers
         self.lost_because: dict[str, str] = {}
         self.planned: dict[str, PlannedTrial] = {}
@@ -105,6 +107,8 @@ class Recorder(TrialProgressCallback):
     def setup(self, *info: Any, **more: Any) -> None:
         """Let Ctrl-C be answered at once: Ray, whose handler is there by now, takes seconds."""
         before_interrupt(self.progress.stopping)
+        study = self.setting.study
+        self.gauges = Gauges(study.name, study.metric, self.progress)
         if self.setting.needs is not None:
             here = set(nodes_with_cores())
             self.newcomers = Newcomers(self.setting.needs, self.hosts, here)
@@ -117,6 +121,8 @@ class Recorder(TrialProgressCallback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Take ended trials off Ray's list of all, through which it looks again and again."""
+        if self.gauges is not None:
+            self.gauges.show()
         if self.num_forgotten > MOST_FORGOTTEN:
             trials[:] = [trial for trial in trials if not trial.is_finished()]
             self.num_forgotten = 0
@@ -139,6 +145,8 @@ class Recorder(TrialProgressCallback):
             self.under_way[key] = self.rows[key][row["epoch"]] = row
             self._commit_epochs(key)
             self.progress.epoch_ended(self.planned[key], row)
+            if self.gauges is not None:
+                self.gauges.evaluated()
         elif "trial_row" in result:
             row = result["trial_row"]
             if row["status"] == "interrupted":  # it cannot store: no trial would fare better
@@ -239,6 +247,8 @@ class Recorder(TrialProgressCallback):
         self.under_way.pop(key, None)
         self.setting.tables.ended[key] = tables.ending_of(row, metric=self.setting.study.metric)
         self.progress.trial_ended(self.planned[key], row)
+        if self.gauges is not None:
+            self.gauges.trial_ended(row)
 
     def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
         made_with = {
