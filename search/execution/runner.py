@@ -73,7 +73,12 @@ def run_trials(
 
     cluster_now = _looked_at(cluster)
     queue = Queue(
-        study, setting.tables, trials, send=send, slots=lambda: places(study, cluster_now())
+        study,
+        setting.tables,
+        trials,
+        send=send,
+        slots=lambda: places(study, cluster_now()),
+        settle=record.settle,
     )
     if cluster.grows:  # for so many trials it starts nodes at once
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_WAITING)
