@@ -145,6 +145,7 @@ def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str
         "checkpoint_folder": (checkpoints / trial.key).uri,
         "start_folder": (checkpoints / begins_from).uri if begins_from else None,
         "keep_weights": setting.study.keep_weights,
+        "checkpoint_every_s": setting.study.checkpoint_every_s,
         "num_cpus": setting.study.cpus_per_trial,
     }
     images = timetable(trial.config, train_images=setting.train_images).total
