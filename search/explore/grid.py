@@ -69,7 +69,7 @@ class Grid:
         ]
         seeds = range(study.seeds)
         trials = trials_of(tables, large_batches_first(new), seeds=seeds, whole=True)
-        return not_asked(tables, trials)
+        return not_asked(study, tables, trials)
 
     def _beside_the_best(
         self, study: Study, tables: Tables, group: Sequence[PlannedTrial]

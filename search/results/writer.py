@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 REST = 9.0  # times what a write took, before the next one: a tenth of the driver's time at most
 MOST_REST_S = 5.0
 STORE_THREADS = 8  # of an object store, which answers each of them late
+MOST_WAITING = 1000  # trials: then who reports an end waits too, for a storage that is behind
 PACK_FROM = 1000  # trials that ended: their files are packed, for a folder of few files
 
 
@@ -59,6 +60,8 @@ class Writer:
         """
         with self.changed:
             self._start()
+            self.changed.wait_for(lambda: self.error or len(self.waiting) < MOST_WAITING)
+            self._raise_error()
             self.waiting.setdefault(key, _Waiting()).ending = commit
             self.changed.notify_all()  # one that rests may be the only one that is free
 
