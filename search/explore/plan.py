@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from search.study.domains import as_searched, as_values, draw
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
+from trainable.config import TrialConfig, trial_key, with_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def trials_of(
     whole: bool = False,
 ) -> list[PlannedTrial]:
     """The configurations' trials, seed by seed, so that a whole surface is there early."""
-    seeded = (replace(config, seed=seed) for seed in seeds for config in configs)
+    seeded = (with_seed(config, seed) for seed in seeds for config in configs)
     return [
         PlannedTrial(trial_key(config, tables.data_fingerprint), config, step, variant, whole)
         for config in seeded

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from search.study.domains import as_values, probes
@@ -83,7 +84,7 @@ class Study:
         _check_gpus(self.gpus_per_trial)
         self.explore.check(self)
         self._check_values()
-        self.explore.configs(self)
+        self.known_configs  # noqa: B018  each is checked when it is made
         if self.stop is not None:
             self.stop.check(self)
         if self.leaders is not None:
@@ -137,7 +138,12 @@ class Study:
     @property
     def configs(self) -> list[TrialConfig]:
         """The configurations that are known before any trial has run; at least the base."""
-        return self.explore.configs(self) or [self.base]
+        return self.known_configs or [self.base]
+
+    @cached_property
+    def known_configs(self) -> list[TrialConfig]:
+        """Those of the explorer; made once, since there may be many thousand."""
+        return self.explore.configs(self)
 
 
 def check_metric(metric: str) -> None:
