@@ -122,7 +122,7 @@ def run(order: Order, console: Console) -> Outcome:
             )
         known, finished = _train_missing(order, ready, console)
         if tables.num_files(ready.results) > COMPACT_FROM:
-            tables.compact(ready.results)
+            tables.pack_ended(ready.results, known.ended)
     return _answer(order, ready, known, console, finished=finished)
 
 

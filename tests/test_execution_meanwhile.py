@@ -43,3 +43,16 @@ def test_a_study_that_was_taken_over_writes_no_more_reports(
         time.sleep(0.5)
     assert asked == [True]
     assert not Path(results.folder.uri, "report.html").exists()
+
+
+def test_a_report_that_takes_long_is_written_less_often(
+    make_study: Callable[..., Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meanwhile, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(meanwhile, "REST", 1e6)
+    monkeypatch.setattr(meanwhile.sys, "executable", "true")  # a moment, and no report
+    began: list[bool] = []
+    with report_written(make_study(seeds=1), before=lambda: began.append(True)):
+        assert until(lambda: bool(began))
+        time.sleep(0.5)
+    assert began == [True]

@@ -91,10 +91,19 @@ class Played:
             "images_per_s": 48.0,
         }
         self.record.on_trial_result(1, [], self.trial, {"epoch_row": row | changes})
+        self.record.writer.close()  # which writes what waits
 
     def end(self, **row: Any) -> None:
         self.record.on_trial_result(1, [], self.trial, {"trial_row": {"reason": "", **row}})
+        self.complete()
+
+    def complete(self) -> None:
         self.record.on_trial_complete(1, [], self.trial)
+        self.record.settle()
+
+    def error(self) -> None:
+        self.record.on_trial_error(1, [], self.trial)
+        self.record.settle()
 
 
 @pytest.fixture
@@ -133,9 +142,9 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     folder = state_of(opened, played.key)
     played.epoch(1)
     played.epoch(2)
-    assert epochs_of(opened) == [1, 2]  # each is there the moment it came
+    assert epochs_of(opened) == [1, 2]  # each is there soon after it came
     played.scheduler.reasons["t0"] = "asha at 192 images"
-    played.record.on_trial_complete(1, [], played.trial)
+    played.complete()
     row = only_row(opened)
     assert (row["status"], row["reason"]) == ("stopped", "asha at 192 images")
     assert (row["epochs_completed"], row["updates_completed"], row["examples_seen"]) == (2, 6, 192)
@@ -214,7 +223,7 @@ def test_a_trial_that_its_scheduler_stopped_before_any_epoch_is_still_to_run(
 ) -> None:
     played = Played(opened)
     played.scheduler.reasons["t0"] = "asha at 0 images"
-    played.record.on_trial_complete(1, [], played.trial)
+    played.complete()
     assert tables.trials(opened).empty
     assert played.known.ended == {}
 
@@ -264,7 +273,7 @@ def test_a_lost_worker_makes_another_attempt(
     played.epoch(1)
     assert played.trial.max_failures == 2
     assert tables.epochs(opened)["attempt"].to_list() == [3]
-    played.record.on_trial_error(1, [], played.trial)
+    played.error()
     row = only_row(opened)
     assert row["status"] == "failed"
     assert row["reason"].startswith(f"{HOST_MEMORY}, 2 times (traceback: ")
@@ -349,16 +358,16 @@ def test_a_host_that_fails_everything_is_left_out_and_its_trials_go_on(
 
 def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_path: Path) -> None:
     played = Played(opened)
-    played.record.on_trial_error(1, [], played.trial)
+    played.error()
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: nothing more is known")
     played.again()
     played.trial.error_file = tmp_path / "error.txt"
     played.trial.error_file.write_text("Failure # 1\nTraceback\nRayActorError: it died\n\n")
-    played.record.on_trial_error(1, [], played.trial)
+    played.error()
     assert only_row(opened)["reason"].startswith("its worker ended 1 times: RayActorError: it died")
     played.again()
     played.record.lost_because["t0"] = "it reported nothing for too long"
-    played.record.on_trial_error(1, [], played.trial)
+    played.error()
     assert "1 times: it reported nothing for too long (tr" in only_row(opened)["reason"]
 
 

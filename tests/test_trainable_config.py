@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from trainable.config import TrialConfig, augmentations, trial_key
+from trainable.config import TrialConfig, augmentations, trial_key, with_seed
+from trainable.fields import checked
+from trainable.host import credentials
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,19 @@ def test_config_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_every_default_is_a_value_that_its_field_takes_as_it_is() -> None:
+    """So that a config need not check those of its fields that have it."""
+    for declared in fields(TrialConfig):
+        value = checked(declared, declared.default)
+        assert (type(value), value) == (type(declared.default), declared.default)
+        assert not (isinstance(value, str) and credentials.in_uri(value))
+
+
+def test_another_seed_is_all_that_differs() -> None:
+    config = TrialConfig(batch_size=64, epochs=3)
+    other = with_seed(config, 5)
+    assert other == replace(config, seed=5)
+    assert config.seed == 0
+    assert trial_key(other, "d") == trial_key(replace(config, seed=5), "d")

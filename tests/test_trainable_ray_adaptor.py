@@ -63,6 +63,7 @@ def sent(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         "checkpoint_folder": str(tmp_path / "checkpoints"),
         "start_folder": None,
         "keep_weights": False,
+        "checkpoint_every_s": 0.0,
         "num_cpus": 1,
     }
     return {"key": "k", "resources": {"CPU": 1.0}, "task": json.dumps(task | changes)}

@@ -469,7 +469,7 @@ def test_a_checkpoint_without_the_columns_of_today_is_gone_on_with(
     assert state is not None
     for row in state.results:
         del row["noise_trace"], row["noise_squared_gradient"]
-    checkpoint.save(state, folder, token=half.token)
+    checkpoint.save(state, folder, token=half.saver.token)
     again = Trial(replace(config, until_share=0.5), tiny_data, CPU, folder)
     assert [row.val_loss for row in again.results] == [row.val_loss for row in half.results]
     assert math.isnan(again.results[0].noise_trace)

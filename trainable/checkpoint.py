@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import threading
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,12 @@ class TrialState:
     place: tuple[int, int]
     noise: tuple[float, float]
     counters: dict[str, Any]
+    num_saves: int = -1  # of states of earlier versions, which were saved after every evaluation
+
+    def __post_init__(self) -> None:
+        """Count the saves of those."""
+        if self.num_saves < 0:
+            self.num_saves = self.epoch
 
 
 def claim(folder: Folder) -> str:
@@ -45,21 +52,92 @@ def claim(folder: Folder) -> str:
 
 
 def save(state: TrialState, folder: Folder, *, token: str) -> None:
-    """Write the state; the state of the previous evaluation is kept.
+    """Write the state; the state that was saved before it is kept.
 
     Raises:
-        TakenOverError: another process has claimed the folder.
+        TakenOverError: another process has claimed the folder, or the trial ended.
     """
-    try:
-        holder = storage.read(folder, CLAIM).decode()
-    except FileNotFoundError:
-        holder = ""
-    if holder != token:
-        raise TakenOverError(f"another process continues the trial in {folder.uri}")
     packed = io.BytesIO()
     torch.save(vars(state), packed)
     content = packed.getvalue()
-    storage.write(folder, SLOTS[state.epoch % 2], hashlib.sha256(content).digest() + content)
+    _check_claim(folder, token)
+    slot = SLOTS[state.num_saves % 2]
+    storage.write(folder, slot, hashlib.sha256(content).digest() + content)
+    if _holder(folder) == "":  # the trial ended meanwhile, and its states were deleted
+        storage.delete_file(folder, slot)
+        _check_claim(folder, token)
+
+
+def _check_claim(folder: Folder, token: str) -> None:
+    if _holder(folder) != token:
+        raise TakenOverError(f"another process continues the trial in {folder.uri}")
+
+
+def _holder(folder: Folder) -> str:
+    """The token of the process that trains the trial; empty if there is none."""
+    try:
+        return storage.read(folder, CLAIM).decode()
+    except FileNotFoundError:
+        return ""
+
+
+class Saver:
+    """Saves the states of one trial beside its training, one after the other."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Claim the folder for this process."""
+        self.folder, self.token = folder, claim(folder)
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a state is being written."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def save(self, state: TrialState) -> None:
+        """Copy the state and write it while training goes on; waits for the one before it."""
+        self.wait()
+        copied = TrialState(**{name: _copied(value) for name, value in vars(state).items()})
+        self.thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+        self.thread.start()
+
+    def _write(self, state: TrialState) -> None:
+        try:
+            save(state, self.folder, token=self.token)
+        except BaseException as error:
+            self.error = error
+
+    def close(self) -> None:
+        """Wait for what is being written, whether it succeeds or not."""
+        if self.thread is not None:
+            self.thread.join()
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            TakenOverError: as `save`.
+            OSError: it could not be written.
+        """
+        self.close()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong in a write that has ended."""
+        if self.error is not None and not self.is_busy:
+            raise self.error
+
+
+def _copied(value: Any) -> Any:
+    """A copy in main memory, which training does not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def load(folder: Folder, *, trial_key: str) -> TrialState | None:

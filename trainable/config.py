@@ -3,7 +3,10 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import Field, dataclass, fields
+from functools import cache
+from typing import Any
 
 from trainable.fields import checked, setting
 from trainable.host import credentials
@@ -305,13 +308,14 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         """Check each field, then the fields that depend on each other."""
-        for declared in fields(self):
-            value = checked(declared, getattr(self, declared.name))
-            object.__setattr__(self, declared.name, value)
-        for declared in fields(self):
+        for declared in _declared():
             value = getattr(self, declared.name)
+            if value is declared.default:  # which a test checks; studies have many thousand configs
+                continue
+            value = checked(declared, value)
             if isinstance(value, str) and credentials.in_uri(value):
                 raise ValueError(f"{declared.name} {credentials.REFUSED}")
+            object.__setattr__(self, declared.name, value)
         if not DATASET.fullmatch(self.dataset):
             raise ValueError(
                 f"dataset names folders: it may contain letters, digits, dots, dashes and "
@@ -466,8 +470,20 @@ def _check_losses(config: TrialConfig) -> None:
                 raise ValueError(f"{name} needs a teacher: set distill_from")
 
 
+@cache
+def _declared() -> tuple[Field[Any], ...]:
+    return fields(TrialConfig)
+
+
 def _default(name: str) -> object:
-    return next(declared.default for declared in fields(TrialConfig) if declared.name == name)
+    return next(declared.default for declared in _declared() if declared.name == name)
+
+
+def with_seed(config: TrialConfig, seed: int) -> TrialConfig:
+    """The config with another seed; faster than `replace`, which would check all fields again."""
+    other = copy(config)
+    object.__setattr__(other, "seed", seed)
+    return other
 
 
 def warmup_epochs_of(config: TrialConfig) -> float:
@@ -503,9 +519,10 @@ def trial_key(config: TrialConfig, data_fingerprint: str) -> str:
     Fields with their default value are left out, so a new field does not change existing keys.
     """
     values = {
-        declared.name: getattr(config, declared.name)
-        for declared in fields(config)
-        if getattr(config, declared.name) != declared.default
+        declared.name: value
+        for declared in _declared()
+        if (value := getattr(config, declared.name)) is not declared.default
+        and value != declared.default
     }
     for name in FILE_FIELDS:  # a file is identified by its content, not by its path
         if "#" in str(values.get(name)):

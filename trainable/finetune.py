@@ -24,17 +24,18 @@ def finetune(
     checkpoint_folder: Folder | None = None,
     start_folder: Folder | None = None,
     keep_weights: bool = False,
+    checkpoint_every_s: float = 0.0,
     device: torch.device | None = None,
 ) -> Generator[EpochResult, None, TrialResult]:
     """Train one model; yield after each evaluation and return a summary.
 
     `data` is an open data set, or the folder of the config's; without it, that is in `$DATA_DIR` or
-    `data/`. With
-    `checkpoint_folder`, the state is saved there before each yield. If it already contains a state
-    of the trial, the trial is resumed: the finished evaluations are yielded first, and all numbers
-    equal those of an uninterrupted trial. `start_folder` is the checkpoint folder of the trial that
-    the config `begins_from`. `keep_weights` saves the best weights in `checkpoint_folder`. A loss
-    that is not finite ends the trial with status `diverged`.
+    `data/`. With `checkpoint_folder`, the state is saved there before each yield; with
+    `checkpoint_every_s`, only after so many seconds, while training goes on, and at the end. If it
+    already contains a state of the trial, the trial is resumed: the evaluations in the state are
+    yielded first, and all numbers equal those of an uninterrupted trial. `start_folder` is the
+    checkpoint folder of the trial that the config `begins_from`. `keep_weights` saves the best
+    weights in `checkpoint_folder`. A loss that is not finite ends the trial with status `diverged`.
 
     Raises:
         DataError: the data is missing, broken, or too small for the batch.
@@ -42,11 +43,15 @@ def finetune(
     """
     if not isinstance(data, Dataset):
         data = open_data(config.dataset, Path(data) if data else None, split_by=config.split_by)
-    trial = Trial(config, data, device or pick_device(), checkpoint_folder, start_folder)
-    yield from list(trial.results)
-    reason = ""
-    while not trial.is_over and not reason:
-        result, reason = trial.train_on()
-        if result is not None:
-            yield result
-    return trial.finish(reason, keep=keep_weights)
+    device = device or pick_device()
+    trial = Trial(config, data, device, checkpoint_folder, start_folder, checkpoint_every_s)
+    try:
+        yield from list(trial.results)
+        reason = ""
+        while not trial.is_over and not reason:
+            result, reason = trial.train_on()
+            if result is not None:
+                yield result
+        return trial.finish(reason, keep=keep_weights)
+    finally:
+        trial.close()

@@ -226,6 +226,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
         checkpoint_folder=Folder(trial["checkpoint_folder"]),
         start_folder=Folder(trial["start_folder"]) if trial["start_folder"] else None,
         keep_weights=trial["keep_weights"],
+        checkpoint_every_s=trial["checkpoint_every_s"],
     )
     while True:
         try:

@@ -1,6 +1,7 @@
 """A running trial: model, optimizer, position in the data, best weights, results so far."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainable import checkpoint
-from trainable.checkpoint import TrialState
+from trainable.checkpoint import Saver, TrialState
 from trainable.config import SCORES, SELECT_BY, TrialConfig, trial_key
 from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset
@@ -69,10 +70,12 @@ class Trial:
         device: torch.device,
         folder: Folder | None,
         start_folder: Folder | None = None,
+        checkpoint_every_s: float = 0.0,
     ) -> None:
         """Load network and data; continue from the checkpoint in `folder` if there is one.
 
-        `start_folder` contains the state of the trial that the config `begins_from`.
+        `start_folder` contains the state of the trial that the config `begins_from`. The state is
+        saved at the first evaluation after each `checkpoint_every_s`, and at the end.
 
         Raises:
             DataError: the data is too small for the batch.
@@ -104,7 +107,9 @@ class Trial:
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
         self.noise = NoiseSums()
-        self.token = checkpoint.claim(folder) if folder is not None else ""
+        self.saver = Saver(folder) if folder is not None else None
+        self.num_saves, self.saved_at = 0, time.monotonic()
+        self.checkpoint_every_s = checkpoint_every_s
         if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
             self._restore(state)
         elif config.begins_from:
@@ -156,6 +161,7 @@ class Trial:
         self.results = [EpochResult(**row) for row in state.results]
         self.place = Place(*state.place)
         self.noise = NoiseSums(*state.noise)
+        self.num_saves = state.num_saves
         for name, value in state.counters.items():
             setattr(self, name, value)
 
@@ -175,21 +181,42 @@ class Trial:
         self.best_model = self.weights()
 
     def _save(self) -> None:
-        if self.folder is None:
+        """Save the state beside training, if it is time, or the trial is over.
+
+        Raises:
+            TakenOverError: another process continues the trial, as an earlier save found.
+            OSError: an earlier state could not be written.
+        """
+        if self.saver is None:
+            return
+        self.saver.check()
+        is_due = time.monotonic() - self.saved_at >= self.checkpoint_every_s
+        if not self.is_over and (not is_due or (self.checkpoint_every_s and self.saver.is_busy)):
             return
         enter("saving")
-        state = TrialState(
-            trial_key=self.key,
-            epoch=len(self.results),
-            model={name: value.detach() for name, value in trained_state(self.model).items()},
-            step=self.step.state_dict(),
-            best_model=self.best_model,
-            results=[asdict(result) for result in self.results],
-            place=(self.place.epoch, self.place.start),
-            noise=(self.noise.trace_sigma, self.noise.squared_gradient),
-            counters={name: getattr(self, name) for name in COUNTERS},
+        self.num_saves += 1
+        self.saver.save(
+            TrialState(
+                trial_key=self.key,
+                epoch=len(self.results),
+                model={name: value.detach() for name, value in trained_state(self.model).items()},
+                step=self.step.state_dict(),
+                best_model=self.best_model,
+                results=[asdict(result) for result in self.results],
+                place=(self.place.epoch, self.place.start),
+                noise=(self.noise.trace_sigma, self.noise.squared_gradient),
+                counters={name: getattr(self, name) for name in COUNTERS},
+                num_saves=self.num_saves,
+            )
         )
-        checkpoint.save(state, self.folder, token=self.token)
+        self.saved_at = time.monotonic()
+        if not self.checkpoint_every_s:
+            self.saver.wait()
+
+    def close(self) -> None:
+        """Wait for a state that is being written; a trial that ends early does so too."""
+        if self.saver is not None:
+            self.saver.close()
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -321,7 +348,10 @@ class Trial:
         return max(scored, key=lambda result: sign * getattr(result, name), default=None)
 
     def finish(self, reason: str, *, keep: bool = False) -> TrialResult:
-        """Score the test split once, with the weights of the best evaluation, and summarize."""
+        """Score the test split once, with the weights of the best evaluation, and summarize.
+
+        The last state is then written: another trial may begin from it.
+        """
         enter("evaluating")
         last = self.results[-1] if self.results else None
         continues = self.config.until_share < 1  # in another trial, from its last state
@@ -333,6 +363,9 @@ class Trial:
             if keep and self.folder is not None:
                 network, classes = self.step.evaluated, self.num_classes
                 keep_weights(self.folder, self.config, network, classes, self.feed.normalization)
+        if self.saver is not None:
+            enter("saving")
+            self.saver.wait()
         status = "diverged" if reason else "stopped" if continues else "completed"
         speeds = [result.images_per_s for result in self.results]
         val_scores: dict[str, Any] = {

@@ -104,7 +104,8 @@ def optimism(cells: pd.DataFrame, *, mode: str) -> float:
     gains = noise.std / np.sqrt(fewest) * rng.standard_normal((DRAWS, len(scored)))
     more = np.sort(counts)[::-1] - fewest  # seeds that the best, second best ... get later
     order = (-(better + gains)).argsort(axis=1)
-    later = np.take_along_axis(np.broadcast_to(more, gains.shape), order.argsort(axis=1), axis=1)
+    later = np.empty_like(gains)
+    np.put_along_axis(later, order, np.broadcast_to(more, gains.shape), axis=1)
     of_later = noise.std * np.sqrt(later) * rng.standard_normal(gains.shape)
     gains = (fewest * gains + of_later) / (fewest + later)
     is_contender = fewest + later > 1 if (counts > 1).sum() > 1 else np.ones_like(later, dtype=bool)

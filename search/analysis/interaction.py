@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import linalg, stats
+from scipy import linalg, sparse, stats
 
 from search.analysis.chance import cells_near_chance
 from search.analysis.surface import SEED, usable
@@ -83,7 +83,7 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
         return replace(_with_shares(result, grid.to_numpy(), 0.0), why=why)
     layout = _layout(inside, lr)
     scores = inside[metric].to_numpy(dtype=float)
-    if np.allclose(scores, layout.full @ (layout.full.T @ scores), atol=1e-9):
+    if np.allclose(scores, scores - _residuals(layout, scores), atol=1e-9):
         why = "the seeds differ by the same amount in every setting"
         return replace(_with_shares(result, grid.to_numpy(), 0.0), why=why)
     fit = _fits(layout, scores[:, None], layout.additive)
@@ -130,51 +130,68 @@ def _with_shares(result: Interaction, means: Array, noise: float) -> Interaction
 class _Layout:
     """Which of N trials is in which of C cells, and what the models of their scores span.
 
-    `full` is an orthonormal basis of one mean per cell and one effect per common seed; `seed_fit`
-    maps scores to these effects, and `seeds` the effects to trials. `averages` maps scores to cell
-    means. `additive` spans the cell means of the model without interaction. `freedom` counts the
-    degrees of freedom of the residuals at each of L lrs.
+    The full model has one mean per cell and one effect per common seed. Cells share no trials, so
+    all that takes effort is the seeds' part within cells: `within` is an orthonormal basis of it.
+    `seed_fit` maps scores to the effects of seeds, and `seeds` the effects to trials. `averages`
+    maps scores to cell means. `additive` spans the cell means of the model without interaction.
+    `at_lr` sums over the trials of each of L lrs, and `freedom` counts the degrees of freedom of
+    the residuals there.
     """
 
-    full: Array  # (N, F)
+    within: Array  # (N, R)
     seeds: Array  # (N, S)
     seed_fit: Array  # (S, N)
-    averages: Array  # (C, N)
+    averages: sparse.csr_array  # (C, N)
     additive: Array  # (C, B + L - 1)
     counts: Array  # (C,)
     cell: NDArray[np.int_]  # (N,)
     lr_of_cell: NDArray[np.int_]  # (C,)
-    at_lr: Array  # (N, L)
+    at_lr: sparse.csr_array  # (L, N)
     freedom: Array  # (L,)
 
 
 def _layout(trials: pd.DataFrame, lr: str) -> _Layout:
-    b, at_lr = (_indicators(trials[name]) for name in ("batch_size", lr))
-    num_b, num_lr = b.shape[1], at_lr.shape[1]
-    cell = (b.argmax(axis=1) * num_lr + at_lr.argmax(axis=1)).astype(int)
-    in_cell = np.eye(num_b * num_lr)[cell]
-    counts = in_cell.sum(axis=0)
+    b, lr_of_trial = (pd.Categorical(trials[n]).codes.astype(int) for n in ("batch_size", lr))
+    num_b, num_lr = b.max() + 1, lr_of_trial.max() + 1
+    cell = b * num_lr + lr_of_trial
+    counts = np.bincount(cell, minlength=num_b * num_lr).astype(float)
+    averages = _sums(cell, len(counts)).multiply(1 / counts[:, None]).tocsr()
     seeds = _common_seeds(trials, cell)
+    centred = seeds - (averages @ seeds)[cell]
+    left, sizes, right = linalg.svd(centred, full_matrices=False)
     # Cells and seeds may span the same constant: what is not of full rank is left out.
-    left, sizes, right = linalg.svd(np.hstack([in_cell, seeds]), full_matrices=False)
-    is_spanned = sizes > 1e-9 * sizes.max()
-    full = left[:, is_spanned]
-    if seeds.size and full.shape[1] == len(trials):  # then seeds cannot be told from noise
-        return _layout(trials.drop(columns="seed"), lr)
+    is_spanned = sizes > 1e-9 * np.sqrt(max(counts.max(), *seeds.sum(axis=0), 1.0))
+    within = left[:, is_spanned]
+    if seeds.size and len(counts) + within.shape[1] == len(trials):
+        return _layout(trials.drop(columns="seed"), lr)  # seeds cannot be told from noise
     lr_of_cell = np.arange(num_b * num_lr) % num_lr
     b_of_cell = np.arange(num_b * num_lr) // num_lr
+    at_lr = _sums(lr_of_trial, num_lr)
     return _Layout(
-        full=full,
+        within=within,
         seeds=seeds,
-        seed_fit=(right[is_spanned].T / sizes[is_spanned])[len(counts) :] @ full.T,
-        averages=in_cell.T / counts[:, None],
+        seed_fit=(right[is_spanned].T / sizes[is_spanned]) @ within.T,
+        averages=averages,
         additive=np.hstack([np.eye(num_b)[b_of_cell], np.eye(num_lr)[lr_of_cell][:, 1:]]),
         counts=counts,
         cell=cell,
         lr_of_cell=lr_of_cell,
         at_lr=at_lr,
-        freedom=at_lr.T @ (1 - (full**2).sum(axis=1)),
+        freedom=at_lr @ (1 - 1 / counts[cell] - (within**2).sum(axis=1)),
     )
+
+
+def _sums(group: NDArray[np.int_], num_groups: int) -> sparse.csr_array:
+    """(groups, N): maps values to their sums over groups."""
+    ones = np.ones(len(group))
+    return sparse.csr_array((ones, (group, np.arange(len(group)))), (num_groups, len(group)))
+
+
+def _residuals(layout: _Layout, scores: Array) -> Array:
+    """What the full model leaves of scores (N,) or (N, K)."""
+    centred = scores - (layout.averages @ scores)[layout.cell]
+    residuals: Array = centred - layout.within @ (layout.within.T @ centred)
+    return residuals
 
 
 def _common_seeds(trials: pd.DataFrame, cell: NDArray[np.int_]) -> Array:
@@ -197,13 +214,6 @@ def _without_seeds(layout: _Layout, scores: Array) -> Array:
     return clean
 
 
-def _indicators(column: "pd.Series[float]") -> Array:
-    """(N, values): one where a row has the value."""
-    codes = pd.Categorical(column).codes.astype(int)
-    indicators: Array = np.eye(codes.max() + 1)[codes]
-    return indicators
-
-
 @dataclass(frozen=True)
 class _Fit:
     """Weighted fits of a null model to K sets of scores: F (K,), variances (L, K), means (C, K)."""
@@ -219,16 +229,18 @@ def _fits(layout: _Layout, scores: Array, null: Array) -> _Fit:
     Each cell mean is weighted by its number of trials over the variance of its lr, which is that of
     the residuals of the full model. An lr without replicates gets the pooled variance.
     """
-    residuals = scores - layout.full @ (layout.full.T @ scores)
+    residuals = _residuals(layout, scores)
     pooled = (residuals**2).sum(axis=0) / layout.freedom.sum()
     has_replicates = layout.freedom[:, None] >= 1
-    own = (layout.at_lr.T @ residuals**2) / np.maximum(layout.freedom, 1)[:, None]
+    own = (layout.at_lr @ residuals**2) / np.maximum(layout.freedom, 1)[:, None]
     # Scores of few digits may agree by chance: no cell weighs more than 10^4 times as much.
     variances = np.maximum(np.where(has_replicates, own, pooled), 1e-4 * pooled)
     means = layout.averages @ _without_seeds(layout, scores)
     weights = layout.counts[:, None] / variances[layout.lr_of_cell]
-    of_lr = np.eye(len(variances))[:, layout.lr_of_cell] * layout.counts  # (L, C)
-    products = np.stack([(null.T * counts) @ null for counts in of_lr])  # (L, P, P)
+    of_lr = [layout.lr_of_cell == lr for lr in range(len(variances))]
+    products = np.stack(  # (L, P, P)
+        [(null[cells].T * layout.counts[cells]) @ null[cells] for cells in of_lr]
+    )
     normal = np.tensordot((1 / variances).T, products, axes=1)
     moments = (weights * means).T @ null
     fitted = null @ np.linalg.solve(normal, moments[..., None])[..., 0].T

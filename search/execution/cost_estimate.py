@@ -30,6 +30,7 @@ NO_MATTER = frozenset(
 ON_OR_OFF = frozenset(
     {"dropout", "clip_grad_norm", "ema_decay", "label_smoothing", "mixup_alpha", "cutmix_alpha"}
 )
+MATTER = tuple(field.name for field in fields(TrialConfig) if field.name not in NO_MATTER)
 
 Kind = tuple[tuple[str, object], ...]
 
@@ -68,10 +69,9 @@ class Estimate:
 
 def kind_of(config: TrialConfig) -> Kind:
     """All of a config that decides how fast it trains."""
-    names = (field.name for field in fields(config) if field.name not in NO_MATTER)
     return tuple(
         (name, bool(getattr(config, name)) if name in ON_OR_OFF else getattr(config, name))
-        for name in names
+        for name in MATTER
     )
 
 
@@ -186,8 +186,12 @@ def estimate(
     """
     train_s = other_s = weights_bytes = 0.0
     groups: dict[int, list[tuple[float, float]]] = {}
+    similar: dict[Kind, Kind] = {}
     for share in shares:
-        measured = timed[most_similar(kind_of(share.config), timed)]
+        kind = kind_of(share.config)
+        if kind not in similar:
+            similar[kind] = most_similar(kind, timed)
+        measured = timed[similar[kind]]
         training_s, beside_s = trial_cost_s(share.config, measured)
         train_s += share.count * training_s
         other_s += share.count * beside_s

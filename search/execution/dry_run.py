@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # it imports torch
 
 FILE = "estimate.json"
 NUM_EXAMPLES = 200  # that stand for configurations which are not chosen yet, where these are fewer
+MOST_SHOWN = 1000  # trials: many thousand rows take minutes to lay out, and nobody reads them
 MOST_WORKERS = 8  # that time side by side, as trials will run
 
 
@@ -75,12 +76,14 @@ def print_plan(console: Console, study: Study, plan: Plan) -> None:
     varied = list(study.vary) or ["batch_size", "base_lr"]
     for name in ("trial_key", *varied, "seed", "state"):
         table.add_column(name, justify="right")
-    for trial in plan.asked:
+    for trial in plan.asked[:MOST_SHOWN]:
         values = (show(getattr(trial.config, name)) for name in (*varied, "seed"))
         table.add_row(trial.key, *values, "to run" if trial.key in left else "done")
     if plan.num_later:
         table.caption = f"{plan.num_later} that {type(study.explore).__name__} will choose"
     console.print(table)
+    if len(plan.asked) > MOST_SHOWN:
+        console.print(f"and {len(plan.asked) - MOST_SHOWN:,} more trials", highlight=False)
     console.print(
         f"\n{len(plan.asked) - len(plan.todo)} done, {len(plan.todo) + plan.num_later} to run "
         f"(dry run: nothing was trained)",

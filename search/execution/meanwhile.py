@@ -1,9 +1,10 @@
-"""The report of a running study, written anew every minute."""
+"""The report of a running study, written anew every minute, or less often where it takes long."""
 
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,11 +13,12 @@ from search.results.tables import Results
 from trainable.host.storage import TakenOverError
 
 INTERVAL_S = 60.0
+REST = 9.0  # times what the last one took, before the next: a tenth of a core at most
 
 
 @contextmanager
 def report_written(results: Results, before: Callable[[], None]) -> Iterator[None]:
-    """Write the report once a minute within the block, each time in a separate process.
+    """Write the report once a minute or less often in the block, each time in another process.
 
     `before` is called before each: it writes what the report reads of the study.
 
@@ -26,7 +28,9 @@ def report_written(results: Results, before: Callable[[], None]) -> Iterator[Non
     over = threading.Event()
 
     def write_each_minute() -> None:
-        while not over.wait(INTERVAL_S):
+        took_s = 0.0
+        while not over.wait(max(INTERVAL_S, REST * took_s)):
+            began = time.monotonic()
             try:
                 with suppress(OSError):  # at the end it is written again: then an error counts
                     before()
@@ -45,6 +49,7 @@ def report_written(results: Results, before: Callable[[], None]) -> Iterator[Non
                 while writing.poll() is None:
                     if over.wait(0.2):
                         writing.terminate()
+            took_s = time.monotonic() - began
 
     thread = threading.Thread(target=write_each_minute, daemon=True)
     thread.start()

@@ -25,13 +25,16 @@ class Queue(Searcher):
         *,
         send: Callable[[PlannedTrial], dict[str, Any]],
         slots: Callable[[], int],
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin with the trials that were asked for already.
 
-        `send` makes what a worker is told of a trial; `slots` says how many run side by side now.
+        `send` makes what a worker is told of a trial; `slots` says how many run side by side now;
+        `settle` waits until the tables know of all that ended.
         """
         super().__init__(metric="score", mode="max")
         self.study, self.tables, self.send, self.slots = study, tables, send, slots
+        self.settle = settle
         self.sent: set[str] = set()
         self.under_way: dict[str, str] = {}
         self.waiting: deque[PlannedTrial] = deque()
@@ -47,6 +50,7 @@ class Queue(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while those under way decide what comes; or that this is all."""
         if not self.waiting:
+            self.settle()
             self._enqueue(ask(self.study, self.tables, self._room()))
         if self.waiting:
             trial = self.waiting.popleft()

@@ -1,4 +1,4 @@
-"""Commits what trials report, the moment it comes."""
+"""Commits what trials report, as soon as it comes."""
 
 import errno
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from search.execution.schedulers import EarlyStopping
 from search.execution.watchdog import HOST_MEMORY, Stalls
 from search.results import tables
 from search.results.tables import Results
+from search.results.writer import Writer
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
 from trainable.host import storage
@@ -47,7 +48,10 @@ class Setting:
 
 
 class Recorder(TrialProgressCallback):
-    """Commits what trials report, the moment it comes, and tells the screen.
+    """Commits what trials report, as soon as it comes, and tells the screen.
+
+    A `Writer` writes beside it. A trial counts as ended, for the screen and for explorers, when its
+    row is written.
 
     It takes the place of Ray's own callback of this class, which would keep each trial's last
     result as text.
@@ -68,8 +72,11 @@ class Recorder(TrialProgressCallback):
         self.num_forgotten = 0
         self.storage: Any = None
         self.under_way: dict[str, Mapping[str, Any]] = {}
+        self.ending: dict[str, PlannedTrial] = {}  # whose rows are still being written
         self.rows: dict[str, dict[int, Mapping[str, Any]]] = {}
-        self.held = tables.epochs(setting.results).groupby("trial_key")
+        self.writer = Writer(setting.results)
+        self.held = self._not_ended()
+        self.past = self._compared_with() if scheduler is not None else None
 
     def expect(self, trial: PlannedTrial) -> None:
         """A trial will be sent: go on from the rows that the tables hold of it."""
@@ -77,11 +84,22 @@ class Recorder(TrialProgressCallback):
         self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
         self.rows[trial.key] = {row["epoch"]: row for row in self.rows_held(trial.key)}
 
+    def _not_ended(self) -> Any:
+        """The evaluations of trials that go on: those of ended ones may be millions."""
+        ended = self.setting.tables.ended
+        return tables.epochs(self.setting.results, but=ended).groupby("trial_key")
+
+    def _compared_with(self) -> Any:
+        """What a scheduler asks of the evaluations of trials that ended before."""
+        columns = ["trial_key", "epoch", "examples_seen", self.setting.study.metric]
+        return tables.epochs(self.setting.results, columns=columns).groupby("trial_key")
+
     def rows_held(self, key: str) -> list[dict[str, Any]]:
         """A trial's evaluations in the tables when the command began, by epoch."""
-        if key not in self.held.groups:
+        held = self.held if key in self.held.groups or self.past is None else self.past
+        if key not in held.groups:
             return []
-        rows = self.held.get_group(key).sort_values("epoch").to_dict("records")
+        rows = held.get_group(key).sort_values("epoch").to_dict("records")
         # A whole number that a row lacks is NaN to pandas, which its column would not take back.
         return [
             {n: v for n, v in row.items() if v == v or tables.EPOCHS.field(n).type == "double"}
@@ -120,7 +138,8 @@ class Recorder(TrialProgressCallback):
         self.lost_because.update(self.stalls.end_the_hung(trials))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Take ended trials off Ray's list of all, through which it looks again and again."""
+        """Note whose rows were written; take ended trials off the list that Ray looks through."""
+        self._note_ended()
         if self.gauges is not None:
             self.gauges.show()
         if self.num_forgotten > MOST_FORGOTTEN:
@@ -224,43 +243,63 @@ class Recorder(TrialProgressCallback):
         self.num_forgotten += 1
 
     def _commit_epochs(self, key: str) -> None:
-        rows = [self.rows[key][epoch] for epoch in sorted(self.rows[key])]
-        tables.commit_epochs(self.setting.results, key, rows)
+        self.writer.epochs(key, [self.rows[key][epoch] for epoch in sorted(self.rows[key])])
 
     def _end(self, key: str, ending: Mapping[str, Any]) -> None:
-        row = dict(ending)
-        if traceback := row.pop("traceback", None):
-            where = tables.commit_traceback(self.setting.results, key, traceback)
-            row["reason"] = f"{row['reason']} (traceback: {where})"
-        completed = row.get("epochs_completed")
+        completed = ending.get("epochs_completed")
         if completed is not None and len(self.rows[key]) > completed:
             # An earlier attempt got further than this one, which diverged before.
             self.rows[key] = {e: r for e, r in self.rows[key].items() if e <= completed}
             self._commit_epochs(key)
-        self._commit_trial(key, row)
-        goes_on = row["status"] == "stopped" and self.planned[key].config.until_share < 1
+        planned, identity = self.planned[key], self._identity(key)
+        self.under_way.pop(key, None)
+        self.ending[key] = planned
+        self.writer.ending(key, lambda: self._write_ending(planned, identity, ending))
+
+    def _write_ending(
+        self, planned: PlannedTrial, identity: Mapping[str, Any], ending: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Write an ended trial's row, beside the driver; its state goes where nothing needs it."""
+        key, results = planned.key, self.setting.results
+        row = dict(ending)
+        if traceback := row.pop("traceback", None):
+            where = tables.commit_traceback(results, key, traceback)
+            row["reason"] = f"{row['reason']} (traceback: {where})"
+        self._write_trial(planned, identity, row)
+        goes_on = row["status"] == "stopped" and planned.config.until_share < 1
         # A failed one may be tried again, from where it was.
         if row["status"] != "failed" and not goes_on:
             from trainable import checkpoint  # torch, which a command with nothing to run spares
 
-            checkpoint.delete(self.setting.results / "checkpoints" / key)
-        self.under_way.pop(key, None)
-        self.setting.tables.ended[key] = tables.ending_of(row, metric=self.setting.study.metric)
-        self.progress.trial_ended(self.planned[key], row)
-        if self.gauges is not None:
-            self.gauges.trial_ended(row)
+            checkpoint.delete(results / "checkpoints" / key)
+        return row
 
-    def _commit_trial(self, key: str, row: Mapping[str, Any]) -> None:
+    def _write_trial(
+        self, planned: PlannedTrial, identity: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> None:
         made_with = {
             "dataset": self.setting.dataset,
             "split": self.setting.split,
             "data_fingerprint": self.setting.data_fingerprint,
             "code_version": self.setting.code_version,
         }
-        config = asdict(self.planned[key].config)
         tables.commit_trial(
-            self.setting.results, {**config, **made_with, **self._identity(key), **row}
+            self.setting.results, {**asdict(planned.config), **made_with, **identity, **row}
         )
+
+    def _note_ended(self) -> None:
+        """Tell explorers and the screen of trials whose rows were written."""
+        for key, row in self.writer.take_ended().items():
+            metric = self.setting.study.metric
+            self.setting.tables.ended[key] = tables.ending_of(row, metric=metric)
+            self.progress.trial_ended(self.ending.pop(key), row)
+            if self.gauges is not None:
+                self.gauges.trial_ended(row)
+
+    def settle(self) -> None:
+        """Wait until all that ended is written and known."""
+        self.writer.settle()
+        self._note_ended()
 
     def _so_far(self, status: str, reason: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row of a trial that did not end by itself: its scores are those of its last epoch."""
@@ -277,13 +316,23 @@ class Recorder(TrialProgressCallback):
         }
 
     def commit_interrupted(self) -> None:
-        """Note the trials that were under way when the command was stopped."""
+        """Write all that waits, and note the trials that were under way when the command ended."""
         try:
             for key, row in self.under_way.items():
-                self._commit_trial(key, self._so_far("interrupted", "", row))
+                self._note_interrupted(key, self._so_far("interrupted", "", row))
+            self.writer.close()
+            self._note_ended()
         except (StorageError, TakenOverError):
             # Which is why the study stops. The epochs' rows say how far each got.
             return
+
+    def _note_interrupted(self, key: str, row: Mapping[str, Any]) -> None:
+        planned, identity = self.planned[key], self._identity(key)
+
+        def write() -> None:
+            self._write_trial(planned, identity, row)
+
+        self.writer.ending(key, write)
 
 
 def delete_states(results: Results, trials: Sequence[PlannedTrial]) -> None:

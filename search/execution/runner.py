@@ -73,7 +73,12 @@ def run_trials(
 
     cluster_now = _looked_at(cluster)
     queue = Queue(
-        study, setting.tables, trials, send=send, slots=lambda: places(study, cluster_now())
+        study,
+        setting.tables,
+        trials,
+        send=send,
+        slots=lambda: places(study, cluster_now()),
+        settle=record.settle,
     )
     if cluster.grows:  # for so many trials it starts nodes at once
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_WAITING)
@@ -140,6 +145,7 @@ def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str
         "checkpoint_folder": (checkpoints / trial.key).uri,
         "start_folder": (checkpoints / begins_from).uri if begins_from else None,
         "keep_weights": setting.study.keep_weights,
+        "checkpoint_every_s": setting.study.checkpoint_every_s,
         "num_cpus": setting.study.cpus_per_trial,
     }
     images = timetable(trial.config, train_images=setting.train_images).total

@@ -58,7 +58,7 @@ class Grid:
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
         """The whole grid, then what the ended trials call for, one group of settings at a time."""
         if not tables.asked:
-            configs = large_batches_first(self.configs(study))
+            configs = large_batches_first(study.known_configs)
             return without_repeats(trials_of(tables, configs, seeds=range(study.seeds)))
         if not self.widen and not self.refine:
             return []
@@ -69,7 +69,7 @@ class Grid:
         ]
         seeds = range(study.seeds)
         trials = trials_of(tables, large_batches_first(new), seeds=seeds, whole=True)
-        return not_asked(tables, trials)
+        return not_asked(study, tables, trials)
 
     def _beside_the_best(
         self, study: Study, tables: Tables, group: Sequence[PlannedTrial]

@@ -31,7 +31,7 @@ from ray.tune.search.sample import Categorical, Integer
 from search.analysis.chance import collapsed
 from search.explore import choices
 from search.explore.optuna import JOURNAL, Optuna
-from search.explore.plan import MOST_REFUSED
+from search.explore.plan import MOST_REFUSED, asked
 from search.study.domains import ends_of, is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
@@ -232,13 +232,16 @@ class Journal:
             self._keep()
         new, self.before = self.before, []
         self._tell_those_that_ended(tables)
-        room -= len({trial.key for trial in new} - set(tables.ended))
-        known = {trial.key for trial in (*tables.asked, *new)} if room > 0 else set()
+        room -= len({trial.key for trial in new if trial.key not in tables.ended})
+        before = asked(self.study, tables)
+        known = {trial.key for trial in new}
         while room > 0 and self.num_chosen < self.explore.num_configs:
             _, trials = self.choose()
             new += trials
-            room -= len({trial.key for trial in trials} - known - set(tables.ended))
-            known |= {trial.key for trial in trials}
+            keys = {trial.key for trial in trials} - known
+            others = (before.own, before.further, tables.ended)
+            room -= sum(not any(key in of for of in others) for key in keys)
+            known |= keys
             self._tell_those_that_ended(tables)
         return new
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search.explore.plan import not_asked, num_asked, trials_of
+from search.explore.plan import asked, not_asked, num_asked, trials_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
 from trainable.config import TrialConfig
@@ -32,7 +32,7 @@ class Leaders:
 
     def total(self, study: Study, tables: Tables) -> int:
         """What was asked for so far: which lead depends on results."""
-        return len({trial.key for trial in tables.asked if trial.config.seed >= study.seeds})
+        return len(asked(study, tables).further)
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
         """The further seeds of those that lead, once the explorer's trials have all ended."""
@@ -53,7 +53,7 @@ class Leaders:
             )
         ]
         more.sort(key=lambda trial: (trial.config.seed, -trial.config.batch_size))
-        return not_asked(tables, more)
+        return not_asked(study, tables, more)
 
     def _leading(self, study: Study, tables: Tables) -> list[PlannedTrial]:
         """The best configurations by the mean of the study's own seeds, each by its first seed."""

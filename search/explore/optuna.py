@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search.explore.plan import MOST_REFUSED, drawn_from
+from search.explore.plan import MOST_REFUSED, asked, drawn_from
 from search.study.domains import is_log, step_of
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
@@ -112,8 +112,8 @@ class Optuna:
 
     def total(self, study: Study, tables: Tables) -> int:
         """Every configuration with its seeds; one that is chosen twice is trained once."""
-        own = [trial.key for trial in tables.asked if trial.config.seed < study.seeds]
-        return len(set(own)) + self.num_configs * study.seeds - len(own)
+        known = asked(study, tables)
+        return len(known.own) + self.num_configs * study.seeds - known.num_own
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
         """What an earlier command asked for; then as many as there is room for."""

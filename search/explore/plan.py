@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from search.study.domains import as_searched, as_values, draw
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
-from trainable.config import TrialConfig, trial_key
+from trainable.config import TrialConfig, trial_key, with_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def trials_of(
     whole: bool = False,
 ) -> list[PlannedTrial]:
     """The configurations' trials, seed by seed, so that a whole surface is there early."""
-    seeded = (replace(config, seed=seed) for seed in seeds for config in configs)
+    seeded = (with_seed(config, seed) for seed in seeds for config in configs)
     return [
         PlannedTrial(trial_key(config, tables.data_fingerprint), config, step, variant, whole)
         for config in seeded
@@ -84,12 +84,39 @@ def without_repeats(trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     return list({(trial.key, trial.step, trial.variant): trial for trial in trials}.values())
 
 
-def not_asked(tables: Tables, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+@dataclass
+class Asked:
+    """The keys asked for so far, of the study's own seeds and of further ones (`Leaders`).
+
+    `num_own` counts those that were asked for twice twice.
+    """
+
+    own: set[str] = field(default_factory=set)
+    further: set[str] = field(default_factory=set)
+    num_own: int = 0
+    looked_at: int = 0
+
+
+def asked(study: Study, tables: Tables) -> Asked:
+    """What was asked for so far; kept, since looking through all at each question takes long."""
+    known: Asked = tables.memory.setdefault(("asked", study.seeds), Asked())
+    if known.looked_at > len(tables.asked):
+        known = tables.memory["asked", study.seeds] = Asked()
+    for trial in tables.asked[known.looked_at :]:
+        is_own = trial.config.seed < study.seeds
+        (known.own if is_own else known.further).add(trial.key)
+        known.num_own += is_own
+    known.looked_at = len(tables.asked)
+    return known
+
+
+def not_asked(study: Study, tables: Tables, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
     """Those of the trials whose keys were not asked for before."""
-    known = {trial.key for trial in tables.asked}
-    return without_repeats([trial for trial in trials if trial.key not in known])
+    known = asked(study, tables)
+    new = [t for t in trials if t.key not in known.own and t.key not in known.further]
+    return without_repeats(new)
 
 
 def num_asked(study: Study, tables: Tables) -> int:
     """How many trials were asked for, of the study's own seeds."""
-    return len({trial.key for trial in tables.asked if trial.config.seed < study.seeds})
+    return len(asked(study, tables).own)

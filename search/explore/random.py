@@ -70,5 +70,5 @@ class Random:
         """All trials, seed by seed; within a seed large batches first."""
         if tables.asked:
             return []
-        configs = large_batches_first(self.configs(study))
+        configs = large_batches_first(study.known_configs)
         return without_repeats(trials_of(tables, configs, seeds=range(study.seeds)))

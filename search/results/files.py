@@ -30,6 +30,7 @@ from trainable.host.storage import Folder, UnavailableError
 logger = logging.getLogger(__name__)
 
 PACKED = "packed-"
+SMALL_BYTES = 8_000_000  # of a packed file: about a thousand trials of fifty evaluations
 RENAME_EXCHANGE = 2
 DIGEST, UNSEALED = "content_sha256", "0" * 64  # in the footer: SHA-256 of the file with the zeros
 SHA256 = re.compile(rb"[0-9a-f]{64}")
@@ -57,15 +58,15 @@ def _write_table(folder: Folder, name: str, table: pa.Table) -> None:
     storage.write(folder, name, content[:place] + digest + content[place + len(digest) :])
 
 
-def _check_digest(content: bytes) -> None:
-    """Raise ValueError if a file has changed since this module wrote it.
+def _check_digest(content: bytes) -> bool:
+    """Whether this module wrote the file; raise ValueError if it has changed since.
 
     Pages have checksums, but the footer has none: one wrong bit in it can remove a column. Files
     that other programs wrote have no digest and are accepted.
     """
     place = content.rfind(DIGEST.encode())
     if place < 0:
-        return
+        return False
     stored = SHA256.search(content, place)
     if stored is None:
         raise ValueError("its SHA-256 cannot be read: it was changed or truncated")
@@ -74,30 +75,42 @@ def _check_digest(content: bytes) -> None:
         digest.update(part)
     if digest.hexdigest().encode() != stored.group():
         raise ValueError("its SHA-256 is not the one in its footer: it was changed or truncated")
+    return True
 
 
-def read_parts(folder: Folder, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """All rows of a folder; and the files that cannot be read, with the reasons.
+def read_parts(
+    folder: Folder, schema: pa.Schema, *, but: Collection[str] = ()
+) -> tuple[pa.Table, dict[str, str]]:
+    """The schema's columns of a folder's rows; and the files that cannot be read, with the reasons.
 
     A file that is older than a column has nulls there. A trial's own file takes precedence over a
-    packed file that contains the trial too.
+    packed file that contains the trial too. The trials `but` are left out.
     """
-    for _ in range(RELISTS):
+    left_out = frozenset(f"{key}.parquet" for key in but)
+    for attempt in range(RELISTS + 1):
+        names = [name for name in storage.names(folder, ".parquet") if name not in left_out]
         try:
-            return _read_listed(folder, storage.names(folder, ".parquet"), schema)
+            table, damaged = _read_listed(folder, names, schema, but=frozenset(but))
+            break
         except FileNotFoundError:  # packed after it was listed
-            continue
-    return _read_listed(folder, storage.names(folder, ".parquet"), schema)
+            if attempt == RELISTS:
+                raise
+    return table, damaged
 
 
 def _read_listed(
-    folder: Folder, names: Sequence[str], schema: pa.Schema
+    folder: Folder,
+    names: Sequence[str],
+    schema: pa.Schema,
+    *,
+    but: Collection[str] = frozenset(),
 ) -> tuple[pa.Table, dict[str, str]]:
     damaged: dict[str, str] = {}
 
     def read(name: str) -> pa.Table | None:
         try:
-            return _read_part(folder, name, schema)
+            table = _read_part(folder, name, schema)
+            return _without(table, but) if but and name.startswith(PACKED) else table
         except (FileNotFoundError, UnavailableError):
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -119,17 +132,24 @@ def _without_doubles(tables: Sequence[pa.Table]) -> list[pa.Table]:
     for table in tables:
         keys = set(pa.compute.unique(table["trial_key"]).to_pylist())
         if again := keys & seen:
-            twice = pa.compute.is_in(table["trial_key"], value_set=pa.array(sorted(again)))
-            table = table.filter(pa.compute.invert(twice))
+            table = _without(table, again)
         seen |= keys
         kept.append(table)
     return kept
 
 
+def _without(table: pa.Table, keys: Collection[str]) -> pa.Table:
+    """The rows of all trials but these."""
+    is_one = pa.compute.is_in(table["trial_key"], value_set=pa.array(sorted(keys), pa.string()))
+    return table.filter(pa.compute.invert(is_one))
+
+
 def _read_part(folder: Folder, name: str, schema: pa.Schema) -> pa.Table:
     content = storage.read(folder, name)
-    _check_digest(content)
-    table = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+    is_whole = _check_digest(content)
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    # The digest vouches for the other columns too; without it, each page is looked at.
+    table = file.read(columns=schema.names if is_whole else None)
     if "trial_key" not in table.column_names or table["trial_key"].null_count:
         raise ValueError("it has rows without a trial_key")
     if unsafe := [
@@ -160,11 +180,8 @@ def set_aside(folder: Folder, names: Collection[str], *, into: Folder) -> None:
 
 def packed_keys(folder: Folder) -> set[str]:
     """The trials that are in packed files."""
-    keys: set[str] = set()
-    for name in storage.names(folder, ".parquet"):
-        if name.startswith(PACKED):
-            keys |= _keys_of(folder, name)
-    return keys
+    packed = [n for n in storage.names(folder, ".parquet") if n.startswith(PACKED)]
+    return set().union(*(_keys_of(folder, name) for name in packed))
 
 
 def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> int:
@@ -178,14 +195,53 @@ def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> i
     Raises:
         OSError: a file is damaged, or the disk is full.
     """
-    before = storage.names(folder, ".parquet")
-    table, damaged = read_parts(folder, schema)
-    if damaged:
+    names = storage.names(folder, ".parquet")
+    return _repack(folder, schema, names, apart=apart, is_whole=True)
+
+
+def pack_trials(folder: Folder, schema: pa.Schema, keys: Collection[str]) -> int:
+    """As `pack`, for the files of these trials; all others stay as they are, and damaged ones too.
+
+    Small packed files go along, so that they are few, and large ones are not written again.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    wanted = frozenset(f"{key}.parquet" for key in keys)
+    sizes = storage.sizes(folder, ".parquet")
+    small = [name for name in sizes if name.startswith(PACKED) and sizes[name] < SMALL_BYTES]
+    own = [name for name in sizes if name in wanted]
+    return _repack(folder, schema, [*own, *small]) if own else 0
+
+
+def take_apart(folder: Folder, schema: pa.Schema, keys: Collection[str]) -> None:
+    """Give these trials of packed files their own ones again.
+
+    Raises:
+        OSError: a file is damaged, or the disk is full.
+    """
+    for name in storage.names(folder, ".parquet"):
+        if name.startswith(PACKED) and (own := _keys_of(folder, name) & set(keys)):
+            _repack(folder, schema, [name], apart=own, is_whole=True)
+
+
+def _repack(
+    folder: Folder,
+    schema: pa.Schema,
+    names: Sequence[str],
+    *,
+    apart: Collection[str] = (),
+    is_whole: bool = False,
+) -> int:
+    """Replace these files by one, and one for each trial `apart`; returns how many files fewer."""
+    table, damaged = _read_listed(folder, names, schema)
+    if damaged and is_whole:
         raise OSError(
             errno.EIO, f"{', '.join(damaged)} cannot be read: run verify first", folder.uri
         )
     if not len(table):
         return 0
+    before = [name for name in names if name not in damaged]
     table = (
         table.combine_chunks()
     )  # sorting would merge the chunks of thousands of files one by one
@@ -199,6 +255,8 @@ def pack(folder: Folder, schema: pa.Schema, *, apart: Collection[str] = ()) -> i
         fresh = Folder(str(path.with_name(f".{path.name}-packing-{uuid.uuid4().hex}")))
         try:
             written = _write_packed(fresh, table, apart)
+            for name in set(storage.names(folder, ".parquet")) - set(before) - set(written):
+                os.link(path / name, Path(fresh.uri) / name)
             _exchange(Path(fresh.uri), path)
             time.sleep(LISTING_S)  # before the old folder is deleted
         finally:

@@ -66,6 +66,11 @@ TRIALS = pa.schema(
 )
 EPOCHS = pa.schema([*_ID, *_columns(EpochResult)])
 TABLES = {"trials": TRIALS, "epochs": EPOCHS}
+# What tells whether a trial has all its epochs.
+COUNTED = {
+    "trials": ["trial_key", "status", "epochs_completed"],
+    "epochs": ["trial_key", "epoch"],
+}
 
 
 class ResultsError(ValueError):
@@ -142,13 +147,26 @@ def named_alike(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(dataset=last.fillna(trials["dataset"]))
 
 
-def epochs(results: Results) -> pd.DataFrame:
-    """One row per evaluation, by trial and epoch; unreadable files are left out."""
-    return _read(results / "epochs", EPOCHS)
+def epochs(
+    results: Results, *, but: Collection[str] = (), columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """One row per evaluation, by trial and epoch; unreadable files are left out.
+
+    Of all trials `but` these; all columns, or these.
+    """
+    return _read(results / "epochs", EPOCHS, but=but, columns=columns)
 
 
-def _read(folder: Folder, schema: pa.Schema) -> pd.DataFrame:
-    table, damaged = files.read_parts(folder, schema)
+def _read(
+    folder: Folder,
+    schema: pa.Schema,
+    *,
+    but: Collection[str] = (),
+    columns: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    if columns is not None:
+        schema = _part(schema, columns)
+    table, damaged = files.read_parts(folder, schema, but=but)
     for name, why in damaged.items():
         logger.warning("%s/%s cannot be read and is left out: %s", folder.uri, name, why)
     return table.to_pandas()
@@ -180,14 +198,15 @@ def make_sound(results: Results) -> list[str]:
     trial's epochs, the trial's row is moved too, so that it runs again.
     """
     aside = []
-    for table, schema in TABLES.items():
-        folder = results / table
+    counted = {}
+    for table, columns in COUNTED.items():
+        folder, schema = results / table, TABLES[table]
         files.recover(folder)
-        broken = files.read_parts(folder, schema)[1]
+        counted[table], broken = files.read_parts(folder, _part(schema, columns))
         files.set_aside(folder, broken, into=results / "damaged" / table)
         files.pack_doubles(folder, schema)
         aside += [f"{table}/{name}" for name in broken]
-    if short := _short_of_epochs(trials(results), epochs(results)):
+    if short := _short_of_epochs(**{name: rows.to_pandas() for name, rows in counted.items()}):
         take_apart(results, short)
         names = [f"{key}.parquet" for key in short]
         files.set_aside(results / "trials", names, into=results / "damaged" / "trials")
@@ -195,12 +214,16 @@ def make_sound(results: Results) -> list[str]:
     return aside
 
 
+def _part(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in columns])
+
+
 def take_apart(results: Results, keys: Collection[str]) -> None:
     """Move trials from packed files to their own, which are replaced when the trials run again."""
     lock.check(results.folder)
-    for table, schema in TABLES.items():
-        if again := files.packed_keys(results / table) & set(keys):
-            files.pack(results / table, schema, apart=again)
+    if keys:
+        for table, schema in TABLES.items():
+            files.take_apart(results / table, schema, keys)
 
 
 def packed(results: Results) -> set[str]:
@@ -208,10 +231,10 @@ def packed(results: Results) -> set[str]:
     return {key for table in TABLES for key in files.packed_keys(results / table)}
 
 
-def _short_of_epochs(ended: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
+def _short_of_epochs(trials: pd.DataFrame, epochs: pd.DataFrame) -> list[str]:
     """Trials that have fewer epochs in the table than they completed."""
-    known = ended[ended["status"].isin(("completed", "stopped"))].set_index("trial_key")
-    have = rows.groupby("trial_key")["epoch"].nunique().reindex(known.index).fillna(0)
+    known = trials[trials["status"].isin(("completed", "stopped"))].set_index("trial_key")
+    have = epochs.groupby("trial_key")["epoch"].nunique().reindex(known.index).fillna(0)
     return list(known.index[have < known["epochs_completed"].fillna(0)])
 
 
@@ -231,6 +254,16 @@ def compact(results: Results) -> int:
         return sum(files.pack(results / table, schema) for table, schema in TABLES.items())
     except OSError as error:
         raise ResultsError(f"cannot compact {results.folder.uri}: {error}") from error
+
+
+def pack_ended(results: Results, keys: Collection[str]) -> int:
+    """Pack the files of trials that ended into one more file; returns how many files fewer.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    lock.check(results.folder)
+    return sum(files.pack_trials(results / table, schema, keys) for table, schema in TABLES.items())
 
 
 def faults(results: Results) -> list[str]:

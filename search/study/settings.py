@@ -13,7 +13,10 @@ from search.study.study import TRIAL_FIELDS, Study, check_metric, unknown
 from trainable.config import TrialConfig
 from trainable.host import credentials
 
-OWN_FIELDS = ("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights")
+OWN_FIELDS = (
+    *("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights"),
+    "checkpoint_every_s",
+)
 PARTS = ("explore", "stop", "leaders")  # of a study, with fields of their own
 WORDS = {"true": True, "false": False, "none": None}
 WHOLE = ("seeds", "cpus_per_trial")

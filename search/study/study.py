@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from search.study.domains import as_values, probes
@@ -46,7 +47,9 @@ class Study:
     share of a GPU that a trial takes; or shares by the smallest batch size that each applies from,
     `{16: 0.25, 1024: 1.0}`, the first one also below it; or `auto`, as many to a GPU as measured
     memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights`
-    each trial leaves its best weights in the results, to test or to teach with.
+    each trial leaves its best weights in the results, to test or to teach with. A trial's state is
+    saved every `checkpoint_every_s` seconds, after an evaluation, and at its end: a lost worker
+    costs that much work. It changes no result.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
     for the small study that `--preview` runs on top of `PREVIEW`.
 
@@ -65,6 +68,7 @@ class Study:
     gpus_per_trial: float | Mapping[int, float] | Literal["auto"] = 1.0
     cpus_per_trial: int = 1
     keep_weights: bool = False
+    checkpoint_every_s: float = 30.0
     preview: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Study:
         _check_gpus(self.gpus_per_trial)
         self.explore.check(self)
         self._check_values()
-        self.explore.configs(self)
+        self.known_configs  # noqa: B018  each is checked when it is made
         if self.stop is not None:
             self.stop.check(self)
         if self.leaders is not None:
@@ -99,6 +103,7 @@ class Study:
             check_metric(self.metric)
         check_number("seeds", self.seeds, whole=True, low=1)
         check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
+        check_number("checkpoint_every_s", self.checkpoint_every_s, whole=False, low=0)
         if not isinstance(self.keep_weights, bool):
             raise ValueError(f"keep_weights must be True or False, got {self.keep_weights!r}")
         for name in ("vary", "preview"):
@@ -133,7 +138,12 @@ class Study:
     @property
     def configs(self) -> list[TrialConfig]:
         """The configurations that are known before any trial has run; at least the base."""
-        return self.explore.configs(self) or [self.base]
+        return self.known_configs or [self.base]
+
+    @cached_property
+    def known_configs(self) -> list[TrialConfig]:
+        """Those of the explorer; made once, since there may be many thousand."""
+        return self.explore.configs(self)
 
 
 def check_metric(metric: str) -> None:

@@ -290,14 +290,20 @@ def read(folder: Folder, name: str) -> bytes:
 
 def names(folder: Folder, suffix: str) -> list[str]:
     """The sorted names of a folder's visible files with this suffix; empty without the folder."""
-    return sorted(n for n in _listed(folder) if n.endswith(suffix) and n[0] not in "._")
+    return list(sizes(folder, suffix))
+
+
+def sizes(folder: Folder, suffix: str) -> dict[str, int]:
+    """The bytes of a folder's visible files with this suffix, by sorted name."""
+    listed = _listed(folder)
+    return {n: listed[n] for n in sorted(listed) if n.endswith(suffix) and n[0] not in "._"}
 
 
 @_retried
-def _listed(folder: Folder) -> list[str]:
+def _listed(folder: Folder) -> dict[str, int]:
     filesystem, path = folder.opened()
     entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return [entry.base_name for entry in entries if entry.type == fs.FileType.File]
+    return {entry.base_name: entry.size for entry in entries if entry.type == fs.FileType.File}
 
 
 @_retried
