@@ -337,6 +337,7 @@ def test_a_host_that_fails_everything_is_left_out_and_its_trials_go_on(
     losses = Losses(played, monkeypatch)
     monkeypatch.setattr(hosts, "nodes_with_cores", lambda: ["here", "there"])
     error = {"kind": "OSError", "reason": "OSError: no disk", "node": "here", "host": "h1"}
+    error["traceback"] = "Traceback: no disk"
     for planned in (played.planned, played.planned, played.other):
         played.record.expect(planned)
         played.trial.config["key"] = planned.key
@@ -354,6 +355,11 @@ def test_a_host_that_fails_everything_is_left_out_and_its_trials_go_on(
     # The failures there do not count for the trial any more.
     assert losses.num_until_it_fails("there", "there", "there", "there") == 4
     assert tables.trials(opened).empty
+    played.record.on_trial_error(1, [], played.trial)
+    played.record.settle()
+    reason = only_row(opened)["reason"]
+    assert reason.startswith("its worker ended 7 times: OSError: no disk (on h1) (traceback: ")
+    assert Path(reason.split("traceback: ")[1].rstrip(")")).read_text() == "Traceback: no disk"
 
 
 def test_a_trial_whose_workers_are_lost_too_often_says_why(opened: Results, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_a_node_with_other_data_trains_nothing_and_says_whose_differ(
     with ends_its_process(monkeypatch):
         train_trial(sent(tmp_path, data_fingerprint=drivers))
     (row,) = reports
+    assert row["host_error"].pop("traceback").startswith("Traceback (most recent call last)")
     assert row["host_error"] == {
         "kind": "HostError",
         "reason": f"the data on {socket.gethostname()} ({here[:12]}) is not the driver's "
@@ -173,6 +174,7 @@ def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
         (OSError(errno.EIO, "Input/output error", "/data/train.h5"), True),
         (ModuleNotFoundError("No module named 'timm'"), True),
+        (FileExistsError(errno.EEXIST, "File exists", "/out/checkpoints/k"), False),
         (torch.OutOfMemoryError("CUDA out of memory"), False),
         (RuntimeError("shapes cannot be multiplied"), False),
     ],

@@ -71,6 +71,7 @@ def train_trial(planned: dict[str, Any]) -> None:
             kind = type(error.__cause__ or error).__name__
             reason = one_line(error) if isinstance(error, HostError) else f"{kind}: {error}"
             about = {"kind": kind, "reason": reason, "node": _node()}
+            about["traceback"] = traceback.format_exc()
             _report(trial["metric"], host_error=about | {"host": origin["host"]})
             os._exit(1)
         summary = {
@@ -89,11 +90,13 @@ def _is_the_hosts(error: Exception) -> bool:
     """Whether the trial may succeed in another process or on another host.
 
     After an error of CUDA's such as an illegal memory access, CUDA cannot be started again in the
-    process. An OSError is the system's; a missing package is the host's.
+    process. An OSError is the system's, but for a file that is where a folder should be: it would
+    be there for all. A missing package is the host's.
     """
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
+    everywhere = FileExistsError | NotADirectoryError | IsADirectoryError
+    if isinstance(error, torch.OutOfMemoryError | everywhere):
         return False
     return isinstance(error, HostError | OSError | ImportError | torch.AcceleratorError)
 

@@ -67,6 +67,7 @@ class Recorder(TrialProgressCallback):
         self.gauges: Gauges | None = None
         self.lost_on: dict[str, list[str]] = {}  # by trial id, the nodes of its lost workers
         self.lost_because: dict[str, str] = {}
+        self.tracebacks: dict[str, str] = {}  # by trial id, of what its host could not do
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
         self.num_forgotten = 0
@@ -201,7 +202,8 @@ class Recorder(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its workers were lost too often."""
-        error = _last_error(trial) or "nothing more is known"
+        told = self.tracebacks.get(trial.trial_id) or _last_error(trial)
+        error = told or "nothing more is known"
         failures = trial.run_metadata.num_failures
         why = self.lost_because.get(trial.trial_id) or one_line(error)
         reason = f"its worker ended {failures} times: {why}"
@@ -220,6 +222,7 @@ class Recorder(TrialProgressCallback):
     def _host_failed(self, key: str, trial: Any, error: Mapping[str, Any]) -> None:
         """A worker is about to end because its host cannot train."""
         self.lost_because[trial.trial_id] = f"{error['reason']} (on {error['host']})"
+        self.tracebacks[trial.trial_id] = error["traceback"]
         if sentence := self.hosts.failed(key, error):
             self.progress.note(sentence)
         if self.hosts.left_out:
@@ -231,7 +234,7 @@ class Recorder(TrialProgressCallback):
         key = self._key(trial)
         for kept in (self.planned, self.rows, self.attempt):
             kept.pop(key, None)
-        for kept_by_id in (self.lost_on, self.lost_because):
+        for kept_by_id in (self.lost_on, self.lost_because, self.tracebacks):
             kept_by_id.pop(trial.trial_id, None)
         # Ray keeps every trial, with its config three times, its last result and their history.
         trial.config = trial.evaluated_params = trial._Trial__unresolved_config = {}
