@@ -44,10 +44,12 @@ class Command:
     out: Path
     settings: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()  # enters another host
 
     def start(self) -> None:
+        words = [str(SPACE), "--out", str(self.out), *self.settings]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(SPACE), "--out", str(self.out), *self.settings],
+            [*self.prefix, sys.executable, "-c", DRIVER, *words],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment},
             stdout=subprocess.PIPE,

@@ -30,10 +30,20 @@ def load_schema(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-AWS = load_yaml("aws.yaml")
-AWS_SCHEMA = load_schema(Path(ray.autoscaler.__file__).parent / "ray-schema.json")
-RAYJOB = load_yaml("rayjob.yaml")
+AWS, GCP, OWN_HOSTS = map(load_yaml, ("aws.yaml", "gcp.yaml", "own_hosts.yaml"))
+RAY_UP_SCHEMA = load_schema(Path(ray.autoscaler.__file__).parent / "ray-schema.json")
+RAYJOB, RAYCLUSTER = map(load_yaml, ("rayjob.yaml", "raycluster.yaml"))
 RAYJOB_SCHEMA = load_schema(ROOT / "tests/schemas/rayjob.json")
+RAYCLUSTER_SCHEMA = {  # whose parts are those of a RayJob
+    **RAYJOB_SCHEMA,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        **RAYJOB_SCHEMA["properties"],
+        "kind": {"const": "RayCluster"},
+        "spec": {"$ref": "#/definitions/rayClusterSpec"},
+    },
+}
+CLOUDS = pytest.mark.parametrize("cloud", [AWS, GCP], ids=["aws", "gcp"])
 
 
 def changed(document: Any, path: KeyPath, *, key: str | None = None, value: Any = None) -> Any:
@@ -69,20 +79,28 @@ def path_name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
+def cluster_specs() -> list[Any]:
+    """The clusters of the Kubernetes files."""
+    return [RAYJOB["spec"]["rayClusterSpec"], RAYCLUSTER["spec"]]
+
+
 def pod_specs() -> list[Any]:
-    cluster = RAYJOB["spec"]["rayClusterSpec"]
-    templates = [RAYJOB["spec"]["submitterPodTemplate"], cluster["headGroupSpec"]["template"]]
-    templates += [group["template"] for group in cluster["workerGroupSpecs"]]
+    templates = [RAYJOB["spec"]["submitterPodTemplate"]]
+    for cluster in cluster_specs():
+        templates.append(cluster["headGroupSpec"]["template"])
+        templates += [group["template"] for group in cluster["workerGroupSpecs"]]
     return [template["spec"] for template in templates]
 
 
-def test_aws_file_is_what_ray_up_takes() -> None:
-    jsonschema.validate(AWS, AWS_SCHEMA)
+@pytest.mark.parametrize("document", [AWS, GCP, OWN_HOSTS], ids=["aws", "gcp", "own hosts"])
+def test_a_file_is_what_ray_up_takes(document: Any) -> None:
+    jsonschema.validate(document, RAY_UP_SCHEMA)
 
 
-def test_rayjob_file_is_what_kuberay_takes() -> None:
-    jsonschema.Draft7Validator.check_schema(RAYJOB_SCHEMA)
-    jsonschema.validate(RAYJOB, RAYJOB_SCHEMA)
+def test_kubernetes_files_are_what_kuberay_takes() -> None:
+    for document, schema in ((RAYJOB, RAYJOB_SCHEMA), (RAYCLUSTER, RAYCLUSTER_SCHEMA)):
+        jsonschema.Draft7Validator.check_schema(schema)
+        jsonschema.validate(document, schema)
 
 
 def accepted_misspelt(document: Any, schema: Any, *, names_in: set[str]) -> list[str]:
@@ -95,17 +113,29 @@ def accepted_misspelt(document: Any, schema: Any, *, names_in: set[str]) -> list
     ]
 
 
-def test_any_key_misspelt_in_the_aws_file_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("document", "num_keys"),
+    [(AWS, 20), (GCP, 20), (OWN_HOSTS, 8)],
+    ids=["aws", "gcp", "own hosts"],
+)
+def test_any_key_misspelt_in_a_file_of_ray_up_is_refused(document: Any, num_keys: int) -> None:
     # Ray's schema lets a provider have keys of its own.
     names_in = {"available_node_types", "file_mounts", "provider", "resources"}
-    assert len(list(key_paths(AWS, names_in=names_in))) > 20
-    assert accepted_misspelt(AWS, AWS_SCHEMA, names_in=names_in) == []
+    assert len(list(key_paths(document, names_in=names_in))) > num_keys
+    assert accepted_misspelt(document, RAY_UP_SCHEMA, names_in=names_in) == []
 
 
-def test_any_key_misspelt_in_the_rayjob_file_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("document", "schema", "num_keys"),
+    [(RAYJOB, RAYJOB_SCHEMA, 100), (RAYCLUSTER, RAYCLUSTER_SCHEMA, 80)],
+    ids=["rayjob", "raycluster"],
+)
+def test_any_key_misspelt_in_a_kubernetes_file_is_refused(
+    document: Any, schema: Any, num_keys: int
+) -> None:
     names_in = {"limits", "rayStartParams", "requests"}
-    assert len(list(key_paths(RAYJOB, names_in=names_in))) > 100
-    assert accepted_misspelt(RAYJOB, RAYJOB_SCHEMA, names_in=names_in) == []
+    assert len(list(key_paths(document, names_in=names_in))) > num_keys
+    assert accepted_misspelt(document, schema, names_in=names_in) == []
 
 
 def test_the_word_replica_is_refused() -> None:
@@ -140,7 +170,12 @@ def test_rayjob_file_with_a_wrong_value_is_refused(path: KeyPath, value: Any) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["cluster/aws.yaml", "cluster/rayjob.yaml", "cluster/Dockerfile", "docs/cluster.md"]
+    "name",
+    [
+        *(f"cluster/{name}.yaml" for name in ("aws", "gcp", "rayjob", "raycluster", "compose")),
+        "cluster/Dockerfile",
+        "docs/cluster.md",
+    ],
 )
 def test_images_carry_the_installed_ray_and_a_supported_python(name: str) -> None:
     images = IMAGE.findall((ROOT / name).read_text())
@@ -152,7 +187,7 @@ def test_images_carry_the_installed_ray_and_a_supported_python(name: str) -> Non
 
 
 def test_every_image_is_pinned() -> None:
-    images = [AWS["docker"]["image"]]
+    images = [AWS["docker"]["image"], GCP["docker"]["image"]]
     images += [container["image"] for pod in pod_specs() for container in pod["containers"]]
     assert all(IMAGE.search(image) for image in images)
 
@@ -162,12 +197,12 @@ def test_the_dockerfile_copies_what_a_study_needs_and_installs_only_what_is_lock
     copied = re.findall(r"^COPY (\S+) \S+$", text, re.MULTILINE)
     assert copied == ["requirements.lock", "search", "trainable", "spaces", "cluster"]
     assert all((ROOT / name).exists() for name in copied)
-    (install,) = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    (install,) = re.findall(r"^RUN (.* install .*)$", text, re.MULTILINE)
     assert install.endswith("--require-hashes -r requirements.lock")
 
 
-def test_rayjob_names_the_installed_ray() -> None:
-    assert RAYJOB["spec"]["rayClusterSpec"]["rayVersion"] == ray.__version__
+def test_kubernetes_files_name_the_installed_ray() -> None:
+    assert {spec["rayVersion"] for spec in cluster_specs()} == {ray.__version__}
 
 
 def test_project_asks_for_the_installed_ray() -> None:
@@ -181,33 +216,64 @@ def test_lock_has_the_installed_ray() -> None:
     assert re.findall(r"^ray(?:\[[^]]*\])?==([^\s;]+)", lock, re.MULTILINE) == [ray.__version__]
 
 
-def test_aws_file_opens_nothing_to_the_world() -> None:
+@CLOUDS
+def test_a_cloud_s_file_opens_nothing_to_the_world(cloud: Any) -> None:
     # With Ray's defaults filled in: one of them binds the dashboard to all addresses.
-    filled_in = prepare_config(AWS)
+    filled_in = prepare_config(cloud)
     assert "0.0.0.0" not in json.dumps(filled_in)
-    # Where a node type names no group, Ray makes one that takes SSH from anywhere.
     for node_type in filled_in["available_node_types"].values():
-        assert node_type["node_config"]["SecurityGroupIds"]
+        # Where a node type names none, Ray makes a group that takes SSH from anywhere, or takes
+        # the first network that it finds.
+        named = node_type["node_config"]
+        assert named["SecurityGroupIds" if cloud is AWS else "networkInterfaces"]
 
 
-def test_aws_file_installs_only_what_is_locked() -> None:
-    filled_in = prepare_config(AWS)
+@CLOUDS
+def test_a_cloud_s_file_gives_workers_an_account_of_their_own(cloud: Any) -> None:
+    field = "IamInstanceProfile" if cloud is AWS else "serviceAccounts"
+    types = cloud["available_node_types"]
+    assert types["head"]["node_config"][field] != types["gpu"]["node_config"][field]
+
+
+@CLOUDS
+def test_a_cloud_s_file_installs_only_what_is_locked(cloud: Any) -> None:
+    filled_in = prepare_config(cloud)
     installs = filled_in["head_setup_commands"] + filled_in["worker_setup_commands"]
     assert installs
     assert all("--require-hashes" in command for command in installs)
-    assert "./requirements.lock" in AWS["file_mounts"].values()
+    assert "./requirements.lock" in cloud["file_mounts"].values()
 
 
-def test_both_clusters_ask_for_a_token() -> None:
-    assert "--env RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
-    assert AWS["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    assert RAYJOB["spec"]["rayClusterSpec"]["authOptions"]["mode"] == "token"
+@CLOUDS
+def test_a_cloud_s_cluster_asks_for_a_token(cloud: Any) -> None:
+    assert "--env RAY_AUTH_MODE=token" in cloud["docker"]["run_options"]
+    assert cloud["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-def test_no_trial_runs_on_a_head() -> None:
-    assert AWS["available_node_types"][AWS["head_node_type"]]["resources"]["CPU"] == 0
-    head = RAYJOB["spec"]["rayClusterSpec"]["headGroupSpec"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
+def test_other_clusters_ask_for_a_token() -> None:
+    for cluster in cluster_specs():
+        assert cluster["authOptions"]["mode"] == "token"
+    starts = OWN_HOSTS["head_start_ray_commands"] + OWN_HOSTS["worker_start_ray_commands"]
+    starts = [command for command in starts if "ray start" in command]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert OWN_HOSTS["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_own_hosts_get_the_code_and_only_what_is_locked() -> None:
+    sent = OWN_HOSTS["file_mounts"].values()
+    assert {f"./{name}" for name in ("search", "trainable", "spaces", "cluster")} < set(sent)
+    assert all((ROOT / path).exists() for path in sent if path.startswith("./"))
+    (install,) = (command for command in OWN_HOSTS["setup_commands"] if " install " in command)
+    assert "--require-hashes" in install
+    assert "--dashboard-host=127.0.0.1" in OWN_HOSTS["head_start_ray_commands"][-1]
+
+
+def test_no_trial_runs_on_a_head_that_is_paid_for() -> None:
+    for cloud in (AWS, GCP):
+        assert cloud["available_node_types"][cloud["head_node_type"]]["resources"]["CPU"] == 0
+    for cluster in cluster_specs():
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
 def test_pods_run_without_root_and_within_what_they_ask_for() -> None:
