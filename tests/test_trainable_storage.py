@@ -143,3 +143,15 @@ def test_what_another_attempt_does_not_change_is_told_at_once(
     with pytest.raises(FileNotFoundError):
         storage.read(Folder(str(tmp_path)), "missing")
     assert waits == []
+
+
+def test_all_folders_of_a_bucket_share_a_client() -> None:
+    """A study has a folder of checkpoints for each trial."""
+    options = "?region=us-east-1"
+    study = Folder(f"s3://bucket/out/study{options}")
+    opened = [(study / "checkpoints" / key).opened() for key in ("a", "b")]
+    assert opened[0][0] is opened[1][0] is study.opened()[0]
+    assert [path for _, path in opened] == [f"bucket/out/study/checkpoints/{k}" for k in "ab"]
+    assert Folder(f"s3://bucket{options}").opened() == (study.opened()[0], "bucket")
+    for other in (f"s3://other/out{options}", "s3://bucket/out?region=eu-west-1"):
+        assert Folder(other).opened()[0] is not study.opened()[0]

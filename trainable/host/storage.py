@@ -91,9 +91,15 @@ class Folder:
 
 @lru_cache(4096)
 def _opened(uri: str) -> tuple[fs.FileSystem, str]:
-    """Cached, because opening a store may need a request for its region."""
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return filesystem, path
+    """Cached, because opening a store may need a request for its region; one client a bucket."""
+    path, query, options = uri.partition("?")
+    scheme, _, rest = path.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme not in ("s3", "gs") or not key or "%" in path:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        return filesystem, path
+    filesystem, root = _opened(f"{scheme}://{bucket}{query}{options}")
+    return filesystem, f"{root}/{key}"
 
 
 def is_name(name: object) -> bool:
