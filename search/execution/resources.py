@@ -38,6 +38,8 @@ def share_of(study: Study, config: TrialConfig) -> float:
     if isinstance(shares, Mapping):
         sizes = [size for size in sorted(shares) if size <= config.batch_size]
         shares = shares[sizes[-1] if sizes else min(shares)]
+    if shares > 1:
+        return float(shares)
     return round(math.floor(shares / RAY_STEP + 1e-6) * RAY_STEP, 4)  # a third: three fit
 
 
@@ -63,11 +65,24 @@ def possible_resources(study: Study, cluster: Cluster) -> list[dict[str, float]]
 
 
 def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
-    """How many trials that each take this run side by side; a share is a part of one GPU."""
+    """How many trials that each take this run side by side; a share is a part of one GPU.
+
+    Several GPUs of a trial are those of one node.
+    """
     places = [int(cluster.num_cpus / resources["CPU"])]
-    if share := resources.get("GPU"):
+    share = resources.get("GPU", 0.0)
+    if share > 1:
+        places.append(sum(math.floor(n / share) for n in _gpus_of_nodes(cluster)))
+    elif share:
         places.append(cluster.num_gpus * math.floor(1 / share + 1e-9))
     return max(1, min(places))
+
+
+def _gpus_of_nodes(cluster: Cluster) -> list[float]:
+    """The GPUs of each node; as if all were one node's where Ray does not run."""
+    if not ray.is_initialized():
+        return [float(cluster.num_gpus)]
+    return [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
 
 
 def places(study: Study, cluster: Cluster) -> int:
