@@ -63,27 +63,32 @@ class Evaluation:
             return
         split = self.feed.random_part("precise", 0, num_images)
         ranks = self.step.ranks
-        is_sync = ranks.size > 1 and self.config.norm == "sync"
-        most = len(split) // ranks.size if is_sync else len(split)
 
         def refresh(size: int) -> None:
-            # With norm=sync each rank has one of a larger batch, else one of its own.
-            num_batches = len(split) // size
-            last = num_batches // ranks.size * ranks.size if is_sync else num_batches
-            own = range(ranks.rank, last, ranks.size)
-            batches = islice(self._whole_batches(split, size), own.start, own.stop, own.step)
             with self.step.autocast():
-                precise_statistics(model, batches)
+                precise_statistics(model, self._own_batches(split, size))
             ranks.agree()
-            if ranks.size > 1 and not is_sync:
-                self._average(_moving(model), len(own) / num_batches)
+            if ranks.size > 1 and self.config.norm != "sync":
+                own = range(ranks.rank, len(split) // size, ranks.size)
+                self._average(_moving(model), len(own) / (len(split) // size))
 
         halve_until_it_fits(
             ranks.together(refresh),
-            min(self.step.microbatch_size, most),
+            min(self.step.microbatch_size, len(split)),
             before_retry=lambda _: None,
             multiple_of=self.step.whole_images,
         )
+
+    def _own_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
+        """The batches that this rank normalizes: with norm=sync its parts of larger ones."""
+        ranks = self.step.ranks
+        if ranks.size == 1 or self.config.norm != "sync":
+            yield from islice(self._whole_batches(split, size), ranks.rank, None, ranks.size)
+            return
+        size = min(ranks.size * size, self.config.batch_size, len(split))
+        part = ranks.part(size)
+        for images_BCHW in self._whole_batches(split, size):
+            yield images_BCHW[part.start : part.stop]
 
     def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
         for images_BCHW, labels_B in self.feed.plain(split, size):
