@@ -112,8 +112,8 @@ class TrialConfig:
     batch_size: int = setting(64, "effective (global) batch size", unit="images", low=1)
     microbatch_size: int | None = setting(
         None,
-        "accumulate gradients over microbatches of this size; None: the whole batch, halved while "
-        "memory runs out",
+        "accumulate gradients over microbatches of this size, on each GPU of a trial; None: the "
+        "whole batch, or a GPU's part of it, halved while memory runs out",
         unit="images",
         low=1,
     )

@@ -6,6 +6,7 @@ The only file here with Ray.
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -181,7 +182,11 @@ def _followers(size: int) -> Any:
     """
     from trainable.host.followers import Followers
 
-    return Followers(size, on_loss=lambda: os._exit(1))
+    def end() -> None:
+        sys.stderr.write("another rank of this trial has ended: so does this one\n")
+        os._exit(1)
+
+    return Followers(size, on_loss=end)
 
 
 @contextmanager

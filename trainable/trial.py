@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import Saver, TrialState
@@ -97,9 +97,7 @@ class Trial:
         self.train = self.feed.train
         self._check_sizes()
         self.timetable = timetable(config, train_images=len(self.train))
-        torch.manual_seed(seed_for(config.seed, "weights"))
-        model = build_model(config, num_classes=self.num_classes)
-        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model = self._new_network()
         self.step = Step(
             config, self.model, num_classes=self.num_classes, device=device, ranks=self.ranks
         )
@@ -120,6 +118,12 @@ class Trial:
             self._restore(state)
         elif config.begins_from:
             self._begin_from(config.begins_from, start_folder)
+
+    def _new_network(self) -> nn.Module:
+        """The network before its first update, the same in every rank."""
+        torch.manual_seed(seed_for(self.config.seed, "weights"))
+        model = build_model(self.config, num_classes=self.num_classes)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def _check_sizes(self) -> None:
         if self.config.batch_size < self.ranks.size:

@@ -155,8 +155,21 @@ def check_cluster(study: Study, cluster: Cluster, console: Console) -> None:
             style="yellow",
             highlight=False,
         )
+    _check_parts(study, cluster)
     if "GPU" not in most and any(config.precision == "fp16" for config in study.configs):
         raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+
+
+def _check_parts(study: Study, cluster: Cluster) -> None:
+    """Raises ConnectError where a batch has fewer images than its trial has GPUs."""
+    for config in study.configs:
+        num_gpus = resources_of(study, cluster, config).get("GPU", 0.0)
+        if num_gpus > config.batch_size:
+            raise ConnectError(
+                f"a batch of {config.batch_size} has less than one image for each of "
+                f"{num_gpus:g} GPUs: lower gpus_per_trial, or give it by batch size, such as "
+                f"gpus_per_trial={{1: 1, {math.ceil(num_gpus)}: {num_gpus:g}}}"
+            )
 
 
 def share_that_fits(need_gib: float, total_gib: float, *, most: int) -> float:

@@ -194,11 +194,8 @@ def training_batches(
     order_N = training_order(len(split), seed=config.seed, epoch=place.epoch)
     offset = place.start % batch_size  # another trial may have reached `place` in other steps
     num_batches = (len(split) - offset) // batch_size
-    order_N = order_N[offset : offset + num_batches * batch_size]
-    own_size = batch_size
-    if part is not None:
-        order_N = order_N.view(num_batches, batch_size)[:, list(part)].flatten()
-        own_size = len(part)
+    order_N = _in_batches(order_N[offset:], num_batches, batch_size, part)
+    own_size = batch_size if part is None else len(part)
     labels_N = split.labels_N[order_N.to(split.labels_N.device)]
     images = _augmented(split, config, place.epoch, order_N, mean_C=mean_C, std_C=std_C)
     chunk_size = own_size
@@ -222,6 +219,16 @@ def training_batches(
                 inputs = chunk(start, start + own_size)
         place.start = offset + (number + 1) * batch_size
         yield inputs[index : index + own_size], labels_N[start : start + own_size]
+
+
+def _in_batches(
+    order_N: Tensor, num_batches: int, batch_size: int, part: Sequence[int] | None
+) -> Tensor:
+    """The images of whole batches in order; of each batch, those at the positions `part`."""
+    order_N = order_N[: num_batches * batch_size]
+    if part is None:
+        return order_N
+    return order_N.view(num_batches, batch_size)[:, list(part)].flatten()
 
 
 def _augmented(

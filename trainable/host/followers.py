@@ -2,12 +2,15 @@
 
 The process that starts them is the first rank, and all are on one node. They wait for the next
 trial when one has ended, since starting a process and importing torch takes seconds. They end with
-the process that started them, whatever ends it: their end of a pipe is closed then.
+the process that started them, whatever ends it: their end of a pipe is closed then, and on Linux
+the kernel ends them, even where they are stopped.
 """
 
+import ctypes
 import gc
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe
@@ -34,6 +38,9 @@ START_S = 300.0  # to start a process and to import torch, on a busy machine
 GRACE_S = 30.0  # for the first rank to notice another one's error and to say it
 NOTICE_S = 5.0  # between a broken connection and the end of the process at its other end
 POLL_S = 0.05
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+# The kernel's word that a parent has died comes when the thread ends that started the process.
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="ranks")
 MAIN = "from trainable.host.followers import main; main()"
 
 
@@ -59,7 +66,7 @@ class Followers:
         self.close()
         for _ in range(1, self.size):
             ours, theirs = Pipe()
-            self.processes.append(_process(theirs))
+            self.processes.append(_STARTER.submit(_process, theirs).result())
             self.connections.append(ours)
             theirs.close()
 
@@ -108,11 +115,14 @@ class Followers:
             for rank, connection in enumerate(self.connections, 1):
                 connection.send((rank, self.size, store))
             deadline = time.monotonic() + START_S
-            for process, connection in zip(self.processes, self.connections, strict=True):
+            for connection in self.connections:
                 while not connection.poll(POLL_S):
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise RankLostError("a rank of this trial does not start")
-                connection.recv()
+                    if time.monotonic() > deadline:
+                        raise RankLostError(f"a rank of this trial does not start in {START_S:g} s")
+                try:
+                    connection.recv()
+                except EOFError as error:
+                    raise RankLostError("a rank of this trial ended at its start") from error
             join(0, self.size, store)
             for process, connection in zip(self.processes, self.connections, strict=True):
                 watch = (process, connection, self.errors)
@@ -196,6 +206,8 @@ def join(rank: int, size: int, store: str) -> None:
 
 def main() -> None:
     """One rank, from its start to its end: it does what the first rank sends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     heard: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, heard), daemon=True).start()

@@ -76,7 +76,7 @@ def measure(
 ) -> NoiseSums:
     """One estimate over the trained parameters, from the parts of a batch of images.
 
-    Ranks share the parts among them. They are the same parts however many ranks there are.
+    Ranks share the parts, which are the same however many ranks there are.
 
     `images_between` returns the inputs and labels between two positions in the batch: at most
     `microbatch_size` at once. In evaluation mode, because BatchNorm and dropout would make the
@@ -113,8 +113,11 @@ def measure(
         small_batch=size,
         big_batch=num_images,
     )
-    finite = math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
-    return sums if finite else NoiseSums()
+    return sums if _is_finite(sums) else NoiseSums()
+
+
+def _is_finite(sums: NoiseSums) -> bool:
+    return math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
 
 
 def _squared(tensors: Sequence[Tensor]) -> Tensor:
