@@ -79,19 +79,15 @@ def test_a_share_is_never_made_up_of_two_gpus() -> None:
     assert slots(cluster(num_cpus=3), {"CPU": 2}) == 1
 
 
-def test_several_gpus_of_a_trial_are_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus_of_a_trial_are_of_one_node() -> None:
     whole = study(gpus_per_trial={16: 1, 64: 4})
     assert [share_of(whole, config(size)) for size in (16, 64)] == [1.0, 4.0]
     assert resources_of(whole, cluster(), config(64)) == {"CPU": 1, "GPU": 4.0}
-    assert slots(cluster(num_gpus=14), {"CPU": 1, "GPU": 4.0}) == 3  # where nothing else is known
-    nodes = [
-        {"Alive": n != 8, "Resources": {"GPU": float(n)} if n else {}} for n in (0, 6, 3, 5, 8)
-    ]
-    monkeypatch.setattr(resources.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
-    assert slots(cluster(num_gpus=14), {"CPU": 1, "GPU": 4.0}) == 2
-    assert slots(cluster(num_gpus=14), {"CPU": 1, "GPU": 0.5}) == 16  # of cores
-    assert slots(cluster(num_gpus=14), {"CPU": 8, "GPU": 2.0}) == 2
+    there = replace(cluster(num_gpus=14), gpus_of_nodes=(0, 6, 3, 5))
+    assert slots(there, {"CPU": 1, "GPU": 4.0}) == 2
+    assert slots(there, {"CPU": 1, "GPU": 2.0}) == 6
+    assert slots(there, {"CPU": 8, "GPU": 2.0}) == 2  # of cores
+    assert slots(there, {"CPU": 1, "GPU": 0.5}) == 16
 
 
 def test_a_batch_has_an_image_for_each_gpu() -> None:

@@ -62,7 +62,10 @@ class Interval:
 
 
 class Trial:
-    """The state of a trial between updates, and the steps that change it."""
+    """The state of a trial between updates, and the steps that change it.
+
+    Of several ranks each has it; only the first one has folders.
+    """
 
     def __init__(
         self,
@@ -77,8 +80,7 @@ class Trial:
         """Load network and data; continue from the checkpoint in `folder` if there is one.
 
         `start_folder` contains the state of the trial that the config `begins_from`. The state is
-        saved at the first evaluation after each `checkpoint_every_s`, and at the end. Of several
-        ranks only the first has folders.
+        saved at the first evaluation after each `checkpoint_every_s`, and at the end.
 
         Raises:
             DataError: the data is too small for the batch.
@@ -114,10 +116,7 @@ class Trial:
         self.saver = Saver(folder) if folder is not None else None
         self.num_saves, self.saved_at = 0, time.monotonic()
         self.checkpoint_every_s = checkpoint_every_s
-        if state := self._saved_in(folder, self.key):
-            self._restore(state)
-        elif config.begins_from:
-            self._begin_from(config.begins_from, start_folder)
+        self._continue(start_folder)
 
     def _new_network(self) -> nn.Module:
         """The network before its first update, the same in every rank."""
@@ -168,6 +167,13 @@ class Trial:
         return {name: value.detach().clone() for name, value in state.items()}
 
     # --- checkpoints ------------------------------------------------------------------------------
+
+    def _continue(self, start_folder: Folder | None) -> None:
+        """Take over the trial's own last state, or that of the trial that it begins from."""
+        if state := self._saved_in(self.folder, self.key):
+            self._restore(state)
+        elif self.config.begins_from:
+            self._begin_from(self.config.begins_from, start_folder)
 
     def _restore(self, state: TrialState) -> None:
         self.model.load_state_dict(state.model, strict=False)

@@ -72,17 +72,10 @@ def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
     places = [int(cluster.num_cpus / resources["CPU"])]
     share = resources.get("GPU", 0.0)
     if share > 1:
-        places.append(sum(math.floor(n / share) for n in _gpus_of_nodes(cluster)))
+        places.append(sum(math.floor(n / share) for n in cluster.gpus_of_nodes))
     elif share:
         places.append(cluster.num_gpus * math.floor(1 / share + 1e-9))
     return max(1, min(places))
-
-
-def _gpus_of_nodes(cluster: Cluster) -> list[float]:
-    """The GPUs of each node; as if all were one node's where Ray does not run."""
-    if not ray.is_initialized():
-        return [float(cluster.num_gpus)]
-    return [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
 
 
 def places(study: Study, cluster: Cluster) -> int:
