@@ -64,6 +64,7 @@ class Cluster:
     num_gpus: int
     grows: bool = False
     largest_node: Mapping[str, float] = field(default_factory=dict)
+    gpus_of_nodes: tuple[float, ...] = ()
 
 
 def connect(address: str, *, study: str = "") -> Cluster:
@@ -111,6 +112,7 @@ def look_again(cluster: Cluster) -> Cluster:
         num_cpus=int(sum(node.get("CPU", 0) for node in nodes)),
         num_gpus=int(sum(node.get("GPU", 0) for node in nodes)),
         largest_node={k: max(node.get(k, 0) for node in nodes) for k in ("CPU", "GPU")},
+        gpus_of_nodes=tuple(node.get("GPU", 0) for node in nodes),
     )
 
 

@@ -10,10 +10,11 @@ from commands import SMALL, Run
 from ray import tune
 from rich.console import Console
 
-from cluster.connect import Cluster
+from cluster.connect import Cluster, ConnectError
 from search.execution import resources
 from search.execution.cost_estimate import Share
 from search.execution.resources import (
+    check_cluster,
     mean_gpu_share,
     mean_slots,
     possible_resources,
@@ -76,6 +77,25 @@ def test_a_share_is_never_made_up_of_two_gpus() -> None:
     assert slots(cluster(), {"CPU": 1, "GPU": 0.6}) == 2  # not 3
     assert slots(cluster(num_cpus=3), {"CPU": 1, "GPU": 0.25}) == 3
     assert slots(cluster(num_cpus=3), {"CPU": 2}) == 1
+
+
+def test_several_gpus_of_a_trial_are_of_one_node() -> None:
+    whole = study(gpus_per_trial={16: 1, 64: 4})
+    assert [share_of(whole, config(size)) for size in (16, 64)] == [1.0, 4.0]
+    assert resources_of(whole, cluster(), config(64)) == {"CPU": 1, "GPU": 4.0}
+    there = replace(cluster(num_gpus=14), gpus_of_nodes=(0, 6, 3, 5))
+    assert slots(there, {"CPU": 1, "GPU": 4.0}) == 2
+    assert slots(there, {"CPU": 1, "GPU": 2.0}) == 6
+    assert slots(there, {"CPU": 8, "GPU": 2.0}) == 2  # of cores
+    assert slots(there, {"CPU": 1, "GPU": 0.5}) == 16
+
+
+def test_a_batch_has_an_image_for_each_gpu() -> None:
+    there = cluster(num_gpus=32)
+    with pytest.raises(ConnectError, match="a batch of 16 has less than one image for each of 32"):
+        check_cluster(study(gpus_per_trial=32), there, Console())
+    check_cluster(study(gpus_per_trial=16), there, Console())
+    check_cluster(study(gpus_per_trial=32), cluster(num_gpus=0), Console())
 
 
 def test_of_mixed_shares_the_mean_number_side_by_side_is_harmonic() -> None:

@@ -57,7 +57,7 @@ from trainable.host import credentials
         ({"norm": "ghost", "ghost_batch_size": 24}, "ghost_batch_size must divide the microbatch"),
         (
             {"precise_bn_images": 64, "norm": "group"},
-            "precise_bn_images is only for norm=batch and norm=ghost",
+            "precise_bn_images is only for norm=batch, norm=ghost and norm=sync",
         ),
         ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
         ({"zero_gamma": True}, "zero_gamma is an initialization of residual networks"),

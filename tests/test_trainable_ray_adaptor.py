@@ -233,3 +233,34 @@ def test_what_schedulers_compare_is_finite_and_larger_is_better(
     assert scores[0] == known
     assert all(math.isfinite(score) and score < known for score in scores[1:])
     assert [row["examples_seen"] for row in reports] == [7, 7, 7, 0]
+
+
+def test_a_trial_on_two_gpus_has_two_ranks_that_stay_for_the_next_one(
+    reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one is stopped, as Ray does it: where it reports."""
+    monkeypatch.setattr(ray_adaptor, "_num_gpus", lambda: 2.0)
+    config = replace(CONFIG, norm="none")
+    ours = list(finetune(config))
+    stopped = replace(config, seed=1)
+    followers = ray_adaptor._followers(2)
+
+    def stop(row: dict[str, Any]) -> None:
+        raise SystemExit(0)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_adaptor.tune, "report", stop)
+            with pytest.raises(SystemExit):
+                train_trial(sent(tmp_path, config=asdict(stopped)))
+        (process,) = followers.processes
+        train_trial(sent(tmp_path / "next", config=asdict(config)))
+        assert followers.processes == [process]
+    finally:
+        followers.close()
+        ray_adaptor._followers.cache_clear()
+    end = reports[-1]["trial_row"]
+    assert (end["status"], end["num_gpus"], end["gpu_shared"]) == ("completed", 2.0, False)
+    assert end["microbatch_size"] == CONFIG.batch_size // 2
+    for row, result in zip(reports, ours, strict=False):
+        assert row["epoch_row"]["val_loss"] == pytest.approx(result.val_loss, rel=1e-4)

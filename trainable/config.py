@@ -32,6 +32,7 @@ OPTIMIZERS = (
     *("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"),
     *("schedulefree_sgd", "schedulefree_adamw"),
 )
+BATCH_NORMS = ("batch", "ghost", "sync")  # with statistics of batches
 SCHEDULE_FREE = ("schedulefree_sgd", "schedulefree_adamw")
 OWN_MODELS = ("plain", "residual")
 BUDGETS = ("epochs", "updates", "examples", "seconds")
@@ -85,9 +86,10 @@ class TrialConfig:
     )
     norm: str = setting(
         "batch",
-        "replacement of the BatchNorm layers; frozen: fixed statistics and scale; none: only for "
-        "our own networks",
-        choices=("batch", "ghost", "group", "frozen", "none"),
+        "replacement of the BatchNorm layers; sync: over the images of all GPUs of a trial, where "
+        "batch takes those of each GPU, or of each microbatch; frozen: fixed statistics and scale; "
+        "none: only for our own networks",
+        choices=("batch", "ghost", "sync", "group", "frozen", "none"),
         source="Wu & Johnson 2021",
     )
     ghost_batch_size: int = setting(
@@ -110,8 +112,8 @@ class TrialConfig:
     batch_size: int = setting(64, "effective (global) batch size", unit="images", low=1)
     microbatch_size: int | None = setting(
         None,
-        "accumulate gradients over microbatches of this size; None: the whole batch, halved while "
-        "memory runs out",
+        "accumulate gradients over microbatches of this size, on each GPU of a trial; None: the "
+        "whole batch, or a GPU's part of it, halved while memory runs out",
         unit="images",
         low=1,
     )
@@ -379,9 +381,10 @@ def _check_model(config: TrialConfig) -> None:
                 f"ghost_batch_size must divide the microbatch ({memory}), "
                 f"got {config.ghost_batch_size}"
             )
-    if config.precise_bn_images and config.norm not in ("batch", "ghost"):
+    if config.precise_bn_images and config.norm not in BATCH_NORMS:
         raise ValueError(
-            f"precise_bn_images is only for norm=batch and norm=ghost, got norm={config.norm}"
+            f"precise_bn_images is only for norm=batch, norm=ghost and norm=sync, "
+            f"got norm={config.norm}"
         )
     if config.kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, got {config.kernel_size}")
@@ -456,7 +459,7 @@ def _check_schedule_free(config: TrialConfig) -> None:
     share = "momentum" if name == "schedulefree_sgd" else "beta1"
     if not getattr(config, share):
         raise ValueError(f"optimizer={name} needs {share} > 0")
-    if config.precise_bn_images == 0 and config.norm in ("batch", "ghost"):
+    if config.precise_bn_images == 0 and config.norm in BATCH_NORMS:
         raise ValueError(
             f"optimizer={name} evaluates other weights than it trains, to which BatchNorm's "
             f"running averages do not belong: leave precise_bn_images at none, got 0"

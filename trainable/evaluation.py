@@ -1,6 +1,7 @@
 """An evaluation of a trial: BatchNorm's statistics, scores, gradient noise. Trains nothing."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,16 @@ from trainable.config import TrialConfig
 from trainable.data.batches import DeviceSplit
 from trainable.feed import Feed
 from trainable.host.device import halve_until_it_fits
-from trainable.networks.normalization import precise_statistics, trained_batchnorms
+from trainable.networks.normalization import (
+    precise_statistics,
+    running_statistics,
+    trained_batchnorms,
+)
 from trainable.networks.prefix import bypassed, prefix_at
 from trainable.training import noise
 from trainable.training.metrics import Scores, score
 from trainable.training.noise import NoiseSums
+from trainable.training.schedule import images_kept_together
 from trainable.training.step import Step
 
 # Training images of which precise statistics are taken by default.
@@ -27,6 +33,24 @@ class Evaluation:
         """Nothing is measured yet."""
         self.config, self.feed, self.step = config, feed, step
 
+    def share_statistics(self, batch_size: int) -> None:
+        """Give all ranks the mean of their running statistics, each weighted by its images.
+
+        Each rank's move linearly towards those of its own parts of the batches, so that these are
+        what one rank would have got from all parts.
+        """
+        ranks = self.step.ranks
+        if ranks.size == 1:
+            return
+        share = len(ranks.part(batch_size, images_kept_together(self.config))) / batch_size
+        networks = {id(model): model for model in (self.step.model, self.step.evaluated)}
+        self._average([s for model in networks.values() for s in _moving(model)], share)
+
+    def _average(self, statistics: list[Tensor], share: float) -> None:
+        """Replace statistics by their means over ranks, of which this one counts by its share."""
+        for statistic in statistics:
+            statistic.copy_(self.step.ranks.sum_(statistic * share))
+
     def refresh_statistics(self, model: nn.Module) -> None:
         """Take BatchNorm's statistics anew with the current weights, as `precise_bn_images` says.
 
@@ -38,17 +62,33 @@ class Evaluation:
         if not num_images or not trained_batchnorms(model):
             return
         split = self.feed.random_part("precise", 0, num_images)
+        ranks = self.step.ranks
 
         def refresh(size: int) -> None:
             with self.step.autocast():
-                precise_statistics(model, self._whole_batches(split, size))
+                precise_statistics(model, self._own_batches(split, size))
+            ranks.agree()
+            if ranks.size > 1 and self.config.norm != "sync":
+                own = range(ranks.rank, len(split) // size, ranks.size)
+                self._average(_moving(model), len(own) / (len(split) // size))
 
         halve_until_it_fits(
-            refresh,
+            ranks.together(refresh),
             min(self.step.microbatch_size, len(split)),
             before_retry=lambda _: None,
             multiple_of=self.step.whole_images,
         )
+
+    def _own_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
+        """The batches that this rank normalizes: with norm=sync its parts of larger ones."""
+        ranks = self.step.ranks
+        if ranks.size == 1 or self.config.norm != "sync":
+            yield from islice(self._whole_batches(split, size), ranks.rank, None, ranks.size)
+            return
+        size = min(ranks.size * size, self.config.batch_size, len(split))
+        part = ranks.part(size)
+        for images_BCHW in self._whole_batches(split, size):
+            yield images_BCHW[part.start : part.stop]
 
     def _whole_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
         for images_BCHW, labels_B in self.feed.plain(split, size):
@@ -59,10 +99,17 @@ class Evaluation:
         """Scores and logits (N, K) of a split with the current weights and statistics."""
         logits_NK = halve_until_it_fits(
             lambda _: self._logits(split),
-            min(self.feed.chunk_size, len(split)),
+            max(1, min(self.feed.chunk_size, len(self.step.ranks.part(len(split))))),
             before_retry=self.feed.take_fewer,
         )
-        return score(logits_NK, split.labels_N), logits_NK
+        ranks = self.step.ranks
+        if ranks.size == 1:
+            return score(logits_NK, split.labels_N), logits_NK
+        own = ranks.part(len(split))
+        all_NK = logits_NK.new_zeros(len(split), logits_NK.shape[1])
+        all_NK[own.start : own.stop] = logits_NK
+        ranks.sum_(all_NK)
+        return ranks.of_first(score(all_NK, split.labels_N)), all_NK
 
     def _logits(self, split: DeviceSplit) -> Tensor:
         model = self.step.evaluated
@@ -73,6 +120,8 @@ class Evaluation:
             for inputs_B in self.feed.evaluation(split):
                 with bypassed(prefix):
                     logits.append(model(inputs_B).float())
+        if not logits:  # fewer images than ranks
+            return torch.zeros(0, self.step.num_classes, device=self.step.device)
         return torch.cat(logits)
 
     def measure_noise(self, number: int) -> NoiseSums:
@@ -97,7 +146,13 @@ class Evaluation:
                 lambda inputs, labels: self.step.loss(inputs, labels)[0],
                 num_images=len(split),
                 microbatch_size=size,
+                ranks=self.step.ranks,
             ),
             min(self.step.microbatch_size, len(split) // noise.PARTS),
             before_retry=lambda _: None,
         )
+
+
+def _moving(model: nn.Module) -> list[Tensor]:
+    """The running statistics that training changes."""
+    return [s for layer in trained_batchnorms(model) for s in running_statistics(layer)]

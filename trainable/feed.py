@@ -23,8 +23,10 @@ from trainable.data.batches import (
 )
 from trainable.data.cache import Dataset, Split
 from trainable.host.device import room_bytes
+from trainable.host.ranks import ALONE, Ranks
 from trainable.networks.prefix import Prefix, run_prefix
-from trainable.training.schedule import growth
+from trainable.training.losses import is_mixed
+from trainable.training.schedule import growth, images_kept_together
 
 # Batch size of a forward pass without gradients. On a CPU larger batches do not fit its caches: at
 # 96x96 px batches of 256 are 1.1 (VGG16) to 4 times (MobileNet-V2) slower than batches of 32.
@@ -34,13 +36,19 @@ INFERENCE_BATCH = {"cpu": 32, "cuda": 1024}
 class Feed:
     """The training and validation split of a trial, and their features once computed."""
 
-    def __init__(self, config: TrialConfig, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: Dataset,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Put both splits on the device.
 
         Raises:
             DataError: the config's `image_size` is larger than the images.
         """
-        self.config, self.device = config, device
+        self.config, self.device, self.ranks = config, device, ranks
         self.train = self.on_device(data.train, config.train_images)
         self.val = self.on_device(data.val, config.eval_images)
         mean, std = normalization(config, data.mean, data.std)
@@ -93,7 +101,10 @@ class Feed:
         self.chunk_size = chunk_size
 
     def batches(self, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless training inputs (B, ...) and labels (B,) from `place`, which is advanced."""
+        """Endless training inputs (B, ...) and labels (B,) from `place`, which is advanced.
+
+        Of several ranks each has its part of a batch.
+        """
         while True:
             size, _ = growth(self.config, place.epoch, train_images=len(self.train))
             split = self.train
@@ -108,13 +119,25 @@ class Feed:
                 std_C=self.std_C,
                 transform=self.inputs if self.prefix and not split.are_features else None,
                 prefetch_images=self.chunk_size,
+                part=self._part(size),
             )
             place.epoch, place.start = place.epoch + 1, 0
 
+    def _part(self, batch_size: int) -> list[int] | None:
+        """The positions in a batch that this rank trains, None for all of them.
+
+        Where images are mixed, the one before them comes first: the first is mixed with that.
+        """
+        if self.ranks.size == 1:
+            return None
+        part = self.ranks.part(batch_size, images_kept_together(self.config))
+        return [*([(part[0] - 1) % batch_size] if is_mixed(self.config) else []), *part]
+
     def evaluation(self, split: DeviceSplit) -> Iterator[Tensor]:
-        """The network's inputs for all images once, in order."""
-        if split is self.val:
-            split = self._kept("val", split)
+        """The network's inputs for all images once, in order; of several ranks, for this one's."""
+        part = self.ranks.part(len(split))
+        own = split.between(part.start, part.stop) if len(part) < len(split) else split
+        split = self._kept("val", own) if split is self.val else own
         for inputs, _ in self.plain(split, self.chunk_size):
             yield inputs if split.are_features else self.inputs(inputs)
 

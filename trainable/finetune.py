@@ -11,7 +11,8 @@ import torch
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, open_data
-from trainable.host.device import pick_device
+from trainable.host.device import claim_device, pick_device
+from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
 from trainable.trial import Trial
@@ -26,6 +27,7 @@ def finetune(
     keep_weights: bool = False,
     checkpoint_every_s: float = 0.0,
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> Generator[EpochResult, None, TrialResult]:
     """Train one model; yield after each evaluation and return a summary.
 
@@ -36,6 +38,7 @@ def finetune(
     yielded first, and all numbers equal those of an uninterrupted trial. `start_folder` is the
     checkpoint folder of the trial that the config `begins_from`. `keep_weights` saves the best
     weights in `checkpoint_folder`. A loss that is not finite ends the trial with status `diverged`.
+    `ranks` are the processes that train it together: the others do `follow` meanwhile.
 
     Raises:
         DataError: the data is missing, broken, or too small for the batch.
@@ -44,14 +47,27 @@ def finetune(
     if not isinstance(data, Dataset):
         data = open_data(config.dataset, Path(data) if data else None, split_by=config.split_by)
     device = device or pick_device()
-    trial = Trial(config, data, device, checkpoint_folder, start_folder, checkpoint_every_s)
+    trial = Trial(config, data, device, checkpoint_folder, start_folder, checkpoint_every_s, ranks)
     try:
         yield from list(trial.results)
         reason = ""
-        while not trial.is_over and not reason:
+        while ranks.goes_on(not trial.is_over and not reason):
             result, reason = trial.train_on()
             if result is not None:
                 yield result
         return trial.finish(reason, keep=keep_weights)
+    except GeneratorExit:  # whoever asks for evaluations wants no more
+        ranks.leave()
+        raise
     finally:
         trial.close()
+
+
+def follow(ranks: Ranks, config: TrialConfig, data: Dataset | str | None, num_threads: int) -> None:
+    """What the other ranks do while the first one does `finetune`: the same, on their parts.
+
+    Only the first one reads and writes checkpoints and yields evaluations.
+    """
+    claim_device(num_threads)
+    for _ in finetune(config, data=data, ranks=ranks):
+        pass

@@ -3,15 +3,15 @@
 The only file here with Ray.
 """
 
-import gc
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -33,7 +33,6 @@ PARENT_CHECK_S = 2.0
 BEAT_S = 2.0
 BEATS = "trial_workers"  # where in Ray's key-value store a worker says what it does
 NODE_LABEL = "ray.io/node-id"  # Ray gives each node one
-MEMORY_WAIT_S = 30.0
 KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
@@ -156,23 +155,57 @@ def _num_gpus() -> float:
 def _claim_device(num_cpus: int) -> None:
     """Limit this process to its cores and its share of a GPU, once the GPU's memory is free.
 
+    Of several GPUs it takes the first one.
+
     Raises:
-        RuntimeError: the memory is not free after `MEMORY_WAIT_S`.
+        HostError: the memory is not free after a while.
     """
-    import torch
+    from trainable.host.device import claim_device
 
-    from trainable.host.device import limit_memory, pick_device, set_threads, wait_for_memory
-
-    set_threads(num_cpus)
-    device, share = pick_device(), _num_gpus()
-    if device.type == "cuda":
-        gc.collect()  # in a worker that is used again: a CUDA graph goes with its cycle alone
-        torch.cuda.empty_cache()
     try:
-        wait_for_memory(device, share, MEMORY_WAIT_S)
+        claim_device(num_cpus, min(_num_gpus(), 1.0))
     except RuntimeError as error:
         raise HostError(str(error)) from error
-    limit_memory(device, share)
+
+
+def _num_ranks() -> int:
+    """How many processes train a trial: one for each of its GPUs."""
+    return max(1, int(_num_gpus()))
+
+
+@cache
+def _followers(size: int) -> Any:
+    """The processes of this worker's other ranks, for all of its trials.
+
+    One that is lost while a trial is under way takes this process with it: Ray then counts one lost
+    worker, and starts the trial again from its checkpoint.
+    """
+    from trainable.host.followers import Followers
+
+    def end() -> None:
+        sys.stderr.write("another rank of this trial has ended: so does this one\n")
+        os._exit(1)
+
+    return Followers(size, on_loss=end)
+
+
+@contextmanager
+def _ranks(config: TrialConfig, trial: dict[str, Any]) -> Iterator[Any]:
+    """The ranks of the trial, of which this process is the first."""
+    from trainable.finetune import follow
+    from trainable.host.ranks import ALONE, RankLostError
+
+    size = _num_ranks()
+    if size == 1:
+        yield ALONE
+        return
+    num_threads = max(1, trial["num_cpus"] // size)
+    try:
+        with _followers(size).training(follow, config, trial["data_folder"], num_threads) as ranks:
+            yield ranks
+    except RankLostError:
+        traceback.print_exc()  # for the worker's log
+        os._exit(1)
 
 
 @cache
@@ -212,6 +245,8 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
     # Imported here, in the worker: the driver plans and prints without torch's training stack.
     from trainable.finetune import finetune
 
+    if (size := _num_ranks()) > 1:
+        _followers(size).start()  # they import torch meanwhile
     pulse.enter("opening data")
     try:
         data = _open_data(config.dataset, trial["data_folder"], config.split_by)
@@ -222,21 +257,24 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
             f"({trial['data_fingerprint'][:12]}): give every node the same files"
         )
-    _claim_device(trial["num_cpus"])
-    epochs = finetune(
-        config,
-        data=data,
-        checkpoint_folder=Folder(trial["checkpoint_folder"]),
-        start_folder=Folder(trial["start_folder"]) if trial["start_folder"] else None,
-        keep_weights=trial["keep_weights"],
-        checkpoint_every_s=trial["checkpoint_every_s"],
-    )
-    while True:
-        try:
-            result = next(epochs)
-        except StopIteration as end:
-            return asdict(end.value)
-        _report(trial["metric"], epoch_row=asdict(result))
+    _claim_device(max(1, trial["num_cpus"] // size))
+    with _ranks(config, trial) as ranks:
+        epochs = finetune(
+            config,
+            data=data,
+            checkpoint_folder=Folder(trial["checkpoint_folder"]),
+            start_folder=Folder(trial["start_folder"]) if trial["start_folder"] else None,
+            keep_weights=trial["keep_weights"],
+            checkpoint_every_s=trial["checkpoint_every_s"],
+            ranks=ranks,
+        )
+        with closing(epochs):
+            while True:
+                try:
+                    result = next(epochs)
+                except StopIteration as end:
+                    return asdict(end.value)
+                _report(trial["metric"], epoch_row=asdict(result))
 
 
 @lru_cache(KEPT_DATASETS)

@@ -19,8 +19,8 @@ class EpochResult:
     `train_accuracy` and `grad_norm` are means over the updates since the previous evaluation.
     `noise_trace` and `noise_squared_gradient` are this evaluation's estimates of tr(Sigma) and
     |G|^2, NaN if they were not measured; `noise_scale` is the ratio of their running sums, in which
-    an evaluation counts half after three more. `epoch_wall_s` includes validation; `images_per_s`
-    does not.
+    an evaluation counts half after three more. `epoch_wall_s` includes validation; `images_per_s`,
+    which is that of all GPUs of the trial together, does not.
     """
 
     epoch: int
@@ -57,9 +57,11 @@ class TrialResult:
     Values are NaN without a finished epoch or a test split, and test scores if the trial diverged.
     `collapsed`: the network predicts the same for every image.
     `test_auroc_low` and `test_auroc_high` are the bounds of DeLong's 95 % interval.
-    `microbatch_size` is the final one, after `oom_retries` halvings. `fast_paths` names the
+    `microbatch_size` is the final one, after `oom_retries` halvings. On several GPUs it is the
+    images that each of them has at once, `accumulation_steps` counts the microbatches of one, and
+    `peak_memory_gib` is that of the GPU that needed most. `fast_paths` names the
     optimizations in use: `data_on_gpu` or `data_mapped` (from a file), and any of `frozen_prefix`,
-    `train_features_kept`, `val_features_kept` and `cuda_graph`.
+    `train_features_kept`, `val_features_kept` and, on one GPU, `cuda_graph`.
     """
 
     status: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import Saver, TrialState
@@ -27,6 +27,7 @@ from trainable.host.device import (
     set_precision,
 )
 from trainable.host.pulse import enter
+from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
 from trainable.networks.prefix import find_prefix
@@ -61,7 +62,10 @@ class Interval:
 
 
 class Trial:
-    """The state of a trial between updates, and the steps that change it."""
+    """The state of a trial between updates, and the steps that change it.
+
+    Of several ranks each has it; only the first one has folders.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Trial:
         folder: Folder | None,
         start_folder: Folder | None = None,
         checkpoint_every_s: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load network and data; continue from the checkpoint in `folder` if there is one.
 
@@ -84,19 +89,20 @@ class Trial:
         """
         enter("building")
         self.config, self.data, self.device, self.folder = config, data, device, folder
+        self.ranks = ranks
         self.key = trial_key(config, data.fingerprint)
         self.num_classes = len(data.classes)
         keep_freed_memory(device)
         reset_peak_memory(device)
         set_precision(config.precision, device)
-        self.feed = Feed(config, data, device)
+        self.feed = Feed(config, data, device, self.ranks)
         self.train = self.feed.train
         self._check_sizes()
         self.timetable = timetable(config, train_images=len(self.train))
-        torch.manual_seed(seed_for(config.seed, "weights"))
-        model = build_model(config, num_classes=self.num_classes)
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.step = Step(config, self.model, num_classes=self.num_classes, device=device)
+        self.model = self._new_network()
+        self.step = Step(
+            config, self.model, num_classes=self.num_classes, device=device, ranks=self.ranks
+        )
         self._renormalize_for_teacher()
         self._attach_prefix()
         self.evaluation = Evaluation(config, self.feed, self.step)
@@ -110,12 +116,20 @@ class Trial:
         self.saver = Saver(folder) if folder is not None else None
         self.num_saves, self.saved_at = 0, time.monotonic()
         self.checkpoint_every_s = checkpoint_every_s
-        if folder is not None and (state := checkpoint.load(folder, trial_key=self.key)):
-            self._restore(state)
-        elif config.begins_from:
-            self._begin_from(config.begins_from, start_folder)
+        self._continue(start_folder)
+
+    def _new_network(self) -> nn.Module:
+        """The network before its first update, the same in every rank."""
+        torch.manual_seed(seed_for(self.config.seed, "weights"))
+        model = build_model(self.config, num_classes=self.num_classes)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def _check_sizes(self) -> None:
+        if self.config.batch_size < self.ranks.size:
+            raise DataError(
+                f"batch_size {self.config.batch_size} is less than one image for each of "
+                f"{self.ranks.size} GPUs: set a smaller gpus_per_trial for it"
+            )
         if len(self.train) < self.config.batch_size:
             raise DataError(
                 f"batch_size {self.config.batch_size} is larger than the {len(self.train)} "
@@ -154,6 +168,13 @@ class Trial:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
+    def _continue(self, start_folder: Folder | None) -> None:
+        """Take over the trial's own last state, or that of the trial that it begins from."""
+        if state := self._saved_in(self.folder, self.key):
+            self._restore(state)
+        elif self.config.begins_from:
+            self._begin_from(self.config.begins_from, start_folder)
+
     def _restore(self, state: TrialState) -> None:
         self.model.load_state_dict(state.model, strict=False)
         self.step.load_state_dict(state.step)
@@ -165,9 +186,14 @@ class Trial:
         for name, value in state.counters.items():
             setattr(self, name, value)
 
+    def _saved_in(self, folder: Folder | None, key: str) -> TrialState | None:
+        """The state of a trial in a folder, if there is one; the first rank reads it for all."""
+        state = checkpoint.load(folder, trial_key=key) if folder is not None else None
+        return self.ranks.of_first(state)
+
     def _begin_from(self, key: str, folder: Folder | None) -> None:
         """Take another trial's weights, optimizer state and position, but not its scores."""
-        state = checkpoint.load(folder, trial_key=key) if folder is not None else None
+        state = self._saved_in(folder, key)
         if state is None:
             raise ValueError(
                 f"this trial begins from the last state of trial {key}, which is not in "
@@ -256,6 +282,7 @@ class Trial:
             self.train_s += interval.train_s
         enter("evaluating")
         self.step.to_evaluation()
+        self.evaluation.share_statistics(interval.batch_size)
         self.evaluation.refresh_statistics(self.step.evaluated)
         val, _ = self.evaluation.evaluate(self.feed.val)
         if not math.isfinite(val.loss):
@@ -281,7 +308,9 @@ class Trial:
             noise_squared_gradient=noise.squared_gradient if is_measured else math.nan,
             epoch_wall_s=wall_s,
             images_per_s=interval.examples / interval.train_s,
-            microbatch_size=min(self.step.microbatch_size, interval.batch_size),
+            microbatch_size=min(
+                self.step.microbatch_size, self.step.largest_part(interval.batch_size)
+            ),
         )
         self.results.append(result)
         if self.best() is result:
@@ -294,6 +323,9 @@ class Trial:
         # Dropout and mixing use the global generator. Seeded here, a resumed trial draws the same
         # numbers as an uninterrupted one.
         torch.manual_seed(seed_for(self.config.seed, "dropout", number))
+        if self.ranks.size > 1:  # all mix alike, and each has a dropout of its own
+            self.step.mixing_state = torch.get_rng_state()
+            torch.manual_seed(seed_for(self.config.seed, "dropout", number, self.ranks.rank))
         set_training(self.model)
         totals = torch.zeros(4, device=self.device)
         interval = Interval(totals=totals, lr=math.nan, batch_size=self.config.batch_size)
@@ -304,7 +336,7 @@ class Trial:
             self._update(inputs_B, labels_B, interval)
             if self.timetable.unit == "seconds":
                 now = device_time_s(self.device)
-                self.train_s, clock = self.train_s + now - clock, now
+                self.train_s, clock = self.ranks.of_first(self.train_s + now - clock), now
             at_evaluation = self._at_evaluation()
             is_checked = at_evaluation or interval.updates % FINITE_CHECK_UPDATES == 0
             if is_checked and not interval.totals[0].isfinite():
@@ -315,9 +347,11 @@ class Trial:
 
     def _update(self, inputs_B: Tensor, labels_B: Tensor, interval: Interval) -> None:
         """One update with its learning rate, counted in the trial and in the interval."""
-        factor = growth(self.config, self.place.epoch, train_images=len(self.train))[1]
+        size, factor = growth(self.config, self.place.epoch, train_images=len(self.train))
         interval.lr = lr_at(self.config, self.timetable, self.progress) * factor
-        interval.batch_size = len(labels_B)
+        interval.batch_size = size
+        if self.ranks.size > 1:
+            self.step.batch_size = size
         sums = self.step.update(inputs_B, labels_B, interval.lr)
         if self.step.scaler.is_enabled():
             is_skipped = ~sums[2].isfinite()
@@ -325,9 +359,9 @@ class Trial:
             interval.totals[3] += is_skipped
         interval.totals[:3] += sums
         interval.updates += 1
-        interval.examples += len(labels_B)
+        interval.examples += size
         self.updates += 1
-        self.examples_seen += len(labels_B)
+        self.examples_seen += size
 
     def _at_evaluation(self) -> bool:
         if self.progress >= self.end:
@@ -368,6 +402,7 @@ class Trial:
             self.saver.wait()
         status = "diverged" if reason else "stopped" if continues else "completed"
         speeds = [result.images_per_s for result in self.results]
+        part = self.step.largest_part(self.config.batch_size)
         val_scores: dict[str, Any] = {
             f"val_{name}": getattr(best, f"val_{name}") if best else math.nan
             for name in ("auroc", "accuracy", "balanced_accuracy", "loss")
@@ -387,9 +422,9 @@ class Trial:
             **{f"test_{name}": value for name, value in asdict(scores).items()},
             train_wall_s=self.wall_s,
             images_per_s=float(np.median(speeds)) if speeds else math.nan,
-            peak_memory_gib=peak_memory_gib(self.device),
-            microbatch_size=min(self.step.microbatch_size, self.config.batch_size),
-            accumulation_steps=math.ceil(self.config.batch_size / self.step.microbatch_size),
+            peak_memory_gib=self.ranks.largest(peak_memory_gib(self.device)),
+            microbatch_size=min(self.step.microbatch_size, part),
+            accumulation_steps=math.ceil(part / self.step.microbatch_size),
             oom_retries=self.step.oom_retries,
             noise_scale=self.noise.scale,
             device=device_name(self.device),

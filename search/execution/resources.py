@@ -38,6 +38,8 @@ def share_of(study: Study, config: TrialConfig) -> float:
     if isinstance(shares, Mapping):
         sizes = [size for size in sorted(shares) if size <= config.batch_size]
         shares = shares[sizes[-1] if sizes else min(shares)]
+    if shares > 1:
+        return float(shares)
     return round(math.floor(shares / RAY_STEP + 1e-6) * RAY_STEP, 4)  # a third: three fit
 
 
@@ -63,9 +65,15 @@ def possible_resources(study: Study, cluster: Cluster) -> list[dict[str, float]]
 
 
 def slots(cluster: Cluster, resources: Mapping[str, float]) -> int:
-    """How many trials that each take this run side by side; a share is a part of one GPU."""
+    """How many trials that each take this run side by side; a share is a part of one GPU.
+
+    Several GPUs of a trial are those of one node.
+    """
     places = [int(cluster.num_cpus / resources["CPU"])]
-    if share := resources.get("GPU"):
+    share = resources.get("GPU", 0.0)
+    if share > 1:
+        places.append(sum(math.floor(n / share) for n in cluster.gpus_of_nodes))
+    elif share:
         places.append(cluster.num_gpus * math.floor(1 / share + 1e-9))
     return max(1, min(places))
 
@@ -140,8 +148,21 @@ def check_cluster(study: Study, cluster: Cluster, console: Console) -> None:
             style="yellow",
             highlight=False,
         )
+    _check_parts(study, cluster)
     if "GPU" not in most and any(config.precision == "fp16" for config in study.configs):
         raise ConnectError("precision=fp16 needs a GPU, and there is none: take bf16 or fp32")
+
+
+def _check_parts(study: Study, cluster: Cluster) -> None:
+    """Raises ConnectError where a batch has fewer images than its trial has GPUs."""
+    for config in study.configs:
+        num_gpus = resources_of(study, cluster, config).get("GPU", 0.0)
+        if num_gpus > config.batch_size:
+            raise ConnectError(
+                f"a batch of {config.batch_size} has less than one image for each of "
+                f"{num_gpus:g} GPUs: lower gpus_per_trial, or give it by batch size, such as "
+                f"gpus_per_trial={{1: 1, {math.ceil(num_gpus)}: {num_gpus:g}}}"
+            )
 
 
 def share_that_fits(need_gib: float, total_gib: float, *, most: int) -> float:

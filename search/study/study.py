@@ -43,13 +43,13 @@ class Study:
     `vary` maps fields of the trial to Ray Tune's domains. `seeds` repeats each configuration, and
     the mean is what is ranked; `leaders` gives the best of them more. `metric` is the score that
     ranks the trials, and `base.select_by` the one that selects a trial's epoch. If only one of them
-    is given, the other is the same. `gpus_per_trial` is 1 or the
-    share of a GPU that a trial takes; or shares by the smallest batch size that each applies from,
-    `{16: 0.25, 1024: 1.0}`, the first one also below it; or `auto`, as many to a GPU as measured
-    memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With `keep_weights`
-    each trial leaves its best weights in the results, to test or to teach with. A trial's state is
-    saved every `checkpoint_every_s` seconds, after an evaluation, and at its end: a lost worker
-    costs that much work. It changes no result.
+    is given, the other is the same. `gpus_per_trial` is the number of GPUs of one node that a trial
+    takes, or the share of one; or these by the smallest batch size that each applies from,
+    `{16: 0.25, 1024: 4}`, the first one also below it; or `auto`, as many trials to a GPU as
+    measured memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With
+    `keep_weights` each trial leaves its best weights in the results, to test or to teach with. A
+    trial's state is saved every `checkpoint_every_s` seconds, after an evaluation, and at its end:
+    a lost worker costs that much work. It changes no result.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
     for the small study that `--preview` runs on top of `PREVIEW`.
 
@@ -166,7 +166,7 @@ def check_number(name: str, value: object, *, whole: bool, low: float) -> None:
 
 
 def _check_gpus(shares: object) -> None:
-    """Raises ValueError where the shares of a GPU are not 1 or a part of one."""
+    """Raises ValueError where a trial takes neither whole GPUs nor a part of one."""
     if isinstance(shares, str):
         if shares != "auto":
             raise ValueError(f"gpus_per_trial must be a number, a dict or 'auto', got {shares!r}")
@@ -179,10 +179,10 @@ def _check_gpus(shares: object) -> None:
     values: list[Any] = list(shares.values()) if isinstance(shares, Mapping) else [shares]
     for share in values:
         check_number("gpus_per_trial", share, whole=False, low=0)
-        if share > 1:
+        if share > 1 and share != int(share):
             raise ValueError(
-                f"gpus_per_trial must be at most 1, a trial trains on one GPU or on a part of one; "
-                f"got {share}"
+                f"gpus_per_trial must be a whole number above 1, a trial trains on a part of a GPU "
+                f"or on whole ones; got {share}"
             )
         if share < LEAST_SHARE and (share or isinstance(shares, Mapping)):
             raise ValueError(

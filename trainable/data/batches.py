@@ -3,8 +3,8 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,12 @@ class DeviceSplit:
         images, device = self.images_NHWC, self.labels_N.device
         chosen = images[index_B.to(images.device)]
         return chosen if images.device == device else _sent(chosen, device)
+
+    def between(self, first: int, last: int) -> "DeviceSplit":
+        """The images from `first` to `last` as a split: a view, not a copy."""
+        return replace(
+            self, images_NHWC=self.images_NHWC[first:last], labels_N=self.labels_N[first:last]
+        )
 
     def part(self, index_B: Tensor) -> "DeviceSplit":
         """The images at `index_B` as a split on the device."""
@@ -173,6 +179,7 @@ def training_batches(
     std_C: Tensor,
     transform: Callable[[Tensor], Tensor] | None = None,
     prefetch_images: int = 1,
+    part: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented, normalized batches (B, 3, H, W) and labels (B,) to the end of the epoch.
 
@@ -181,33 +188,47 @@ def training_batches(
     on seed, epoch and image, not on its batch: trials of different batch sizes see the same images.
 
     `transform` is applied to the images of several updates together, at least `prefetch_images`.
-    A trial that continues from `place` forms the same groups.
+    A trial that continues from `place` forms the same groups. With `part`, only the images at these
+    positions of each batch are made.
     """
     order_N = training_order(len(split), seed=config.seed, epoch=place.epoch)
+    offset = place.start % batch_size  # another trial may have reached `place` in other steps
+    num_batches = (len(split) - offset) // batch_size
+    order_N = _in_batches(order_N[offset:], num_batches, batch_size, part)
+    own_size = batch_size if part is None else len(part)
     labels_N = split.labels_N[order_N.to(split.labels_N.device)]
     images = _augmented(split, config, place.epoch, order_N, mean_C=mean_C, std_C=std_C)
-    offset = place.start % batch_size  # another trial may have reached `place` in other steps
-    end = offset + (len(split) - offset) // batch_size * batch_size
-    chunk_size = batch_size
+    chunk_size = own_size
     if transform is not None:
-        chunk_size *= max(1, math.ceil(prefetch_images / batch_size))
+        chunk_size *= max(1, math.ceil(prefetch_images / own_size))
 
     def chunk(first: int, last: int) -> Tensor:
         return images(first, last) if transform is None else transform(images(first, last))
 
     inputs: Tensor | None = None
-    for start in range(place.start, end, batch_size):
-        index = (start - offset) % chunk_size  # of this batch in its chunk
+    for number in range(place.start // batch_size, num_batches):
+        start = number * own_size
+        index = start % chunk_size  # of this batch in its chunk
         if inputs is None or index == 0:
             try:
-                inputs = chunk(start - index, min(start - index + chunk_size, end))
+                inputs = chunk(start - index, min(start - index + chunk_size, len(order_N)))
             except torch.OutOfMemoryError:
-                if chunk_size == batch_size:
+                if chunk_size == own_size:
                     raise
-                index, chunk_size = 0, batch_size  # no prefetching from now on
-                inputs = chunk(start, start + batch_size)
-        place.start = start + batch_size
-        yield inputs[index : index + batch_size], labels_N[start : start + batch_size]
+                index, chunk_size = 0, own_size  # no prefetching from now on
+                inputs = chunk(start, start + own_size)
+        place.start = offset + (number + 1) * batch_size
+        yield inputs[index : index + own_size], labels_N[start : start + own_size]
+
+
+def _in_batches(
+    order_N: Tensor, num_batches: int, batch_size: int, part: Sequence[int] | None
+) -> Tensor:
+    """The images of whole batches in order; of each batch, those at the positions `part`."""
+    order_N = order_N[: num_batches * batch_size]
+    if part is None:
+        return order_N
+    return order_N.view(num_batches, batch_size)[:, list(part)].flatten()
 
 
 def _augmented(

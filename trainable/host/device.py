@@ -1,6 +1,7 @@
 """The device of a trial: which one, its name, its clock, its memory and its threads."""
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -21,6 +22,7 @@ GIB = 2**30
 CONTEXT_GIB = 0.5
 FREE_PART = 0.8  # of a trial's share: CUDA contexts and other programs take some of it
 POLL_S = 0.5
+MEMORY_WAIT_S = 30.0  # less than what makes a silent worker count as hung
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 DATA_PART = 0.5  # of the free memory: the rest is for the network and its activations
 
@@ -115,6 +117,21 @@ def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> Non
                 f"the GPU, or set a smaller gpus_per_trial"
             )
         time.sleep(POLL_S)
+
+
+def claim_device(num_threads: int, share: float = 1.0, timeout_s: float = MEMORY_WAIT_S) -> None:
+    """Limit this process to its threads and its share of a GPU, once the GPU's memory is free.
+
+    Raises:
+        RuntimeError: the memory is not free after `timeout_s`.
+    """
+    set_threads(num_threads)
+    device = pick_device()
+    if device.type == "cuda":
+        gc.collect()  # in a process that is used again: a CUDA graph goes with its cycle alone
+        torch.cuda.empty_cache()
+    wait_for_memory(device, share, timeout_s)
+    limit_memory(device, share)
 
 
 def room_bytes(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Replacements of BatchNorm (Ghost BatchNorm, GroupNorm, frozen), and precise statistics."""
+"""Replacements of BatchNorm (ghost, group, sync, frozen), and precise statistics."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from trainable.config import TrialConfig
+from trainable.networks.sync_norm import SyncBatchNorm2d
 
 GROUPS = 32  # Wu & He 2018
 
@@ -101,6 +102,10 @@ def _replacement(layer: nn.BatchNorm2d, config: TrialConfig) -> nn.Module:
         ghost.ghost_size = config.ghost_batch_size
         ghost.load_state_dict(layer.state_dict())
         return _like(ghost, layer)
+    if config.norm == "sync":
+        sync = SyncBatchNorm2d(size, eps=layer.eps, momentum=layer.momentum)
+        sync.load_state_dict(layer.state_dict())
+        return _like(sync, layer)
     if config.norm == "frozen":
         from torchvision.ops import FrozenBatchNorm2d  # a second that others need not wait
 

@@ -21,6 +21,11 @@ def smoothing_of(config: TrialConfig, *, num_classes: int) -> float:
     return eps if config.smoothing_convention == "torch" else eps * num_classes / (num_classes - 1)
 
 
+def is_mixed(config: TrialConfig) -> bool:
+    """Whether images are mixed with others of their batch."""
+    return bool(config.mixup_alpha or config.cutmix_alpha)
+
+
 def mix(
     config: TrialConfig, images_BCHW: Tensor, labels_B: Tensor, *, num_classes: int
 ) -> tuple[Tensor, Tensor]:
@@ -29,7 +34,7 @@ def mix(
     Each image is mixed with the next one in the (random) order, with one lambda per batch from
     Beta(alpha, alpha), as torchvision does it. Uses PyTorch's global generator.
     """
-    if not config.mixup_alpha and not config.cutmix_alpha:
+    if not is_mixed(config):
         return images_BCHW, labels_B
     transforms = _mixers(config.mixup_alpha, config.cutmix_alpha, num_classes)
     index = int(torch.randint(len(transforms), ())) if len(transforms) > 1 else 0

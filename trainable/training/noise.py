@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainable.host.ranks import ALONE, Ranks
+
 PARTS = 8
 HALF_LIFE_EVALUATIONS = 3
 SHARE_OF_TRAIN, LEAST_IMAGES, MOST_IMAGES = 1 / 32, 64, 1024
@@ -70,8 +72,11 @@ def measure(
     *,
     num_images: int,
     microbatch_size: int,
+    ranks: Ranks = ALONE,
 ) -> NoiseSums:
     """One estimate over the trained parameters, from the parts of a batch of images.
+
+    Ranks share the parts, which are the same however many ranks there are.
 
     `images_between` returns the inputs and labels between two positions in the batch: at most
     `microbatch_size` at once. In evaluation mode, because BatchNorm and dropout would make the
@@ -96,18 +101,23 @@ def measure(
 
     mean = [torch.zeros_like(parameter) for parameter in parameters]
     small_squared = torch.zeros((), device=parameters[0].device)
-    for part in range(PARTS):
+    for part in range(ranks.rank, PARTS, ranks.size):
         gradients = gradients_of(part * size)
         small_squared += _squared(gradients) / PARTS
         torch._foreach_add_(mean, gradients, alpha=1 / PARTS)
+    for total in (small_squared, *mean):
+        ranks.sum_(total)
     sums = estimate(
         float(small_squared),
         float(_squared(mean)),
         small_batch=size,
         big_batch=num_images,
     )
-    finite = math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
-    return sums if finite else NoiseSums()
+    return sums if _is_finite(sums) else NoiseSums()
+
+
+def _is_finite(sums: NoiseSums) -> bool:
+    return math.isfinite(sums.trace_sigma) and math.isfinite(sums.squared_gradient)
 
 
 def _squared(tensors: Sequence[Tensor]) -> Tensor:

@@ -126,6 +126,16 @@ def _steps_passed(config: TrialConfig, share: float) -> int:
     return min(int(share * (config.num_steps + 1) + 1e-9), config.num_steps)
 
 
+def images_kept_together(config: TrialConfig) -> int:
+    """How many images of a batch stay in one of several ranks.
+
+    They are those of a microbatch, or of a ghost, where they are normalized together.
+    """
+    if config.norm == "batch":
+        return config.microbatch_size or 1
+    return config.ghost_batch_size if config.norm == "ghost" else 1
+
+
 def growth(config: TrialConfig, epoch: int, *, train_images: int) -> tuple[int, float]:
     """Batch size and factor of the lr in an epoch (from 1) with `decay=batch_growth`.
 

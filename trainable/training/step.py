@@ -1,6 +1,8 @@
 """One step of training: a whole batch, in microbatches that fit in memory, to new weights."""
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,12 +12,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
 from trainable.host.pulse import tick
+from trainable.host.ranks import ALONE, Ranks, bounds
 from trainable.networks.models import head_of
 from trainable.networks.normalization import as_part_of_batch, running_statistics
 from trainable.networks.prefix import Prefix, bypassed
+from trainable.networks.sync_norm import num_exchanged, synchronize
 from trainable.networks.teacher import load_teacher
+from trainable.training.gradients import SharedGradients
 from trainable.training.graph import graph_if_faster, may_be_graphed
-from trainable.training.losses import mix, num_correct, smoothing_of, training_loss
+from trainable.training.losses import is_mixed, mix, num_correct, smoothing_of, training_loss
 from trainable.training.optim import (
     build_optimizer,
     set_lr,
@@ -23,7 +28,7 @@ from trainable.training.optim import (
     to_evaluation,
     to_training,
 )
-from trainable.training.schedule import ema_decay_at, peak_lr
+from trainable.training.schedule import ema_decay_at, images_kept_together, peak_lr
 from trainable.training.snapshot import Snapshot
 
 # What optimizers count in their groups: LAMB its updates, schedule-free ones the average's weight
@@ -36,7 +41,13 @@ class Step:
     """What an update changes besides the weights: optimizer, scaler, average, microbatch size."""
 
     def __init__(
-        self, config: TrialConfig, model: nn.Module, *, num_classes: int, device: torch.device
+        self,
+        config: TrialConfig,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Set up optimizer, average and teacher.
 
@@ -44,6 +55,8 @@ class Step:
             ValueError: the teacher cannot be built, or was trained on other classes.
         """
         self.config, self.model, self.device = config, model, device
+        self.ranks = ranks
+        synchronize(model, self.ranks)
         self.num_classes = num_classes
         self.smoothing = smoothing_of(config, num_classes=num_classes)
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -57,13 +70,20 @@ class Step:
         if config.distill_from:
             teacher = load_teacher(config.distill_from, num_classes=num_classes).to(device)
             self.teacher = teacher.to(memory_format=torch.channels_last)
-        self.microbatch_size = config.microbatch_size or config.batch_size
+        self.microbatch_size = config.microbatch_size or self.largest_part(config.batch_size)
         self.oom_retries = 0
         self.snapshot = Snapshot(model, device)
         self.has_stepped = False
         self.prefix: Prefix | None = None  # if set, the network is given its features
         self.graph: Callable[[Tensor], Tensor] | None = None
         self.graphed_images = -1  # batch size of the graph; -1 before it was measured
+        self.batch_size: int | None = None  # of which this rank has a part; None: all of it
+        self.mixing_state = torch.get_rng_state()  # of several ranks, all mix alike
+        if self.ranks.size > 1:
+            self.graphed_images = 0  # a capture fails while another GPU is spoken to
+            self.gradients = SharedGradients(self.trained, self.ranks)
+            num_exchanged_ = num_exchanged(model, self.ranks.size)
+            self.ranks.reserve(num_exchanged_, device if num_exchanged_ else torch.device("cpu"))
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         lr, head = peak_lr(self.config), head_of(self.model)
@@ -82,6 +102,10 @@ class Step:
     def whole_images(self) -> int:
         """Microbatches are multiples of this many images where they can: those of a ghost."""
         return self.config.ghost_batch_size if self.config.norm == "ghost" else 1
+
+    def largest_part(self, batch_size: int) -> int:
+        """The most images of a batch that a rank has."""
+        return max(self.ranks.lengths(batch_size, images_kept_together(self.config)))
 
     @property
     def paths(self) -> list[str]:
@@ -116,10 +140,14 @@ class Step:
         The loss is summed over images. With a prefix, the batch holds features (B, C, H, W). If
         memory runs out, the microbatch is halved and the step starts again: the batch stays whole,
         and the failed attempt leaves statistics, random states and gradients as they were.
+
+        Several ranks are each given their part of a batch of `batch_size`, take the same step and
+        return the same numbers, those of the whole batch.
         """
+        total = self.batch_size or len(labels_B)
         set_lr(self.optimizer, lr)
         to_training(self.optimizer)
-        images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
+        images, targets = self._mixed(images_BCHW, labels_B)
         if self.graphed_images < 0:
             self._measure_graph(images, targets)
         self.snapshot.take()
@@ -133,21 +161,49 @@ class Step:
                 undo_step()
 
         def attempt(size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-            sums = self._accumulate(images, targets, size)
-            return *sums, None if self.has_stepped else self._apply_gradients()
+            sums = self._accumulate(images, targets, size, total)
+            self.ranks.agree()
+            if self.has_stepped:
+                return *sums, None
+            sums, grad_norm = self._of_all_ranks(*sums), self._apply_gradients()
+            self.ranks.agree()
+            return *sums, grad_norm
 
         loss, correct, grad_norm = halve_until_it_fits(
-            attempt,
-            min(self.microbatch_size, len(targets)),
+            self.ranks.together(attempt),
+            min(self.microbatch_size, self.largest_part(total)),
             before_retry=start_again,
             multiple_of=self.whole_images,
         )
         if grad_norm is None:
+            loss, correct = self._of_all_ranks(loss, correct)
             grad_norm = self._apply_gradients()
         self.has_stepped = True
         if self.average is not None:
-            self._update_average(self.average, ema_decay_at(self.config, len(labels_B)))
+            self._update_average(self.average, ema_decay_at(self.config, total))
         return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
+
+    def _mixed(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch after mixup or CutMix.
+
+        Several ranks draw the same for it, unlike for dropout. The first image of a part is the one
+        before it in the batch, which is only there to be mixed with the next.
+        """
+        if self.ranks.size == 1 or not is_mixed(self.config):
+            return mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
+        own_state = torch.get_rng_state()
+        torch.set_rng_state(self.mixing_state)
+        images, targets = mix(self.config, images_BCHW, labels_B, num_classes=self.num_classes)
+        self.mixing_state = torch.get_rng_state()
+        torch.set_rng_state(own_state)
+        return images[1:], targets[1:]
+
+    def _of_all_ranks(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up the ranks' gradients, and their sums of loss and correct predictions."""
+        if self.ranks.size == 1:
+            return loss, correct
+        loss, correct = self.gradients.add_up(torch.stack([loss, correct])).unbind()
+        return loss, correct
 
     def _first_step(self, lr: float) -> Callable[[], None]:
         """How to undo the optimizer's first step, which creates its state: memory may run out.
@@ -202,25 +258,39 @@ class Step:
             torch._foreach_copy_(own, before)
             torch._foreach_lerp_(own, live, 1 - decay)
 
-    def _accumulate(self, images_BCHW: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _accumulate(
+        self, images_BCHW: Tensor, targets: Tensor, size: int, total: int
+    ) -> tuple[Tensor, Tensor]:
         """Add up the gradients of the batch's mean loss, one microbatch of `size` after another.
 
-        Returns the sums of loss and correct predictions.
+        The batch has `total` images, in all ranks together. Returns the sums of loss and correct
+        predictions.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = correct_sum = torch.zeros((), device=self.device)
         graph = self.graph if len(targets) == self.graphed_images <= size else None
         done = 0
-        for images, part in zip(images_BCHW.split(size), targets.split(size), strict=True):
+        sizes = self._microbatches(size, total) if self.ranks.size > 1 else size
+        for images, part in zip(images_BCHW.split(sizes), targets.split(sizes), strict=True):
             tick()
             with as_part_of_batch(self.batchnorms, done=done, size=len(part), total=len(targets)):
                 loss, logits_BK = self.loss(images, part, graph)
             done += len(part)
-            share = len(part) / len(targets)
+            share = len(part) / total
             self.scaler.scale(loss * share).backward()
             loss_sum = loss_sum + loss.detach() * len(part)
             correct_sum = correct_sum + num_correct(logits_BK, part)
         return loss_sum, correct_sum
+
+    def _microbatches(self, size: int, total: int) -> list[int]:
+        """The sizes of this rank's microbatches: as many as in every other rank, none empty."""
+        lengths = self.ranks.lengths(total, images_kept_together(self.config))
+        own = lengths[self.ranks.rank]
+        counts = [math.ceil(length / size) for length in lengths]
+        if min(counts) == max(counts):
+            return [min(size, own - first) for first in range(0, own, size)]
+        edges = bounds(own, min(max(counts), *lengths))
+        return [last - first for first, last in pairwise(edges)]
 
     def loss(
         self, images: Tensor, targets: Tensor, graph: Callable[[Tensor], Tensor] | None = None
