@@ -117,7 +117,7 @@ def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
     assert "already exists" in head.submit(out, "faulty-1", "--set", "seeds=2")
 
     assert head.ray("stop", "faulty-1").returncode == 0
-    assert "STOPPED" in head.status("faulty-1")
+    assert "was stopped" in head.status("faulty-1")
     log = head.log("faulty-1")
     assert "interrupted:" in log, log
     assert "go on with" in log
@@ -125,7 +125,7 @@ def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
     assert not (out / "faulty" / "lock.json").exists()  # so it ended by itself
 
     head.submit(out, "faulty-2", "--set", "seeds=2")
-    wait_for(lambda: "SUCCEEDED" in head.status("faulty-2"))
+    wait_for(lambda: "succeeded" in head.status("faulty-2"))
     rows = epochs(out)
     assert len(rows) == 4 * 20
     assert not rows.duplicated(["trial_key", "epoch"]).any()

@@ -43,9 +43,9 @@ def told(declared: Study, cluster: Cluster) -> str:
 def test_more_gpus_than_any_node_has_are_refused() -> None:
     """Ray would wait for such a node in silence, for ever."""
     with pytest.raises(ConnectError) as refused:
-        told(study(), a_cluster(largest_node={"CPU": 4.0, "GPU": 0.0}))
+        told(study(gpus_per_trial=4), a_cluster())
     assert str(refused.value) == (
-        "a trial takes 1 GPU and no node has more than 0: lower gpus_per_trial, or start such a "
+        "a trial takes 4 GPU and no node has more than 2: lower gpus_per_trial, or start such a "
         "node"
     )
     with pytest.raises(ConnectError, match="takes 8 CPU and no node has more than 4: lower cpus_"):
