@@ -353,6 +353,9 @@ def measured(num_trials: int, options: argparse.Namespace, *, is_paced: bool = F
 
 def checkpoints(num_epochs: int) -> dict[str, float]:
     """States that a trial of short evaluations saves, after each and on a clock of 30 s."""
+    import torch  # a replay has no use for it
+
+    torch.set_num_threads(1)  # two on a busy machine wait for each other
     figures: dict[str, float] = {}
     config = TrialConfig(
         dataset="synthetic",
