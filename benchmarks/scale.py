@@ -10,7 +10,8 @@ shares of that replay are those of a driver that is not hurried. With `--ray N` 
 the training: Ray Tune, and N worker processes that report every `--every-s` seconds.
 
 For each number of trials: seconds a trial, CPU of the driver and of its event loop, memory, files,
-and seconds from the last trial to the written report. Last line: one JSON object.
+and seconds from the last trial to the written report. `--checkpoints` trains one small network
+instead, and counts what it saves. Last line: one JSON object.
 """
 
 import argparse
@@ -50,7 +51,10 @@ from search.results import lock, tables
 from search.results.tables import Results
 from search.study.explorer import Tables
 from search.study.study import Study
+from trainable import checkpoint
 from trainable.config import TrialConfig
+from trainable.finetune import finetune
+from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
 
 TRAIN_IMAGES = 50_000
@@ -347,6 +351,45 @@ def measured(num_trials: int, options: argparse.Namespace, *, is_paced: bool = F
     return cost
 
 
+def checkpoints(num_epochs: int) -> dict[str, float]:
+    """States that a trial of short evaluations saves, after each and on a clock of 30 s."""
+    import torch  # a replay has no use for it
+
+    torch.set_num_threads(1)  # two on a busy machine wait for each other
+    figures: dict[str, float] = {}
+    config = TrialConfig(
+        dataset="synthetic",
+        model="plain",
+        pretrained="none",
+        precision="fp32",
+        optimizer="adam",
+        epochs=num_epochs,
+        image_size=32,
+        train_images=128,
+        eval_images=64,
+    )
+    save = checkpoint.save
+    for name, every_s in {"each": 0.0, "clock": 30.0}.items():
+        sizes: list[int] = []
+
+        def counted(state: Any, folder: Any, *, token: str, sizes: list[int] = sizes) -> None:
+            save(state, folder, token=token)
+            path = Path(folder.uri)
+            sizes.append(max(file.stat().st_size for file in path.iterdir()))
+
+        checkpoint.save = counted
+        with tempfile.TemporaryDirectory() as out:
+            began = time.process_time()
+            folder = Folder(out)
+            for _ in finetune(config, checkpoint_folder=folder, checkpoint_every_s=every_s):
+                pass
+            figures[f"saves_{name}"] = len(sizes)
+            figures[f"saved_mb_{name}"] = sum(sizes) / 1e6
+            figures[f"trial_cpu_s_{name}"] = time.process_time() - began
+    checkpoint.save = save
+    return figures
+
+
 def in_own_process(num_trials: int, options: argparse.Namespace) -> dict[str, float]:
     """The figures of one replay, in a fresh process: memory is that of this study alone."""
     words = [*sys.argv[1:], "--trials", str(num_trials), "--one"]
@@ -368,6 +411,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=100.0, help="reports a second when paced")
     parser.add_argument("--paced-s", type=float, default=60.0, help="0: no paced replay")
     parser.add_argument("--no-report", action="store_true")
+    parser.add_argument("--checkpoints", action="store_true", help="only the states of a trial")
     parser.add_argument("--out", type=Path, help="folder to write in; default: a temporary one")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -378,6 +422,9 @@ def main() -> None:
     options = parsed()
     if options.ray:
         os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": options.ray})
+    if options.checkpoints:
+        print(json.dumps({n: round(v, 3) for n, v in checkpoints(options.epochs).items()}))
+        return
     if options.one:
         is_paced = options.trials == [0]
         num_trials = 10_000 if is_paced else options.trials[0]

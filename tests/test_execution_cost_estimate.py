@@ -85,6 +85,21 @@ def test_a_cut_of_the_kinds_leaves_no_network_and_no_batch_size_out() -> None:
     assert {c.width for c in kinds[:6]} == {39}  # the one that is trained most
 
 
+def test_states_are_saved_on_a_clock_and_at_the_end() -> None:
+    config = replace(BASE, epochs=50)
+    timed = replace(measured(), save_s=100.0)
+    train_s, every = trial_cost_s(config, timed)
+    none_s = trial_cost_s(config, replace(timed, save_s=0.0))[1]
+    assert every - none_s == pytest.approx(50 * 100.0)
+
+    def saved(every_s: float) -> float:
+        return (trial_cost_s(config, timed, checkpoint_every_s=every_s)[1] - none_s) / 100.0
+
+    assert saved(2 * train_s) == pytest.approx(1)
+    assert saved(train_s / 3.5) == pytest.approx(4)
+    assert saved(train_s / 1000) == pytest.approx(50)  # no more often than it is evaluated
+
+
 def test_a_kind_that_is_not_timed_counts_as_its_nearest() -> None:
     timed = [
         kind_of(replace(BASE, **change))

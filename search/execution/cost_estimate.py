@@ -126,8 +126,13 @@ def num_evaluations(config: TrialConfig, *, train_images: int, total_images: flo
     return max(1, math.ceil(total_images / every - 1e-9))
 
 
-def trial_cost_s(config: TrialConfig, measured: "Measured") -> tuple[float, float]:
-    """Seconds that a whole trial trains and evaluates, and seconds that it takes beside that."""
+def trial_cost_s(
+    config: TrialConfig, measured: "Measured", *, checkpoint_every_s: float = 0.0
+) -> tuple[float, float]:
+    """Seconds that a whole trial trains and evaluates, and seconds that it takes beside that.
+
+    Its state is saved at the first evaluation after each `checkpoint_every_s`, and at its end.
+    """
     table = timetable(config, train_images=measured.train_images)
     seconds = table.total
     if table.unit == "images":
@@ -137,8 +142,11 @@ def trial_cost_s(config: TrialConfig, measured: "Measured") -> tuple[float, floa
         train_images=measured.train_images,
         total_images=seconds * measured.images_per_s,
     )
-    other_s = measured.start_s + measured.test_s + evaluations * measured.save_s
-    return seconds + evaluations * measured.eval_s, other_s
+    train_s = seconds + evaluations * measured.eval_s
+    saves = evaluations
+    if checkpoint_every_s:
+        saves = min(evaluations, 1 + int(train_s / checkpoint_every_s))
+    return train_s, measured.start_s + measured.test_s + saves * measured.save_s
 
 
 def rungs_of(*, grace: float, total: float, factor: float) -> list[float]:
@@ -175,6 +183,7 @@ def estimate(
     gpu_share: float,
     worker_start_s: float,
     keep_weights: bool,
+    checkpoint_every_s: float = 0.0,
     rungs: Sequence[float] = (),
     factor: float = 1.0,
     by_batch_size: bool = False,
@@ -192,7 +201,9 @@ def estimate(
         if kind not in similar:
             similar[kind] = most_similar(kind, timed)
         measured = timed[similar[kind]]
-        training_s, beside_s = trial_cost_s(share.config, measured)
+        training_s, beside_s = trial_cost_s(
+            share.config, measured, checkpoint_every_s=checkpoint_every_s
+        )
         train_s += share.count * training_s
         other_s += share.count * beside_s
         weights_bytes += share.count * measured.weights_bytes

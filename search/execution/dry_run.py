@@ -115,6 +115,7 @@ def print_cost(console: Console, ready: Ready, cluster: Cluster, known: Tables, 
         gpu_share=mean_gpu_share(study, cluster, shares),
         worker_start_s=worker_start_s,
         keep_weights=study.keep_weights,
+        checkpoint_every_s=study.checkpoint_every_s,
         **stopping,
     )
     device = ", ".join(sorted({measured.device for measured in timed.values()}))
