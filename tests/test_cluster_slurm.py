@@ -51,7 +51,7 @@ PartitionName=urgent Nodes=h[1-3] State=UP PriorityTier=10
 """
 # `cred_expire`: a job that went back into the queue waits so long, by default two minutes.
 CGROUP = "CgroupPlugin=cgroup/v1\nCgroupAutomount=yes\n"
-MAX_JOB_S = 500
+MAX_JOB_S = 900
 
 
 @dataclass(frozen=True, kw_only=True)
