@@ -71,6 +71,7 @@ class Slurm:
         where = (f"--chdir={self.repository}", f"--output={out}/job.log")
         words = (*job, *where, str(ROOT / "cluster/slurm.sh"))
         study = (str(SPACE), "--out", str(out), "--set", "batch_size=32,64,96", "--set", setting)
+        study += ("--set", "checkpoint_every_s=0")  # nothing is trained again
         return self.run(*words, *study).strip()
 
     def job(self, number: str) -> dict[str, str]:
