@@ -1,6 +1,6 @@
 """Hosts on one machine, for tests of real clusters: of several, cut off, slow, with own disks.
 
-Each host has its own network with one address, its own name, processes, mounts and /tmp/ray. A
+Each host has its own network with one address, its own name, processes, mounts and /tmp. A
 keeper process holds these namespaces and ends when its input does. So nothing is left when the
 tests end, however they end, and two test processes may use the same names and addresses: the
 switch that joins the hosts has a network of its own, too. Needs root and iproute2.
@@ -38,8 +38,12 @@ OBJECT_STORE_BYTES = 100_000_000
 NAMESPACES = ("--net", "--mount", "--uts", "--pid", "--mount-proc")
 SWITCH = "ip link add switch type bridge && ip link set switch up && echo ready && cat; :"
 HOST = """
-hostname "$1" && mkdir -p "$2" /tmp/ray && mount --bind "$2" /tmp/ray &&
-mount --bind "$3" /etc/hosts && ip link set lo up && echo ready && cat; :
+name=$1 tmp=$2 known=$3 && shift 3 && hostname "$name" && mkdir -p -m 1777 "$tmp" &&
+for shared in "$@"; do
+    mkdir -p "$tmp${shared#/tmp}" && mount --bind "$shared" "$tmp${shared#/tmp}" || exit
+done &&
+mount --rbind "$tmp" /tmp && mount --bind "$known" /etc/hosts && ip link set lo up &&
+echo ready && cat; :
 """
 
 
@@ -164,11 +168,21 @@ def hosts(count: int, folder: Path, *, loopback: bool = False) -> Iterator[Hosts
             known = {**addresses, **({name: "127.0.1.1"} if loopback else {})}
             lines = ["127.0.0.1 localhost", *(f"{to} {host}" for host, to in known.items())]
             (own / "hosts").write_text("\n".join(lines) + "\n")
-            words = (name, str(own / "ray"), str(own / "hosts"))
+            words = (name, str(own / "tmp"), str(own / "hosts"), *_shared(folder, ROOT))
             keeper = stack.enter_context(_keeper(NAMESPACES, HOST, *words))
             _plug_in(name, address, keeper, switch)
             made.append(Host(name=name, address=address, folder=own, keeper=keeper))
         yield Hosts(hosts=tuple(made), switch=switch)
+
+
+def _shared(*paths: Path) -> list[str]:
+    """The folders in /tmp that the paths are in, which all hosts see."""
+    tops = {Path("/tmp", path.relative_to("/tmp").parts[0]) for path in paths if _in_tmp(path)}
+    return sorted(map(str, tops))
+
+
+def _in_tmp(path: Path) -> bool:
+    return path.is_relative_to("/tmp")
 
 
 def _collect(made: list[Host]) -> None:

@@ -67,9 +67,24 @@ def test_prometheus_and_grafana_see_what_the_head_writes() -> None:
     assert "ray:/tmp/ray:ro" in volumes["grafana"]
     named = {volume.split(":")[0] for each in volumes.values() for volume in each}
     assert set(COMPOSE["volumes"]) == {name for name in named if not name.startswith(".")}
-    paths = [ROOT / "cluster" / name for name in named if name.endswith(".yml")]
-    assert paths
-    assert all(path.is_file() for path in paths)
+    assert {"./prometheus.yml", "./grafana.json"} < named
+    assert all((ROOT / "cluster" / name).exists() for name in named if name.startswith("./"))
+
+
+def test_grafana_has_the_dashboards_of_ray_and_of_studies() -> None:
+    grafana = SERVICES["grafana"]
+    configs = {name: yaml.safe_load(each["content"]) for name, each in COMPOSE["configs"].items()}
+    assert {each["source"] for each in grafana["configs"]} == set(configs)
+    folder = grafana["environment"]["GF_PATHS_PROVISIONING"]
+    assert all(each["target"].startswith(folder) for each in grafana["configs"])
+    (source,) = configs["datasource"]["datasources"]
+    assert source["url"] == SERVICES["head"]["environment"]["RAY_PROMETHEUS_HOST"]
+    paths = [provider["options"]["path"] for provider in configs["dashboards"]["providers"]]
+    mounted = {volume.split(":")[1] for volume in grafana["volumes"]}
+    assert all(
+        any(target.startswith(path) or path.startswith(target) for target in mounted)
+        for path in paths
+    )
 
 
 def test_every_service_is_pinned_and_without_privileges() -> None:

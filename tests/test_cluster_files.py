@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from commands import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config
+from ray.scripts.scripts import start
 
 IMAGE = re.compile(r"\b(?:rayproject/ray|batch-lr-search):([0-9.]+)-py3(\d+)-gpu\b")
 KeyPath = tuple[str | int, ...]
@@ -253,10 +256,7 @@ def test_a_cloud_s_cluster_asks_for_a_token(cloud: Any) -> None:
 def test_other_clusters_ask_for_a_token() -> None:
     for cluster in cluster_specs():
         assert cluster["authOptions"]["mode"] == "token"
-    starts = OWN_HOSTS["head_start_ray_commands"] + OWN_HOSTS["worker_start_ray_commands"]
-    starts = [command for command in starts if "ray start" in command]
-    assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "RAY_AUTH_MODE=token" in OWN_HOSTS["setup_commands"][-1]
     assert OWN_HOSTS["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
@@ -274,6 +274,22 @@ def test_no_trial_runs_on_a_head_that_is_paid_for() -> None:
         assert cloud["available_node_types"][cloud["head_node_type"]]["resources"]["CPU"] == 0
     for cluster in cluster_specs():
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_the_slurm_script_parses_and_so_do_its_commands() -> None:
+    """tests/test_cluster_slurm.py runs it, where there is a SLURM."""
+    script = ROOT / "cluster" / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text().replace("\\\n", " ")
+    (node,) = re.findall(r"^ *exec ray start (.*)\"\$@\"$", text, re.MULTILINE)
+    for more in re.findall(r"^ *node (--.*?) &", text, re.MULTILINE):
+        words = re.sub(r"\$\(\([^)]*\)\)", "1", f"{node} {more}")  # ports
+        words = re.sub(r'"\$SLURM_CPUS_ON_NODE"|"\$port"', "1", words)
+        start.make_context("start", shlex.split(words))
+    assert "$(" not in words
+    (study,) = re.findall(r"exec python -u -m (\S+) \"\$@\" --address", text, re.MULTILINE)
+    assert study == "search.run"
+    assert "RAY_AUTH_MODE=token" in text
 
 
 def test_pods_run_without_root_and_within_what_they_ask_for() -> None:

@@ -34,7 +34,8 @@ def on_hosts(ray_hosts: RayHosts, command: Command) -> Command:
     head = ray_hosts.hosts.hosts[0]
     command.prefix = tuple(head.words([]))
     command.environment = {**ON_HOSTS, **head.environment}
-    command.settings = ("--address", ray_hosts.address)
+    # Every evaluation is saved, so that none is trained again.
+    command.settings = ("--address", ray_hosts.address, "--set", "checkpoint_every_s=0")
     return command
 
 

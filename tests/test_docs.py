@@ -12,7 +12,6 @@ import itertools
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +43,7 @@ PAGES = {
     for path in (*(ROOT / name for name in LINKED), *sorted((ROOT / "docs").glob("*.md")))
 }
 STAND_FOR = {"/data": "DIR", "s3://BUCKET/results": "elsewhere"}
-PROGRAMS = r"(\w+=\S+ )*(uv|python|pytest|pip|ray|git|docker|kubectl) "
+PROGRAMS = r"(\w+=\S+ )*(uv|python|pytest|pip|ray|git|docker|kubectl|sbatch) "
 OPERATORS = {"&&", ";", "(", ")"}
 DRAWN = ("<svg></svg>", b"\x89PNG")  # tests of the report draw its charts
 
@@ -55,14 +54,9 @@ def blocks(page: str, language: str) -> list[str]:
     return [text for kind, text in fenced if kind == language]
 
 
-def scripts() -> list[str]:
-    """The blocks that are a script to save, not commands to type."""
-    return [text for page in PAGES for text in blocks(page, "bash") if text.startswith("#!")]
-
-
 def typed_lines(page: str) -> list[str]:
     """Every line of a page's shell blocks, and code in a sentence that begins as a command does."""
-    shell = "".join(text for text in blocks(page, "bash") if not text.startswith("#!"))
+    shell = "".join(blocks(page, "bash"))
     prose = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     inline = [code for code in re.findall(r"`([^`\n]+)`", prose) if re.match(PROGRAMS, code)]
     return [*shell.replace("\\\n", " ").splitlines(), *inline]
@@ -237,8 +231,22 @@ def starts_on_a_cluster(words: list[str]) -> None:
 
 
 def names_files(words: list[str]) -> None:
-    """`docker build -f` and `kubectl apply -f`: the file is there."""
-    assert Path(words[words.index("-f") + 1]).is_file()
+    """`docker build -f` and `kubectl apply -f`: the file is there; a study in it is one of ours."""
+    if "-f" in words:
+        assert Path(words[words.index("-f") + 1]).is_file()
+    else:
+        assert words[1] in {"get", "port-forward"}
+    if "python" in words:
+        starts_on_a_cluster(words[words.index("python") :])
+
+
+def submits_to_slurm(words: list[str]) -> None:
+    """`sbatch OPTIONS SCRIPT ARGUMENTS`: the script adds --address, and refuses no argument."""
+    at = words.index("cluster/slurm.sh")
+    assert Path(words[at]).is_file()
+    assert all(re.fullmatch(r"--[a-z-]+=\S+", word) for word in words[1:at])
+    arguments = parser().parse_args(words[at + 1 :])
+    assert (ROOT / arguments.space).is_file()
 
 
 def installs_uv(words: list[str]) -> None:
@@ -271,6 +279,7 @@ PROGRAM: dict[str, Callable[[list[str]], None]] = {
     "ray": parses_as_ray,
     "docker": names_files,
     "kubectl": names_files,
+    "sbatch": submits_to_slurm,
     "pip": installs_uv,
     "uv": syncs,
     "ruff": is_installed,
@@ -294,15 +303,6 @@ def test_a_command_of_the_pages_works(command: str, here: Path) -> None:
 def test_every_way_to_run_a_command_is_on_a_page() -> None:
     shown = {words[2] for words in map(shlex.split, commands()) if words[:2] == ["python", "-m"]}
     assert shown == set(MODULES)
-
-
-def test_a_script_of_the_pages_parses() -> None:
-    for script in scripts():
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-        (line,) = (line for line in script.replace("\\\n", " ").splitlines() if " ray " in line)
-        words = shlex.split(line)
-        parses_as_ray(words[words.index("ray") :])
-    assert len(scripts()) == 1
 
 
 def test_the_job_of_the_kubernetes_file_parses() -> None:
