@@ -174,6 +174,15 @@ def trained_share(num_trials: int, rungs: Sequence[float], *, factor: float) -> 
     return (trained + left * (1 - before)) / num_trials
 
 
+def _saved_s(
+    rivals: Sequence[tuple[float, float]], rungs: Sequence[float], *, factor: float
+) -> float:
+    """Seconds that stopping saves among trials given as counts and their seconds of training."""
+    num_rivals = max(1, round(sum(count for count, _ in rivals)))
+    left = trained_share(num_rivals, rungs, factor=factor)
+    return (1 - left) * sum(seconds for _, seconds in rivals)
+
+
 def estimate(
     shares: Sequence[Share],
     timed: Mapping[Kind, "Measured"],
@@ -209,11 +218,7 @@ def estimate(
         weights_bytes += share.count * measured.weights_bytes
         group = share.config.batch_size if by_batch_size else 0
         groups.setdefault(group, []).append((share.count, share.count * training_s))
-    saved_s = 0.0
-    for group_of in groups.values():
-        rivals = max(1, round(sum(count for count, _ in group_of)))
-        left = trained_share(rivals, rungs, factor=factor)
-        saved_s += (1 - left) * sum(seconds for _, seconds in group_of)
+    saved_s = sum(_saved_s(group, rungs, factor=factor) for group in groups.values())
     in_turn = math.ceil(num_trials / num_slots)  # of trials of the mean length
     checkpoint_bytes = max(measured.checkpoint_bytes for measured in timed.values())
     kept_bytes = num_trials * ROW_BYTES + (weights_bytes if keep_weights else 0.0)
