@@ -186,6 +186,7 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
     "trainable.fields": prints_fields,
     "trainable.lr_plot": draws_picture,
     "benchmarks.efficiency": prints_help,
+    "benchmarks.faults": prints_help,
     "benchmarks.mutation": prints_help,
     "benchmarks.results": prints_help,
     "benchmarks.search": prints_help,
