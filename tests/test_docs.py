@@ -189,6 +189,7 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.faults": prints_help,
     "benchmarks.mutation": prints_help,
     "benchmarks.results": prints_help,
+    "benchmarks.scale": prints_help,
     "benchmarks.search": prints_help,
     "benchmarks.trial": prints_help,
 }
