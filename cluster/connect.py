@@ -24,6 +24,7 @@ import ray
 import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
+import ray._private.worker
 import ray._raylet
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.job_config import JobConfig
@@ -41,6 +42,8 @@ TRAVELLING = (
     *("DATA_CACHE_DIR", "TORCH_HOME", "HF_HOME"),
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
 )
+logger = logging.getLogger(__name__)
+
 ANSWER_S = 6.0  # for a head to answer: to listen, and to speak gRPC
 TOKEN_HINT = "uv run ray get-auth-token"
 
@@ -65,6 +68,18 @@ class Cluster:
     grows: bool = False
     largest_node: Mapping[str, float] = field(default_factory=dict)
     gpus_of_nodes: tuple[float, ...] = ()
+
+
+def _to_log(message: Mapping[str, Any], *_: Any, **__: Any) -> None:
+    """What Ray would print of each lost worker and node, in twenty lines that cut the screen.
+
+    The study itself says what was lost.
+    """
+    logger.info("\n".join(map(str, message.get("lines", ()))))
+
+
+_worker: Any = ray._private.worker
+_worker.print_to_stdstream = _to_log
 
 
 def connect(address: str, *, study: str = "") -> Cluster:

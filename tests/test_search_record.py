@@ -346,15 +346,20 @@ def test_a_host_that_fails_everything_is_left_out_and_its_trials_go_on(
     assert played.record.hosts.left_out == {
         "here": "h1: 3 workers in a row failed there: OSError: no disk"
     }
-    assert played.progress.console.export_text().splitlines() == [
+    lines = played.progress.console.export_text().splitlines()
+    assert [line for line in lines if "worker was lost" not in line] == [
         "h1 is left out from now on: 3 workers in a row failed there: OSError: no disk"
     ]
+    assert lines[0] == (
+        "base_lr=0.1 seed=0: its worker was lost and it starts again: OSError: no disk (on h1)"
+    )
     assert played.trial.placement_group_factory._kwargs == {
         "bundle_label_selector": [{"ray.io/node-id": "!in(here)"}]
     }
     # The failures there do not count for the trial any more.
     assert losses.num_until_it_fails("there", "there", "there", "there") == 4
     assert tables.trials(opened).empty
+    played.record.on_trial_result(1, [], played.trial, {"host_error": error})
     played.record.on_trial_error(1, [], played.trial)
     played.record.settle()
     reason = only_row(opened)["reason"]

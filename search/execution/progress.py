@@ -84,11 +84,15 @@ class Progress:
         num_left = self.total - self.done_before - self.ended
         return (time.monotonic() - self.started) / self.ended * num_left
 
-    def _line(self, trial: PlannedTrial, row: Mapping[str, Any]) -> str:
+    def name_of(self, trial: PlannedTrial) -> str:
+        """What the screen calls a trial: the values of what varies."""
         names = [*self.varied, "seed"]
         values = " ".join(f"{name}={show(getattr(trial.config, name))}" for name in names)
         part = trial.step or trial.variant
-        values = f"{part}: {values}" if part else values
+        return f"{part}: {values}" if part else values
+
+    def _line(self, trial: PlannedTrial, row: Mapping[str, Any]) -> str:
+        values = self.name_of(trial)
         score = show(row.get(self.metric))
         reason = f" ({row['reason']})" if row.get("reason") else ""
         wall = f" {row['train_wall_s']:.1f} s" if row.get("train_wall_s") else ""

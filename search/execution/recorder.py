@@ -67,6 +67,7 @@ class Recorder(TrialProgressCallback):
         self.gauges: Gauges | None = None
         self.lost_on: dict[str, list[str]] = {}  # by trial id, the nodes of its lost workers
         self.lost_because: dict[str, str] = {}
+        self.too_large: set[str] = set()  # ids of trials for which a node had too little memory
         self.tracebacks: dict[str, str] = {}  # by trial id, of what its host could not do
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
@@ -194,11 +195,17 @@ class Recorder(TrialProgressCallback):
         num_by_itself = sum(node in there for node in lost_on)
         may_be_lost = MOST_LOST_WORKERS - num_by_itself
         if HOST_MEMORY in _last_error(trial):
-            self.lost_because[trial.trial_id] = HOST_MEMORY
+            self.too_large.add(trial.trial_id)
             may_be_lost = 0
         elif len(lost_on) - num_by_itself >= MOST_LOST_NODES:
             may_be_lost = 0
         trial.max_failures = trial.run_metadata.num_failures + max(0, may_be_lost)
+        self.tracebacks.pop(trial.trial_id, None)
+        why = self.lost_because.pop(trial.trial_id, None) or one_line(_last_error(trial))
+        name = self.progress.name_of(self.planned[self._key(trial)])
+        self.progress.note(
+            f"{name}: its worker was lost and it starts again{f': {why}' * bool(why)}"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its workers were lost too often."""
@@ -215,8 +222,7 @@ class Recorder(TrialProgressCallback):
     def _got_on(self, trial: Any) -> None:
         """A trial reported an evaluation that is new: what was lost before does not count."""
         self.hosts.got_on(self.stalls.node_of(trial.trial_id))
-        is_too_large = self.lost_because.get(trial.trial_id) == HOST_MEMORY
-        if self.lost_on.pop(trial.trial_id, None) and not is_too_large:
+        if self.lost_on.pop(trial.trial_id, None) and trial.trial_id not in self.too_large:
             trial.max_failures = trial.run_metadata.num_failures + MOST_LOST_WORKERS
 
     def _host_failed(self, key: str, trial: Any, error: Mapping[str, Any]) -> None:
@@ -236,6 +242,7 @@ class Recorder(TrialProgressCallback):
             kept.pop(key, None)
         for kept_by_id in (self.lost_on, self.lost_because, self.tracebacks):
             kept_by_id.pop(trial.trial_id, None)
+        self.too_large.discard(trial.trial_id)
         # Ray keeps every trial, with its config three times, its last result and their history.
         trial.config = trial.evaluated_params = trial._Trial__unresolved_config = {}
         trial.experiment_tag = trial.relative_logdir = ""
