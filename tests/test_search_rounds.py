@@ -314,7 +314,7 @@ def test_a_command_knows_how_often_each_trial_was_tried(
     taken: list[Any] = []
     connecting: Future[str] = Future()
     connecting.set_result("a cluster")
-    monkeypatch.setattr(session, "_connected", lambda address, console: nullcontext(connecting))
+    monkeypatch.setattr(session, "_connected", lambda *_: nullcontext(connecting))
     monkeypatch.setattr("search.execution.preflight.check_trials", lambda ready: None)
     monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
     ready = ready_of(declared, opened)

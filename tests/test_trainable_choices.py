@@ -69,6 +69,7 @@ def check_norm(norm: str, folder: Path) -> None:
     assert mean is not None
     formulas: dict[str, Callable[[], Tensor]] = {
         "batch": lambda: batch_norm(x, None, None, training=True),
+        "sync": lambda: batch_norm(x, None, None, training=True),  # on one device; else in _ranks
         "ghost": lambda: torch.cat([batch_norm(h, None, None, training=True) for h in x.split(4)]),
         "group": lambda: group_norm(x, 32),
         "frozen": lambda: (x - mean[:, None, None]) / (1 + 1e-5) ** 0.5,

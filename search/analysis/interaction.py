@@ -235,6 +235,8 @@ def _fits(layout: _Layout, scores: Array, null: Array) -> _Fit:
     own = (layout.at_lr @ residuals**2) / np.maximum(layout.freedom, 1)[:, None]
     # Scores of few digits may agree by chance: no cell weighs more than 10^4 times as much.
     variances = np.maximum(np.where(has_replicates, own, pooled), 1e-4 * pooled)
+    # Without any noise, nor more than rounding leaves, whatever differs does so for certain.
+    variances = np.maximum(variances, 1e-24 * (scores**2).mean(axis=0) + 1e-200)
     means = layout.averages @ _without_seeds(layout, scores)
     weights = layout.counts[:, None] / variances[layout.lr_of_cell]
     of_lr = [layout.lr_of_cell == lr for lr in range(len(variances))]

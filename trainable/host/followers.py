@@ -9,7 +9,6 @@ the kernel ends them, even where they are stopped.
 import ctypes
 import gc
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -209,11 +208,14 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    heard: SimpleQueue[bytes] = SimpleQueue()
+    heard: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, heard), daemon=True).start()
 
     def hear() -> Any:
-        return pickle.loads(heard.get())
+        message = heard.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     try:
         rank, size, store = hear()
@@ -240,9 +242,11 @@ def _follow(ranks: Ranks, follow: Callable[..., None], arguments: tuple[Any, ...
         torch.cuda.empty_cache()
 
 
-def _listen(connection: "Connection[Any, Any]", heard: "SimpleQueue[bytes]") -> None:
+def _listen(connection: "Connection[Any, Any]", heard: "SimpleQueue[Any]") -> None:
     try:
         while True:
-            heard.put(connection.recv_bytes())
+            heard.put(connection.recv())
     except (EOFError, OSError):
         os._exit(1)  # the first rank is gone
+    except Exception as error:  # what was sent cannot be imported here
+        heard.put(error)
