@@ -91,7 +91,9 @@ class Ending:
     strike: Callable[[Command], object]
     status: int = 75
     said: str = "go on with"
-    within_s: float = 10
+    within_s: float = (
+        20  # of the 30 s that SLURM and Kubernetes give; 5 s on a machine that is idle
+    )
     afterwards: Callable[[Command], object] = lambda command: None
 
 

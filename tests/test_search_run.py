@@ -188,7 +188,7 @@ def test_interrupted_is_75_and_the_same_command_goes_on(
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert time.monotonic() - sent < 10
+    assert time.monotonic() - sent < 20  # 5 s on a machine that does nothing else
     assert "interrupted: " in out
     assert f"{SMALL} --out {tmp_path}" in out
     before = pd.read_parquet(epochs)
