@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -56,8 +56,8 @@ class ConnectError(RuntimeError):
 class Cluster:
     """The nodes, CPUs and GPUs for a study. `dashboard` is empty if Ray has none.
 
-    `grows`: Ray starts more nodes when trials wait for them. `largest_node` is what the node with
-    the most CPUs and the one with the most GPUs have of them; empty if it is not known.
+    `grows`: Ray starts more nodes when trials wait for them. `cpus_of_nodes` and `gpus_of_nodes`
+    are empty if they are not known.
     """
 
     address: str
@@ -66,7 +66,7 @@ class Cluster:
     num_cpus: int
     num_gpus: int
     grows: bool = False
-    largest_node: Mapping[str, float] = field(default_factory=dict)
+    cpus_of_nodes: tuple[float, ...] = ()
     gpus_of_nodes: tuple[float, ...] = ()
 
 
@@ -85,9 +85,8 @@ _worker.print_to_stdstream = _to_log
 def connect(address: str, *, study: str = "") -> Cluster:
     """Start Ray on this machine (`local`), or join the cluster here (`auto`) or at `host:port`.
 
-    `study` is what the dashboard shows beside the job.
     Never joins any other cluster. The code of `trainable` is sent to a cluster's nodes: they need
-    the dependencies, but not this folder.
+    the dependencies, but not this folder. Ray's list of jobs shows the name `study`.
 
     Raises:
         ConnectError: there is no Ray cluster at the address, or it wants another token.
@@ -121,13 +120,14 @@ def connect(address: str, *, study: str = "") -> Cluster:
 def look_again(cluster: Cluster) -> Cluster:
     """The cluster as it is now: nodes come and go."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([node.get(kind, 0.0) for node in nodes] for kind in ("CPU", "GPU"))
     return replace(
         cluster,
         num_nodes=len(nodes),
-        num_cpus=int(sum(node.get("CPU", 0) for node in nodes)),
-        num_gpus=int(sum(node.get("GPU", 0) for node in nodes)),
-        largest_node={k: max(node.get(k, 0) for node in nodes) for k in ("CPU", "GPU")},
-        gpus_of_nodes=tuple(node.get("GPU", 0) for node in nodes),
+        num_cpus=int(sum(cpus)),
+        num_gpus=int(sum(gpus)),
+        cpus_of_nodes=tuple(cpus),
+        gpus_of_nodes=tuple(gpus),
     )
 
 

@@ -224,10 +224,10 @@ def _train(
     _commit_study(order, ready, known)
     with ExitStack() as stack:
         ready = _check_cluster(ready, cluster, console)
-        needs = None
+        needs, asked = None, frozenset[str]()
         if cluster.address != "local":
             needs = stack.enter_context(needs_known(ready))
-            check_nodes(needs, console)
+            asked = check_nodes(needs, console)
         stack.enter_context(head_watched(INTERRUPTED, order.resume))
         # Also those that are asked for later get files of their own.
         tables.take_apart(ready.results, tables.packed(ready.results) - set(known.ended))
@@ -248,6 +248,7 @@ def _train(
             attempts=attempts,
             code_version=commit(),
             needs=needs,
+            nodes_asked=asked,
         )
         with progress:
             todo = [trial for trial in known.asked if trial.key not in known.ended]

@@ -31,7 +31,7 @@ def a_cluster(**changes: Any) -> Cluster:
         "num_cpus": 8,
         "num_gpus": 4,
     }
-    return Cluster(**values | {"largest_node": {"CPU": 4.0, "GPU": 2.0}} | changes)
+    return Cluster(**values | {"cpus_of_nodes": (4, 4), "gpus_of_nodes": (2, 2)} | changes)
 
 
 def told(declared: Study, cluster: Cluster) -> str:
@@ -54,7 +54,7 @@ def test_more_gpus_than_any_node_has_are_refused() -> None:
 
 
 def test_a_cluster_that_grows_may_start_such_a_node() -> None:
-    empty = a_cluster(num_cpus=0, num_gpus=0, grows=True, largest_node={"CPU": 0.0, "GPU": 0.0})
+    empty = a_cluster(num_cpus=0, num_gpus=0, grows=True, cpus_of_nodes=(0,), gpus_of_nodes=(0,))
     lines = told(study(), empty).splitlines()
     assert lines[-2:] == [
         "no node has 1 CPU yet: trials wait until the cluster starts one",
@@ -83,7 +83,7 @@ def test_nodes_that_come_and_go_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     now = look_again(a_cluster())
     assert (now.num_nodes, now.num_cpus, now.num_gpus) == (2, 24, 2)
-    assert now.largest_node == {"CPU": 16.0, "GPU": 2.0}
+    assert (now.cpus_of_nodes, now.gpus_of_nodes) == ((8.0, 16.0), (2.0, 0.0))
     nodes[2]["Alive"] = True
     assert look_again(now).num_gpus == 10
 

@@ -53,6 +53,14 @@ def test_the_study_stops_when_no_host_is_left() -> None:
         watched.failed("c", error("n2"))
 
 
+def test_a_cluster_without_any_node_for_a_moment_is_not_one_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Hosts()
+    monkeypatch.setattr(hosts, "nodes_with_cores", list)
+    assert watched.leave_out("n1", "h1", "no data") == "h1 is left out from now on: no data"
+
+
 def test_the_study_stops_where_new_hosts_fail_for_ever() -> None:
     watched = Hosts()
     for i in range(FAILURES_EVERYWHERE - 1):

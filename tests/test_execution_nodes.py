@@ -98,7 +98,7 @@ def test_every_problem_of_every_node_is_a_line(
     torch, timm = version("torch"), version("timm")
     *lines, last = str(refused.value).splitlines()
     assert last.startswith("h6: no pcam data in /data; the data must be at the same path")
-    assert lines[0].startswith("a node of the cluster does not answer: ")
+    assert lines[0].startswith("a node of the cluster: it does not answer (")
     assert lines[1:] == [
         f"h2: timm is not installed there and {timm} here: install requirements.lock on every node",
         f"h2: torch is 2.1.0 there and {torch} here: install requirements.lock on every node",
@@ -127,7 +127,7 @@ def test_a_node_that_joins_without_the_data_is_left_out_and_others_are_not(
     clock = SimpleNamespace(now_s=0.0)
     monkeypatch.setattr(nodes, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     cluster = Nodes(monkeypatch, h1={})
-    watched = Newcomers(needs_in(tmp_path), Hosts(), {"h1"})
+    watched = Newcomers(needs_in(tmp_path), Hosts(), frozenset({"h1"}))
 
     def look() -> list[str]:
         clock.now_s += nodes.LOOK_S + 1
@@ -145,6 +145,66 @@ def test_a_node_that_joins_without_the_data_is_left_out_and_others_are_not(
     )
     assert watched.hosts.left_out == {"h3": "h3: " + line.partition(": ")[2]}
     assert look() == []
+
+
+def test_a_head_without_a_gpu_may_have_torch_of_another_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same release, of which one wheel is for cores and the other one for CUDA."""
+    public = version("torch").partition("+")[0]
+    versions = {name: version(name) for name in nodes.PACKAGES}
+    Nodes(monkeypatch, h1={"versions": versions | {"torch": f"{public}+cu130"}})
+    check_nodes(needs_in(tmp_path), quiet())
+    Nodes(monkeypatch, h1={"versions": versions | {"torch": f"{public}.1+cu130"}})
+    with pytest.raises(ConnectError, match=f"h1: torch is {public}.1.cu130 there and {public}"):
+        check_nodes(needs_in(tmp_path), quiet())
+
+
+def test_a_node_that_joined_during_the_first_check_is_asked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Nodes(monkeypatch, h1={})
+    asked = check_nodes(needs_in(tmp_path), quiet())
+    cluster.changes["h2"] = {"data": "no digits in /data"}
+    (line,) = Newcomers(needs_in(tmp_path), Hosts(), asked).look()
+    assert line.startswith("h2 is left out from now on: no digits in /data; ")
+
+
+def test_a_node_that_goes_while_it_is_asked_is_no_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spot node, the only one: another one comes, and the study does not stop for that."""
+    cluster = Nodes(monkeypatch, spot={"error": ray.exceptions.NodeDiedError("it was taken back")})
+    watched = Newcomers(needs_in(tmp_path), Hosts(), frozenset())
+    cluster.silent = {"spot"}
+    assert watched.look() == []
+    cluster.silent = set()
+    del cluster.changes["spot"]["error"]
+    watched.looked_at = -nodes.LOOK_S
+
+    def gone(answer: Any, timeout: float) -> None:
+        cluster.changes.clear()
+        raise ray.exceptions.NodeDiedError("it was taken back")
+
+    monkeypatch.setattr(ray, "get", gone)
+    assert watched.look() == []
+    assert watched.hosts.left_out == {}
+
+
+def test_a_folder_that_a_node_may_only_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = needs_in(tmp_path)
+
+    def refuse(folder: Folder, name: str, content: bytes) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(storage, "write", refuse)
+    Nodes(monkeypatch, h1={})
+    with pytest.raises(
+        ConnectError, match=r"h1: --out .* is not the same place there \(Permission"
+    ):
+        check_nodes(needs, quiet())
 
 
 def test_a_node_needs_nothing_of_this_project_to_answer() -> None:
@@ -171,4 +231,4 @@ def test_a_node_that_is_gone_is_a_problem(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ray, "get", gone)
     (line,) = problems_of(object(), needs_in(tmp_path))
-    assert line == "a node of the cluster does not answer: no answer in time"
+    assert line == "a node of the cluster: it does not answer (no answer in time)"

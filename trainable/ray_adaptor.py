@@ -67,7 +67,7 @@ def train_trial(planned: dict[str, Any]) -> None:
     except Exception as error:  # reported, never swallowed: it becomes the trial's row
         if _is_the_hosts(error):
             traceback.print_exc()  # for the worker's log
-            kind = type(error.__cause__ or error).__name__
+            kind = type(error).__name__
             reason = one_line(error) if isinstance(error, HostError) else f"{kind}: {error}"
             about = {"kind": kind, "reason": reason, "node": _node()}
             about["traceback"] = traceback.format_exc()

@@ -51,10 +51,11 @@ class Hosts:
         """Send no more trials to a node; returns the sentence that says so.
 
         Raises:
-            NoHostError: it was the last one.
+            NoHostError: all nodes that are there are left out.
         """
         self.left_out[node] = f"{host}: {why}"
-        if not set(nodes_with_cores()) - set(self.left_out):
+        there = set(nodes_with_cores())
+        if there and there <= set(self.left_out):
             raise NoHostError(f"no host is left to train on: {'; '.join(self.left_out.values())}")
         return f"{host} is left out from now on: {why}"
 

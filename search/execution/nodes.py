@@ -1,9 +1,10 @@
 """Whether every node of the cluster can train the study; nodes that join later are asked too."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -52,11 +53,12 @@ def needs_known(ready: Ready) -> Iterator[Needs]:
     try:
         yield needs
     finally:
-        storage.delete_file(folder, needs.token)
+        with suppress(OSError):  # an empty file, which says nothing of how the study ended
+            storage.delete_file(folder, needs.token)
 
 
-def check_nodes(needs: Needs, console: Console) -> None:
-    """Ask all nodes at once whether they can train.
+def check_nodes(needs: Needs, console: Console) -> frozenset[str]:
+    """Ask all nodes at once whether they can train; returns the ids of those that were asked.
 
     Raises:
         ConnectError: some cannot; the message has a line for each problem.
@@ -67,17 +69,18 @@ def check_nodes(needs: Needs, console: Console) -> None:
     problems = [line for answer in asked.values() for line in problems_of(answer, needs)]
     if problems:
         raise ConnectError("\n".join(sorted(problems)))
+    return frozenset(asked)
 
 
 @dataclass
 class Newcomers:
-    """Nodes that joined after the study began; those that cannot train are left out."""
+    """Nodes that joined after the first check; those that cannot train are left out."""
 
     needs: Needs
     hosts: Hosts
-    known: set[str]
+    known: frozenset[str]
     asked: dict[str, Any] = field(default_factory=dict)
-    looked_at: float = 0.0
+    looked_at: float = -math.inf
 
     def look(self) -> list[str]:
         """Ask new nodes, take in answers; returns a line for each problem.
@@ -89,13 +92,14 @@ class Newcomers:
             return []
         self.looked_at = time.monotonic()
         for node in set(nodes_with_cores()) - self.known:
-            self.known.add(node)
+            self.known |= {node}
             self.asked[node] = ask_node(node, self.needs)
         lines = []
         for node, answer in list(self.asked.items()):
             if ray.wait([answer], timeout=0)[0]:
                 del self.asked[node]
-                if problems := problems_of(answer, self.needs):
+                problems = problems_of(answer, self.needs)
+                if problems and node in nodes_with_cores():  # not one that has gone meanwhile
                     host, _, why = problems[0].partition(": ")
                     lines += [*problems[1:], self.hosts.leave_out(node, host, why)]
         return lines
@@ -114,11 +118,11 @@ def problems_of(answer: Any, needs: Needs) -> list[str]:
         facts: Mapping[str, Any] = ray.get(answer, timeout=0)
     except RayError as error:
         why = " ".join(str(error).split())[:200]
-        return [f"a node of the cluster does not answer: {why}"]
+        return [f"a node of the cluster: it does not answer ({why})"]
     host, problems = facts["host"], []
     for package in PACKAGES:
-        there, here = facts["versions"].get(package), version(package)
-        if there != here:
+        there, here = facts["versions"].get(package, ""), version(package)
+        if _release(there) != _release(here):
             problems.append(
                 f"{host}: {package} is {there or 'not installed'} there and {here} here: install "
                 f"requirements.lock on every node"
@@ -133,6 +137,11 @@ def problems_of(answer: Any, needs: Needs) -> list[str]:
     if not facts["code"] and facts["data"] != needs.data_fingerprint:
         problems.append(f"{host}: {_data_problem(facts['data'], needs)}")
     return problems
+
+
+def _release(version: str) -> str:
+    """A version without its build: the same release may be there for cores and for CUDA."""
+    return version.partition("+")[0]
 
 
 def _data_problem(there: str, needs: Needs) -> str:

@@ -45,6 +45,7 @@ class Setting:
     attempts: Mapping[str, int]
     code_version: str | None = None
     needs: Needs | None = None  # what nodes that join must have; None on one machine
+    nodes_asked: frozenset[str] = frozenset()  # the ids of those that have it
 
 
 class Recorder(TrialProgressCallback):
@@ -130,8 +131,8 @@ class Recorder(TrialProgressCallback):
         study = self.setting.study
         self.gauges = Gauges(study.name, study.metric, self.progress)
         if self.setting.needs is not None:
-            here = set(nodes_with_cores())
-            self.newcomers = Newcomers(self.setting.needs, self.hosts, here)
+            known = self.setting.nodes_asked
+            self.newcomers = Newcomers(self.setting.needs, self.hosts, known)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Look for hung workers and for new nodes on every controller step."""

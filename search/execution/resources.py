@@ -134,7 +134,7 @@ def check_cluster(study: Study, cluster: Cluster, console: Console) -> None:
             raise ConnectError(
                 f"a trial takes {n:g} {kind} and this machine has {available[kind]}: lower {field}"
             )
-        largest = cluster.largest_node.get(kind, n)
+        largest = max(cluster.cpus_of_nodes if kind == "CPU" else cluster.gpus_of_nodes, default=n)
         if n <= largest:
             continue
         if not cluster.grows:

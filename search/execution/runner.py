@@ -15,7 +15,7 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are in the tables and on screen
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even at verbose=0
 # Ray asks an unknown searcher for one trial at a time; so many wait where a cluster may grow.
-os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
+MOST_PENDING = os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
 
 from ray import tune
 
@@ -27,7 +27,7 @@ from search.execution.queue import Queue
 from search.execution.recorder import MOST_LOST_WORKERS, Recorder, Setting
 from search.execution.resources import places, resources_of
 from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
-from search.execution.watchdog import host_memory_survived
+from search.execution.watchdog import forget_beats, host_memory_survived
 from search.explore.ask import total
 from search.study.explorer import PlannedTrial
 from trainable.host.storage import StorageError, TakenOverError
@@ -38,7 +38,7 @@ from trainable.training.schedule import timetable
 # Failures are in the tables and on the screen: Ray's own lines would cut through the live table.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 
-MOST_WAITING = 200
+PENDING_TO_GROW = "200"
 STOPPING = (StorageError, TakenOverError, NoHostError)  # what stops a study and is none of a trial
 
 
@@ -80,8 +80,9 @@ def run_trials(
         slots=lambda: places(study, cluster_now()),
         settle=record.settle,
     )
-    if cluster.grows:  # for so many trials it starts nodes at once
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MOST_WAITING)
+    # A cluster that grows starts nodes at once for all trials that wait.
+    most_pending = PENDING_TO_GROW if cluster.grows else MOST_PENDING
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = most_pending
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         tuner = _tuner(study.name, queue, scheduler, record, scratch)
         try:
@@ -91,6 +92,7 @@ def run_trials(
             raise _stopping_in(error) or error from None
         finally:
             record.commit_interrupted()
+            forget_beats()
     return queue.finished
 
 

@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.experimental.internal_kv import internal_kv_get_gcs_client
+from ray.experimental.internal_kv import _internal_kv_del, internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainable.ray_adaptor import BEATS
@@ -156,6 +156,13 @@ def beats_of(trials: Iterable[Any]) -> dict[str, dict[str, Any]] | None:
     except Exception:  # whatever gRPC makes of it
         return None
     return {keys[key]: json.loads(beat) for key, beat in said.items()}
+
+
+def forget_beats() -> None:
+    """Delete what workers said: a cluster may stay for thousands of studies."""
+    with suppress(Exception):  # whatever gRPC makes of a head that has gone
+        job = ray.get_runtime_context().get_job_id()
+        _internal_kv_del(f"{job}/", del_by_prefix=True, namespace=BEATS)
 
 
 def _kill(trial: Any, beat: Mapping[str, Any]) -> None:
