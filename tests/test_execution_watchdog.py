@@ -3,15 +3,17 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from search.execution import watchdog
-from search.execution.watchdog import PHASE_LIMITS_S, SILENT_S, Stalls
+from search.execution.watchdog import PHASE_LIMITS_S, SILENT_S, Stalls, forget_beats
 from trainable.host.pulse import PHASES
 
 
@@ -171,3 +173,22 @@ def test_a_node_without_our_code_can_end_a_worker() -> None:
         for process in (sleeper, other):
             process.kill()
             process.wait()
+
+
+@pytest.mark.ray
+def test_the_end_of_a_study_does_not_wait_for_a_head_that_is_away() -> None:
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        (head,) = (
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.name() == "gcs_server"
+        )
+        head.suspend()
+        began = time.monotonic()
+        forget_beats()
+        head.resume()
+    finally:
+        ray.shutdown()
+    forget_beats()
+    assert time.monotonic() - began < 20

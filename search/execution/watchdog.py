@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.experimental.internal_kv import _internal_kv_del, internal_kv_get_gcs_client
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainable.ray_adaptor import BEATS
@@ -160,9 +160,12 @@ def beats_of(trials: Iterable[Any]) -> dict[str, dict[str, Any]] | None:
 
 def forget_beats() -> None:
     """Delete what workers said: a cluster may stay for thousands of studies."""
+    if not ray.is_initialized():  # its key-value client outlives it, and waits for a minute
+        return
+    prefix = f"{ray.get_runtime_context().get_job_id()}/"
     with suppress(Exception):  # whatever gRPC makes of a head that has gone
-        job = ray.get_runtime_context().get_job_id()
-        _internal_kv_del(f"{job}/", del_by_prefix=True, namespace=BEATS)
+        client = internal_kv_get_gcs_client()
+        client.internal_kv_del(prefix.encode(), True, BEATS.encode(), GCS_TIMEOUT_S)
 
 
 def _kill(trial: Any, beat: Mapping[str, Any]) -> None:
