@@ -19,6 +19,7 @@ from trainable.data.batches import Place
 from trainable.data.cache import Dataset
 from trainable.feed import Feed
 from trainable.finetune import finetune, follow
+from trainable.host import followers
 from trainable.host.followers import Followers
 from trainable.host.ranks import ALONE, RankLostError, Ranks, bounds
 from trainable.host.storage import Folder
@@ -283,6 +284,34 @@ def test_an_error_of_another_rank_is_the_trials(
 ) -> None:
     with pytest.raises(RuntimeError, match="ZeroDivisionError: of one's own"):
         of_two(pair, config, tiny_data, followed=with_an_error)
+
+
+READS_LATE = """
+import time
+from pathlib import Path
+from trainable.host import followers
+
+join_at_once = followers.join
+
+def join_slowly(rank, size, store):
+    join_at_once(rank, size, store)
+    time.sleep(1)
+    Path(store).read_bytes()
+
+followers.join = join_slowly
+followers.main()
+"""
+
+
+def test_a_slow_rank_finds_what_it_meets_the_others_by(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followers, "MAIN", READS_LATE)
+    pair = Followers(2)
+    try:
+        assert of_two(pair, config, tiny_data)[1].status == "completed"
+    finally:
+        pair.close()
 
 
 def test_a_killed_rank_is_noticed_and_the_next_trial_has_another(

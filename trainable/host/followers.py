@@ -40,6 +40,7 @@ POLL_S = 0.05
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # The kernel's word that a parent has died comes when the thread ends that started the process.
 _STARTER = ThreadPoolExecutor(1, thread_name_prefix="ranks")
+READY, JOINED = "ready", "joined"  # what another rank says at its start
 MAIN = "from trainable.host.followers import main; main()"
 
 
@@ -113,19 +114,27 @@ class Followers:
             store = str(Path(folder) / "store")
             for rank, connection in enumerate(self.connections, 1):
                 connection.send((rank, self.size, store))
-            deadline = time.monotonic() + START_S
-            for connection in self.connections:
-                while not connection.poll(POLL_S):
-                    if time.monotonic() > deadline:
-                        raise RankLostError(f"a rank of this trial does not start in {START_S:g} s")
-                try:
-                    connection.recv()
-                except EOFError as error:
-                    raise RankLostError("a rank of this trial ended at its start") from error
+            self._wait_for(READY, START_S)
             join(0, self.size, store)
+            self._wait_for(JOINED, ANSWER_S)  # until then they read the store
             for process, connection in zip(self.processes, self.connections, strict=True):
                 watch = (process, connection, self.errors)
                 threading.Thread(target=self._watch, args=watch, daemon=True).start()
+
+    def _wait_for(self, word: str, limit_s: float) -> None:
+        """Wait until each of the others has said the word."""
+        deadline = time.monotonic() + limit_s
+        for connection in self.connections:
+            while not connection.poll(POLL_S):
+                if time.monotonic() > deadline:
+                    raise RankLostError(f"a rank of this trial is not {word} after {limit_s:g} s")
+            try:
+                message = connection.recv()
+            except EOFError as error:
+                raise RankLostError("a rank of this trial ended at its start") from error
+            if message != word:
+                self.errors.append(message)
+                raise RankLostError("a rank of this trial ended at its start")
 
     def _watch(
         self,
@@ -219,8 +228,9 @@ def main() -> None:
 
     try:
         rank, size, store = hear()
-        connection.send("ready")
+        connection.send(READY)
         join(rank, size, store)
+        connection.send(JOINED)
         ranks = Ranks(rank, size, hear=hear)
         while True:
             _follow(ranks, *hear())
