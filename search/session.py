@@ -143,11 +143,12 @@ def _prepared(order: Order, console: Console) -> "Ready":
 def dry_run(order: Order, console: Console) -> None:
     """Print the trials and, from updates timed where they will run, what they will cost."""
     from search.execution.dry_run import plan_of, print_cost, print_plan
-    from search.execution.preflight import check_precision, check_trials
+    from search.execution.preflight import check_images, check_networks, check_precision
     from search.explore.ask import ask, total
 
     ready = _prepared(order, console)
-    check_trials(ready)
+    check_images(ready)
+    check_networks(ready)
     known = known_trials(ready, tables.trials(ready.results), retry=order.retry)
     ask(ready.study, known, room=0)
     plan = plan_of(ready.study, known, total=total(ready.study, known))
@@ -176,7 +177,7 @@ def known_trials(ready: "Ready", rows: Any, *, retry: str | None = None) -> Tabl
 
 def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tables, bool]:
     """Train all that the study calls for; returns what is known then, and whether all ended."""
-    from search.execution.preflight import check_precision, check_trials
+    from search.execution.preflight import check_images, check_networks, check_precision
     from search.explore.ask import ask, total
 
     rows = tables.trials(ready.results)
@@ -195,10 +196,11 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
         return known, True
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     check_precision(ready.study, address=order.address)
+    check_images(ready)
     # Ray takes seconds to start, and so does torch to be imported: both at once.
     with _connected(order.address, ready.study.name, console) as connecting:
         with console.status("starting Ray" if order.address == "local" else "connecting to Ray"):
-            check_trials(ready)
+            check_networks(ready)
             cluster = connecting.result()
         stop_on_sigterm()  # Ray, once started, has a handler of its own
         ask(ready.study, known, room=1)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from search.execution.preflight import check_trials, prepare
+from search.execution.preflight import check_images, check_networks, prepare
 from search.results.tables import ResultsError
 from search.study.domains import probes
 from search.study.shown import print_error, show
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 console=console,
                 space_file=options.space,
             )
-        check_trials(ready)
+        check_images(ready)
+        check_networks(ready)
         configs = probed_configs(ready.study)
         _print_study(console, ready.study, ready.data.name)
         ranges = _probe(console, ready.study, configs, ready.data_folder)

@@ -105,7 +105,7 @@ def test_the_screen_names_what_was_read(
     def enough(ready: Ready) -> None:
         raise SpaceFileError("the first line is there")
 
-    monkeypatch.setattr("search.execution.preflight.check_trials", enough)
+    monkeypatch.setattr("search.execution.preflight.check_images", enough)
     write_lesions(tmp_path / "moles")
     (tmp_path / "mine.py").write_text(OWN.format('model="plain", pretrained="none", batch_size=8'))
     done = run_here(tmp_path / "mine.py", tmp_path, "--data", str(tmp_path / "moles"))

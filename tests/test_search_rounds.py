@@ -315,7 +315,8 @@ def test_a_command_knows_how_often_each_trial_was_tried(
     connecting: Future[str] = Future()
     connecting.set_result("a cluster")
     monkeypatch.setattr(session, "_connected", lambda *_: nullcontext(connecting))
-    monkeypatch.setattr("search.execution.preflight.check_trials", lambda ready: None)
+    for name in ("check_images", "check_networks"):
+        monkeypatch.setattr(f"search.execution.preflight.{name}", lambda ready: None)
     monkeypatch.setattr(session, "_train", lambda *words: taken.extend(words) or True)
     ready = ready_of(declared, opened)
     session._train_missing(session.Order(study=declared), ready, Console(quiet=True))

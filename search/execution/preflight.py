@@ -15,7 +15,6 @@ from search.study.preview import as_preview
 from search.study.settings import apply_settings
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
-from trainable.config import TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
@@ -130,14 +129,41 @@ def _check_size(study: Study, data: Dataset) -> None:
             )
 
 
-def check_trials(ready: Ready) -> None:
-    """Check each configuration against the data; builds the networks, which imports torch.
+def check_images(ready: Ready) -> None:
+    """Check each configuration against the data's images.
 
     Raises:
-        SpaceFileError: a batch, the images' size, or the network does not fit the data.
+        SpaceFileError: there are too few for a batch, or they are too small.
     """
+    num_images = len(ready.data.train.labels_N)
+    side = min(ready.data.train.images_NHWC.shape[1:3])
     for config in ready.study.configs:
-        _check_trial(config, ready.data)
+        n = min(num_images, config.train_images or sys.maxsize)
+        if config.batch_size > n:
+            raise SpaceFileError(
+                f"batch_size {config.batch_size} is larger than the {n} training images: take "
+                f"a smaller batch or more images"
+            )
+        if config.image_size and config.image_size > side:
+            raise SpaceFileError(
+                f"image_size {config.image_size} is larger than the images ({side} px)"
+            )
+
+
+def check_networks(ready: Ready) -> None:
+    """Build each configuration's network, which imports torch.
+
+    Raises:
+        SpaceFileError: there is no such network, or it does not fit the images.
+    """
+    from trainable.networks.models import check_model
+
+    side = min(ready.data.train.images_NHWC.shape[1:3])
+    for config in ready.study.configs:
+        try:
+            check_model(config, num_classes=len(ready.data.classes), image_size=side)
+        except ValueError as error:
+            raise SpaceFileError(str(error)) from error
 
 
 def check_precision(study: Study, *, address: str) -> None:
@@ -200,26 +226,5 @@ def _with_files(study: Study, data: Dataset, console: Console, *, preview: bool)
                 break
         blocks = None if had == "none" else study.base.train_blocks
         return replace(study, base=replace(study.base, pretrained=had, train_blocks=blocks))
-    except ValueError as error:
-        raise SpaceFileError(str(error)) from error
-
-
-def _check_trial(config: TrialConfig, data: Dataset) -> None:
-    """Raises SpaceFileError where the data, its images' size, or the network does not fit."""
-    n = min(len(data.train.labels_N), config.train_images or sys.maxsize)
-    if config.batch_size > n:
-        raise SpaceFileError(
-            f"batch_size {config.batch_size} is larger than the {n} training images: take "
-            f"a smaller batch or more images"
-        )
-    side = min(data.train.images_NHWC.shape[1:3])
-    if config.image_size and config.image_size > side:
-        raise SpaceFileError(
-            f"image_size {config.image_size} is larger than the images ({side} px)"
-        )
-    from trainable.networks.models import check_model
-
-    try:
-        check_model(config, num_classes=len(data.classes), image_size=side)
     except ValueError as error:
         raise SpaceFileError(str(error)) from error
