@@ -80,3 +80,22 @@ def test_a_folder_without_data_ends_the_command_with_2_and_one_line(tmp_path: Pa
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "no recognised data set in" in refused.stderr
+
+
+def test_many_classes_fit_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in range(25):
+        for number in range(5 + label):
+            path = tmp_path / "birds" / f"species_{label:02}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (label, number, 0)).save(path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert look_at(tmp_path / "birds", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "class species_19 " in shown
+    assert "species_20" not in shown
+    assert "5 more classes, each" in shown
+    assert "20 to 23" in shown  # of 25 to 29 images, 80 %
+    assert "…" not in shown
+    assert "no test split" in shown

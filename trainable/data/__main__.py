@@ -19,27 +19,36 @@ from rich.table import Table
 from trainable.config import augmentations
 from trainable.data.augment import DRAWS, augment
 from trainable.data.batches import generator_for, stratified_subset
-from trainable.data.cache import EMBEDDED, PCAM, Dataset, Split, locate, open_data
+from trainable.data.cache import EMBEDDED, PCAM, Dataset, locate, open_data
 from trainable.data.sources import DataError, Source
 from trainable.data.splits import BY_IMAGE
 
 ROWS, COLUMNS = 4, 10
+MOST_CLASSES = 20  # that are listed one by one
 
 
 def describe(data: Dataset) -> Table:
-    """Counts, classes, sizes and checksum as a table."""
+    """Images, size, bytes and classes of each split, as a table with a column for each split."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    there = {name: split for name, split in splits.items() if split is not None}
+    counts_SK = [np.bincount(s.labels_N, minlength=len(data.classes)) for s in there.values()]
     table = Table(title=f"dataset={data.name} layout={data.layout}", title_justify="left")
-    for heading in ("split", "images", "size", "bytes", *(f"class {c}" for c in data.classes)):
-        table.add_column(heading, justify="right")
-    for name in ("train", "val", "test"):
-        split: Split | None = getattr(data, name)
-        if split is None:
-            table.add_row(name, "none", *[""] * (2 + len(data.classes)))
-            continue
-        n, height, width, _ = split.images_NHWC.shape
-        counts = np.bincount(split.labels_N, minlength=len(data.classes))
-        megabytes = f"{split.images_NHWC.nbytes / 1e6:,.1f} MB"
-        table.add_row(name, f"{n:,}", f"{height}x{width}", megabytes, *(f"{c:,}" for c in counts))
+    table.add_column("")
+    for name in there:
+        table.add_column(name, justify="right")
+    shapes = [split.images_NHWC.shape for split in there.values()]
+    table.add_row("images", *(f"{n:,}" for n, *_ in shapes))
+    table.add_row("size", *(f"{height}x{width}" for _, height, width, _ in shapes))
+    megabytes = [split.images_NHWC.nbytes / 1e6 for split in there.values()]
+    table.add_row("bytes", *(f"{size:,.1f} MB" for size in megabytes), end_section=True)
+    for number, name in enumerate(data.classes[:MOST_CLASSES]):
+        table.add_row(f"class {name}", *(f"{counts_K[number]:,}" for counts_K in counts_SK))
+    if len(data.classes) > MOST_CLASSES:
+        rest_SK = [counts_K[MOST_CLASSES:] for counts_K in counts_SK]
+        ranges = [f"{rest_K.min():,} to {rest_K.max():,}" for rest_K in rest_SK]
+        table.add_row(f"{len(data.classes) - MOST_CLASSES} more classes, each", *ranges)
+    if data.test is None:
+        table.caption = "no test split"
     return table
 
 
