@@ -29,6 +29,7 @@ def provenance(
         "explore": part_as_json(study.explore),
         "stop": part_as_json(study.stop),
         "leaders": part_as_json(study.leaders),
+        "expect": [part_as_json(expectation) for expectation in study.expect],
         "seeds": study.seeds,
         "metric": study.metric,
         "gpus_per_trial": study.gpus_per_trial,

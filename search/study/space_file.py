@@ -7,6 +7,7 @@ import traceback
 from dataclasses import fields
 from pathlib import Path
 
+from search.study.expected import KINDS
 from search.study.study import TRIAL_FIELDS, Study, unknown
 from trainable.host import credentials
 
@@ -69,7 +70,8 @@ def _sentence(error: BaseException) -> str:
             owner, name = unexpected.groups()
             if credentials.is_secret_name(name):
                 return f"{owner}: {name} {credentials.REFUSED}"
-            known = TRIAL_FIELDS if owner == "TrialConfig" else [f.name for f in fields(Study)]
+            kind = KINDS.get(owner, Study)
+            known = TRIAL_FIELDS if owner == "TrialConfig" else [f.name for f in fields(kind)]
             return f"{owner}: {unknown('field', name, known)}"
     if isinstance(error, ValueError):
         return str(error)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from search.study.domains import as_values, probes
+from search.study.expected import Expectation, check_expected
 from search.study.explorer import Chooser, Explorer, Stopper
 from trainable.config import SCORES, SELECT_BY, TrialConfig
 from trainable.host import credentials
@@ -51,7 +52,8 @@ class Study:
     trial's state is saved every `checkpoint_every_s` seconds, after an evaluation, and at its end:
     a lost worker costs that much work. It changes no result.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
-    for the small study that `--preview` runs on top of `PREVIEW`.
+    for the small study that `--preview` runs on top of `PREVIEW`. `expect` is what the study's
+    source reports; the report shows it beside what was measured.
 
     Raises:
         ValueError: a field is unknown, a value impossible, or a domain does not fit `explore`.
@@ -70,6 +72,7 @@ class Study:
     keep_weights: bool = False
     checkpoint_every_s: float = 30.0
     preview: Mapping[str, object] = field(default_factory=dict)
+    expect: Sequence[Expectation] = ()
 
     def __post_init__(self) -> None:
         """Check the study's own fields, then every trial that it asks for."""
@@ -89,6 +92,7 @@ class Study:
             self.stop.check(self)
         if self.leaders is not None:
             self.leaders.check(self)
+        check_expected(self)
 
     def _check_own_fields(self) -> None:
         name: object = self.name
