@@ -6,10 +6,12 @@ replaced; what takes minutes is made smaller, by settings that are added or a fu
 at once. A command that no test knows is a failure.
 """
 
+import contextlib
 import importlib
 import inspect
 import itertools
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -45,6 +47,7 @@ PAGES = {
 STAND_FOR = {"/data": "DIR", "s3://BUCKET/results": "elsewhere"}
 PROGRAMS = r"(\w+=\S+ )*(uv|python|pytest|pip|ray|git|docker|kubectl|sbatch) "
 OPERATORS = {"&&", ";", "(", ")"}
+GUIDES = ("make_images.py", "my_images.py")  # what a reader of the guide saves
 DRAWN = ("<svg></svg>", b"\x89PNG")  # tests of the report draw its charts
 
 
@@ -103,6 +106,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory, make_study: Callable[..., R
     for name in ("spaces", "tests", "cluster", "docs", ".ci"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_lesions.py").write_text(blocks("README.md", "python")[0])
+    for name, code in zip(GUIDES, blocks("docs/guide.md", "python"), strict=True):
+        (folder / name).write_text(code)
+    with contextlib.chdir(folder):
+        runpy.run_path("make_images.py")
     draws = np.random.default_rng(0)
     for split, n in (("train", 300), ("val", 40)):
         for i in range(n):
@@ -196,6 +203,9 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
 
 
 def runs_module(words: list[str]) -> None:
+    if words[1] == GUIDES[0]:
+        runpy.run_path(words[1])
+        return
     assert words[1] == "-m"
     assert words[2] in MODULES, f"no test knows {words[2]}"
     MODULES[words[2]](words[2:])
@@ -396,7 +406,22 @@ def test_the_explorer_of_contributing_is_a_whole_one() -> None:
 
 def test_no_other_page_has_python() -> None:
     pages = {page for page in PAGES if blocks(page, "python")}
-    assert pages == {"README.md", "docs/studies.md", "docs/report.md", "CONTRIBUTING.md"}
+    guides = {"docs/guide.md", "docs/studies.md", "docs/report.md"}
+    assert pages == {"README.md", "CONTRIBUTING.md", *guides}
+
+
+def test_messages_of_the_guide_are_those_that_are_printed() -> None:
+    table = PAGES["docs/guide.md"].partition("# Messages")[2]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert len(rows) > 10
+    files = [
+        path for room in ("search", "trainable", "cluster") for path in (ROOT / room).rglob("*.py")
+    ]
+    written = " ".join(path.read_text() for path in files)
+    printed = re.sub(r'"\s*\n\s*f?"', "", written)  # a text that goes on in the next line
+    for message in re.findall(r"`([^`]+)`", " ".join(rows)):
+        for part in re.split(r"\b[A-Z]+\b|\d+%?", message):  # what stands for something else
+            assert part.strip(" :") in printed, message
 
 
 def anchors(page: str) -> set[str]:
