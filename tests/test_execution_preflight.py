@@ -12,7 +12,7 @@ from ray import tune
 from rich.console import Console
 
 import trainable.networks.models
-from search.execution.preflight import Ready, check_precision, prepare
+from search.execution.preflight import Ready, check_networks, check_precision, prepare
 from search.study.space_file import SpaceFileError, load_study
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -38,6 +38,30 @@ def digits(**changes: Any) -> Study:
 def prepared(study: Study, out: Path, **changes: Any) -> Ready:
     given: dict[str, Any] = {"data": None, "preview": False, "settings": [], "console": Console()}
     return prepare(study, out=str(out), **(given | changes))
+
+
+def test_each_different_network_is_built_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[int, str]] = []
+
+    def check_model(config: TrialConfig, **_: int) -> None:
+        built.append((config.width, config.norm))
+
+    monkeypatch.setattr(trainable.networks.models, "check_model", check_model)
+    study = replace(
+        digits(),
+        vary={
+            "batch_size": tune.grid_search([16, 32]),
+            "base_lr": tune.grid_search([0.1, 1.0]),
+            "weight_decay": tune.grid_search([0.0, 1e-4]),
+            "width": tune.grid_search([4, 8]),
+            "norm": tune.grid_search(["batch", "none"]),
+        },
+        seeds=2,
+    )
+    check_networks(prepared(study, tmp_path))
+    assert sorted(built) == [(4, "batch"), (4, "none"), (8, "batch"), (8, "none")]
 
 
 def test_our_own_space_without_data_is_a_preview(

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from search.study.preview import as_preview
 from search.study.settings import apply_settings
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
+from trainable.config import BUDGETS, TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
@@ -150,8 +152,20 @@ def check_images(ready: Ready) -> None:
             )
 
 
+# What says how a network is trained. A field that is missing here costs time alone.
+OF_TRAINING = {
+    *("batch_size", "microbatch_size", "base_lr", "lr_scaling", "reference_batch_size"),
+    *("optimizer", "momentum", "nesterov", "beta1", "beta2", "eps", "beta_scaling"),
+    *("weight_decay", "weight_decay_scaling", "no_bias_decay", "head_lr_factor"),
+    *("clip_grad_norm", "warmup_epochs", "warmup_share", "warmup_scaling", "decay", "num_steps"),
+    *("step_factor", "power", *BUDGETS, "eval_epochs", "eval_updates", "until_share"),
+    *("begins_from", "early_stop_patience", "label_smoothing", "mixup_alpha", "cutmix_alpha"),
+    *("ema_decay", "ema_scaling", "train_images", "eval_images", "augment", "seed"),
+}
+
+
 def check_networks(ready: Ready) -> None:
-    """Build each configuration's network, which imports torch.
+    """Build each network that a configuration has, which imports torch.
 
     Raises:
         SpaceFileError: there is no such network, or it does not fit the images.
@@ -159,7 +173,9 @@ def check_networks(ready: Ready) -> None:
     from trainable.networks.models import check_model
 
     side = min(ready.data.train.images_NHWC.shape[1:3])
-    for config in ready.study.configs:
+    parts = attrgetter(*(f.name for f in fields(TrialConfig) if f.name not in OF_TRAINING))
+    different = {parts(config): config for config in ready.study.configs}  # of many thousand
+    for config in different.values():
         try:
             check_model(config, num_classes=len(ready.data.classes), image_size=side)
         except ValueError as error:
