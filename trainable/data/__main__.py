@@ -4,6 +4,7 @@ python -m trainable.data DIR [--out sheet.png]
 python -m trainable.data DIR --split-by slide
 python -m trainable.data DIR --augment hflip+stain --out augmented.png
 python -m trainable.data synthetic
+python -m trainable.data DIR --task segmentation --out masks.png
 """
 
 import argparse
@@ -16,10 +17,14 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from trainable.config import augmentations
+from trainable.config import CLASSIFICATION, SCORES_OF, augmentations
 from trainable.data.augment import DRAWS, augment
 from trainable.data.batches import generator_for, stratified_subset
+<<<<<<< HEAD
 from trainable.data.cache import EMBEDDED, PCAM, Dataset, locate, open_data
+=======
+from trainable.data.cache import EMBEDDED, PCAM, Dataset, Split, embedded, locate, open_data
+>>>>>>> b204717 (Semantic segmentation: a trial's task, masks through the same draws, FCN and DeepLab, mIoU)
 from trainable.data.sources import DataError, Source
 from trainable.data.splits import BY_IMAGE
 
@@ -98,13 +103,16 @@ def main() -> int:
     parser.add_argument(
         "--split-by", help="groups that train and validation do not share, as a trial's split_by"
     )
+    parser.add_argument(
+        "--task", default=CLASSIFICATION, choices=list(SCORES_OF), help="as a trial's task"
+    )
     parser.add_argument("--augment", help="draw augmented images: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
         if arguments.augment and not arguments.out:
             raise ValueError("--augment draws a picture: add --out FILE, such as augmented.png")
-        data, source = _opened(arguments.folder, arguments.split_by)
+        data, source = _opened(arguments.folder, arguments.split_by, arguments.task)
         if arguments.out:
             names = arguments.augment
             sheet = augmented_sheet(data, names) if names else contact_sheet(data)
@@ -127,13 +135,13 @@ def main() -> int:
     return 0
 
 
-def _opened(folder: str, split_by: str | None) -> tuple[Dataset, Source]:
+def _opened(folder: str, split_by: str | None, task: str) -> tuple[Dataset, Source]:
     """The data in a folder, or an embedded set; and what it was before decoding."""
     if folder in EMBEDDED:
-        return open_data(folder, split_by=split_by), EMBEDDED[folder]()
+        return open_data(folder, split_by=split_by, task=task), embedded(folder, task)
     path = Path(folder)
-    data = open_data(PCAM, path, split_by=split_by)
-    source = locate(PCAM, path, split_by=split_by)
+    data = open_data(PCAM, path, split_by=split_by, task=task)
+    source = locate(PCAM, path, split_by=split_by, task=task)
     assert source is not None  # noqa: S101 - it was opened
     return data, source
 
