@@ -35,7 +35,7 @@ from trainable.data.sources import (
 from trainable.data.splits import BY_IMAGE, GIVEN
 from trainable.data.standard import check_ungrouped, digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
-from trainable.data.voc import IMAGES, LISTS, MASKS, find_voc_masks
+from trainable.data.voc import IMAGES, LISTS, MASKS, find_voc_masks, is_voc
 from trainable.host.pulse import tick
 
 CACHE_VERSION = 1
@@ -109,6 +109,8 @@ def locate(
 def _found(name: str, folder: Path, split_by: str | None, task: str) -> tuple[Source, Path] | None:
     """The data set, and the folder that it is in."""
     for candidate in (folder / name, folder):
+        if task == CLASSIFICATION and is_voc(candidate):  # its folders are no classes
+            continue
         for find in LAYOUTS_OF[task]:
             source = find(candidate, split_by)
             if source is not None:

@@ -76,13 +76,22 @@ def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
 
     return Source(
         layout=f"voc_{task}",
-        files=(*files, *(root / targets / f"{name}{suffix}" for name in every)),
+        files=(
+            *files,
+            *(root / targets / f"{name}{suffix}" for name in every),
+            *root.glob(CLASSES_FILE),
+        ),
         classes=classes,
         splits={split: _split(part, read_one, unequal) for split, part in names.items()},
         division=given(list(names), {}, root),
         changes=lambda: [PADDED] if unequal() else [],
         task=task,
     )
+
+
+def is_voc(folder: Path) -> bool:
+    """Whether a folder has the layout, whatever of it is there."""
+    return (folder / IMAGES).is_dir() and (folder / LISTS).is_dir()
 
 
 def _is_image(path: Path) -> bool:
@@ -153,7 +162,8 @@ def _with_mask(
             f"{path} has colours: a mask is a PNG of class numbers, with a palette or in grey"
         )
     if mask.shape != image.shape[:2]:
-        raise DataError(f"{path} is {mask.shape} px, but its image {image.shape[:2]}")
+        (height, width), (rows, columns) = mask.shape, image.shape[:2]
+        raise DataError(f"{path} is {height}x{width} px, but its image is {rows}x{columns} px")
     unknown = np.setdiff1d(mask, [*range(len(classes)), VOID])
     if len(unknown):
         raise DataError(

@@ -61,6 +61,8 @@ def _check_name(model: str, task: str) -> None:
         import timm
 
         names = [f"timm/{name}" for name in timm.list_models()]
+        if "." in model:  # the name says which of its weights: `timm/resnet50.tv_in1k`
+            names = [f"timm/{name}" for name in timm.list_pretrained()]
     elif task == SEGMENTATION:
         from trainable.networks.segmentation import DILATED, HEADS
 
