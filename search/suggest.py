@@ -137,7 +137,8 @@ def _probe(
     """
     from trainable.lr_range import find_lr_range
 
-    data = open_data(study.base.dataset, data_folder, split_by=study.base.split_by)
+    base = study.base
+    data = open_data(base.dataset, data_folder, split_by=base.split_by, task=base.task)
     ranges = {}
     for config in configs:
         started = time.monotonic()

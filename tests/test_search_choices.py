@@ -3,6 +3,7 @@
 Each test goes through the declaration itself, so that a choice that is added later is tried too.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from search.session import RETRIES, known_trials
 from search.study.domains import draw, perturbed, probes
 from search.study.explorer import PlannedTrial
 from search.study.study import Study
-from trainable.config import SCORES, TrialConfig
+from trainable.config import SCORES, SCORES_OF, TrialConfig
 from trainable.record import WORST
 
 BASE = TrialConfig(dataset="synthetic", model="plain", pretrained="none", epochs=9)
@@ -277,7 +278,8 @@ def test_every_retry_takes_the_endings_that_it_names(
 
 @pytest.mark.parametrize("metric", SCORES)
 def test_every_metric_of_a_diverged_trial_is_told_as_the_worst(metric: str, tmp_path: Path) -> None:
-    ours = Search(declared(metric=metric), tmp_path)
+    task = next(task for task, scores in SCORES_OF.items() if metric in scores)
+    ours = Search(declared(metric=metric, base=replace(BASE, task=task)), tmp_path)
     for i, row in enumerate([{"status": "diverged"}, {"status": "completed", metric: 0.25}]):
         ours.suggest(f"t{i}")
         ours.end(f"t{i}", **row)

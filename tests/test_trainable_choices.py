@@ -26,10 +26,12 @@ from trainable.config import (
     OPTIMIZERS,
     OWN_MODELS,
     SCORES,
+    SCORES_OF,
     TrialConfig,
     warmup_epochs_of,
 )
 from trainable.data.augment import COLUMNS, DRAWS, augment
+from trainable.data.cache import embedded
 from trainable.host.device import set_precision
 from trainable.networks.models import available_weights, build_model, pretrained_network
 from trainable.networks.plain import ResidualBlock, activation_of
@@ -37,6 +39,7 @@ from trainable.training.losses import smoothing_of, training_loss
 from trainable.training.optim import build_optimizer
 from trainable.training.schedule import ema_decay_at, growth, lr_at, peak_lr, timetable
 from trainable.training.step import Step
+from trainable.training.task import TASKS
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")
@@ -253,10 +256,25 @@ def check_select_by(score: str, _: Path) -> None:
         )
         for epoch in range(1, len(SCORES) + 1)
     ]
-    trial: Any = SimpleNamespace(config=replace(SCRATCH, select_by=score), results=results)
+    task = next(task for task, scores in SCORES_OF.items() if score in scores)
+    config = replace(SCRATCH, task=task, select_by=score)
+    trial: Any = SimpleNamespace(config=config, results=results)
     best = Trial.best(trial)
     assert best is not None
     assert best.epoch == best_at[score]
+
+
+def check_task(task: str, _: Path) -> None:
+    """Its loss is that of what the network gives for its embedded data, and small where right."""
+    config = replace(SCRATCH, task=task)
+    source = embedded("synthetic", task)
+    assert source.task == task
+    network = build_model(config, num_classes=len(source.classes))
+    outputs = network(torch.randn(2, 3, 16, 16))
+    targets = outputs.argmax(1)
+    loss = TASKS[task].loss
+    assert loss(outputs * 1000, targets, smoothing=0.0, config=config) < 0.1
+    assert loss(-outputs * 1000, targets, smoothing=0.0, config=config) > 1
 
 
 CHECKS: dict[str, Callable[[str, Path], None]] = {
@@ -272,6 +290,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "smoothing_convention": check_smoothing_convention,
     "precision": check_precision,
     "select_by": check_select_by,
+    "task": check_task,
 }
 
 

@@ -27,9 +27,11 @@ from trainable.networks.models import build_model
 from trainable.record import EpochResult, TrialResult
 from trainable.training import step as step_module
 from trainable.training.step import Step
+from trainable.training.task import TASKS
 
 Ended = tuple[list[EpochResult], TrialResult]
 CPU = torch.device("cpu")
+CLASSES = TASKS["classification"]
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +245,10 @@ def test_memory_that_runs_out_in_one_rank_halves_the_microbatch_of_all(
 
 
 def with_a_loss_that_is_no_number(ranks: Ranks, *given: Any) -> None:
-    real = step_module.training_loss
-    step_module.training_loss = lambda *a, **b: real(*a, **b) * math.nan  # type: ignore[attr-defined]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        no_number = replace(CLASSES, loss=lambda *a, **b: CLASSES.loss(*a, **b) * math.nan)
+        patch.setattr(step_module, "task_of", lambda _: no_number)
         follow(ranks, *given)
-    finally:
-        step_module.training_loss = real  # type: ignore[attr-defined]
 
 
 def test_a_loss_that_is_no_number_in_one_rank_ends_all(
@@ -275,7 +275,8 @@ def with_an_error(ranks: Ranks, *given: Any) -> None:
     def fail(*_: Any) -> Tensor:
         raise ZeroDivisionError("of one's own")
 
-    step_module.training_loss = lambda *a, **b: fail()  # type: ignore[attr-defined]
+    failing = replace(CLASSES, loss=lambda *a, **b: fail())
+    step_module.task_of = lambda _: failing  # type: ignore[attr-defined]
     follow(ranks, *given)
 
 

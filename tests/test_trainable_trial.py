@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from trainable import checkpoint, evaluation, trial
-from trainable.config import SCHEDULE_FREE, SCORES, TrialConfig
+from trainable.config import SCHEDULE_FREE, SCORES_OF, TrialConfig
 from trainable.data.cache import Dataset, Split
 from trainable.data.sources import DataError
 from trainable.feed import Feed
@@ -82,7 +82,7 @@ def test_each_update_has_the_lr_of_its_place(config: TrialConfig, tiny_data: Dat
     assert lrs == pytest.approx([0.3, 0.6, 0.9] + [0.9 * (1 - i / 9) for i in range(9)])
 
 
-@pytest.mark.parametrize("select_by", SCORES)
+@pytest.mark.parametrize("select_by", SCORES_OF["classification"])
 def test_the_best_is_the_first_of_the_best_and_no_number_is_never(
     select_by: str, config: TrialConfig, tiny_data: Dataset
 ) -> None:
@@ -243,7 +243,9 @@ def test_a_validation_loss_that_is_no_number_ends_a_trial(
 ) -> None:
     made = Trial(config, tiny_data, CPU, None)
     monkeypatch.setattr(
-        made.feed, "evaluation", lambda _: iter([torch.full((32, 3, 16, 16), math.nan)])
+        made.feed,
+        "evaluation",
+        lambda _: iter([(torch.full((32, 3, 16, 16), math.nan), torch.zeros(32))]),
     )
     assert made.train_on() == (None, "validation loss not finite after epoch 1")
 

@@ -14,16 +14,18 @@ from trainable.host import credentials
 # Part of every trial key. Increase it when a change of the code changes the numbers of a config.
 RECIPE_VERSION = 2
 
-SCORES = {
-    "val_auroc": "max",
-    "val_accuracy": "max",
-    "val_balanced_accuracy": "max",
-    "val_loss": "min",
+CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+# The scores of each task; the first selects a trial's epoch if nothing else is asked for.
+SCORES_OF = {
+    CLASSIFICATION: ("val_auroc", "val_accuracy", "val_balanced_accuracy", "val_loss"),
+    SEGMENTATION: ("val_miou", "val_pixel_accuracy", "val_loss"),
 }
-SELECT_BY = "val_auroc"
+SCORES = {
+    name: "min" if name == "val_loss" else "max" for names in SCORES_OF.values() for name in names
+}
 # The score of a diverged trial, where more is better. It is finite, so that samplers and schedulers
 # can compare it.
-WORST = {"val_auroc": 0.0, "val_accuracy": 0.0, "val_balanced_accuracy": 0.0, "val_loss": -1e6}
+WORST = {name: -1e6 if name == "val_loss" else 0.0 for name in SCORES}
 AUGMENTATIONS = (
     *("hflip", "vflip", "rot180", "shift", "crop", "rotate", "zoom", "color", "stain", "erase"),
 )
@@ -50,6 +52,12 @@ class TrialConfig:
     """
 
     dataset: str = setting("pcam", "name of the data set; `synthetic` and `digits` are built in")
+    task: str = setting(
+        CLASSIFICATION,
+        "what is learnt of an image: its class, or the class of each pixel; `synthetic` has both, "
+        "and a folder in Pascal VOC's layout the second",
+        choices=tuple(SCORES_OF),
+    )
     image_size: int | None = setting(
         None, "crop images to a central square of this side; None: no crop", unit="px", low=8
     )
@@ -73,8 +81,8 @@ class TrialConfig:
 
     model: str = setting(
         "vgg16",
-        "a torchvision classification network, `timm/NAME`, or one of our own: `plain`, or "
-        "`residual`, which is `plain` with shortcuts",
+        "a torchvision network for the task (`vgg16`, `fcn_resnet50`), "
+        "`timm/NAME`, or one of our own: `plain`, or `residual`, which is `plain` with shortcuts",
     )
     pretrained: str = setting("imagenet", "imagenet, none, or the path of a state_dict file")
     train_blocks: int | None = setting(
@@ -303,7 +311,7 @@ class TrialConfig:
     select_by: str | None = setting(
         None,
         "score that selects the epoch whose weights are tested; None: the study's metric, and "
-        "val_auroc without a study",
+        "without a study val_auroc, of segmentation val_miou",
         choices=tuple(SCORES),
     )
     seed: int = setting(0, "seed of initialization, data order, augmentation and dropout", low=0)
@@ -326,7 +334,7 @@ class TrialConfig:
         augmentations(self.augment)
         if all(getattr(self, name) is None for name in BUDGETS):
             object.__setattr__(self, "epochs", 10)
-        for check in (_check_budget, _check_model, _check_optimizer, _check_losses):
+        for check in (_check_budget, _check_model, _check_optimizer, _check_losses, _check_task):
             check(self)
 
 
@@ -471,6 +479,33 @@ def _check_losses(config: TrialConfig) -> None:
         for name in ("distill_temperature", "distill_weight"):
             if getattr(config, name) != _default(name):
                 raise ValueError(f"{name} needs a teacher: set distill_from")
+
+
+def _check_task(config: TrialConfig) -> None:
+    check_score("select_by", config.select_by, config.task)
+    if config.task == CLASSIFICATION:
+        return
+    for name in ("mixup_alpha", "cutmix_alpha", "distill_from"):
+        if getattr(config, name) != _default(name):
+            raise ValueError(f"{name} is only for task={CLASSIFICATION}, got task={config.task}")
+    if "erase" in augmentations(config.augment):
+        raise ValueError(
+            f"augment=erase hides what task={config.task} is to find: leave it out, "
+            f"got {config.augment!r}"
+        )
+
+
+def check_score(field: str, score: str | None, task: str) -> None:
+    """Raises ValueError where a field names a score that the task does not have."""
+    if score in SCORES and score not in SCORES_OF[task]:
+        raise ValueError(
+            f"{field}={score} is no score of task={task}: take one of {', '.join(SCORES_OF[task])}"
+        )
+
+
+def selected_by(config: TrialConfig) -> str:
+    """The score that selects the trial's epoch."""
+    return config.select_by or SCORES_OF[config.task][0]
 
 
 @cache

@@ -17,8 +17,9 @@ from trainable.networks.normalization import (
 )
 from trainable.networks.prefix import bypassed, prefix_at
 from trainable.training import noise
-from trainable.training.metrics import Scores, score
+from trainable.training.metrics import Scores
 from trainable.training.noise import NoiseSums
+from trainable.training.pixels import PixelScores
 from trainable.training.schedule import images_kept_together
 from trainable.training.step import Step
 
@@ -95,34 +96,30 @@ class Evaluation:
             if len(labels_B) == size:  # a smaller last batch would have the same weight
                 yield images_BCHW
 
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores, Tensor]:
-        """Scores and logits (N, K) of a split with the current weights and statistics."""
-        logits_NK = halve_until_it_fits(
-            lambda _: self._logits(split),
+    def evaluate(self, split: DeviceSplit) -> tuple[Scores | PixelScores, Tensor]:
+        """Scores of a split with the current weights and statistics, and the rows they are of."""
+        rows = halve_until_it_fits(
+            lambda _: self._rows(split),
             max(1, min(self.feed.chunk_size, len(self.step.ranks.part(len(split))))),
             before_retry=self.feed.take_fewer,
         )
-        ranks = self.step.ranks
-        if ranks.size == 1:
-            return score(logits_NK, split.labels_N), logits_NK
-        own = ranks.part(len(split))
-        all_NK = logits_NK.new_zeros(len(split), logits_NK.shape[1])
-        all_NK[own.start : own.stop] = logits_NK
-        ranks.sum_(all_NK)
-        return ranks.of_first(score(all_NK, split.labels_N)), all_NK
+        ranks, task = self.step.ranks, self.step.task
+        if ranks.size > 1:
+            rows = task.of_all_ranks(ranks, rows, len(split))
+        return ranks.of_first(task.scores(rows, split.targets_N)), rows
 
-    def _logits(self, split: DeviceSplit) -> Tensor:
+    def _rows(self, split: DeviceSplit) -> Tensor:
         model = self.step.evaluated
         model.eval()
         prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
-        logits = []
+        rows = []
         with torch.inference_mode(), self.step.autocast():
-            for inputs_B in self.feed.evaluation(split):
+            for inputs_B, targets_B in self.feed.evaluation(split):
                 with bypassed(prefix):
-                    logits.append(model(inputs_B).float())
-        if not logits:  # fewer images than ranks
-            return torch.zeros(0, self.step.num_classes, device=self.step.device)
-        return torch.cat(logits)
+                    rows.append(self.step.task.rows(model(inputs_B).float(), targets_B))
+        if not rows:  # fewer images than ranks
+            return self.step.task.no_rows(self.step.num_classes).to(self.step.device)
+        return torch.cat(rows)
 
     def measure_noise(self, number: int) -> NoiseSums:
         """The two estimates of the noise scale after evaluation `number`; 0 with too few images."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trainable.config import TrialConfig, augmentations
+from trainable.config import CLASSIFICATION, TrialConfig, augmentations
 from trainable.data.batches import (
     DeviceSplit,
     Place,
@@ -31,6 +31,7 @@ from trainable.training.schedule import growth, images_kept_together
 # Batch size of a forward pass without gradients. On a CPU larger batches do not fit its caches: at
 # 96x96 px batches of 256 are 1.1 (VGG16) to 4 times (MobileNet-V2) slower than batches of 32.
 INFERENCE_BATCH = {"cpu": 32, "cuda": 1024}
+INFERENCE_PIXELS = {"cpu": 2**21, "cuda": 2**24}
 
 
 class Feed:
@@ -56,6 +57,10 @@ class Feed:
         self.mean_C = torch.tensor(mean, device=device)
         self.std_C = torch.tensor(std, device=device)
         self.chunk_size = INFERENCE_BATCH.get(device.type, 32)
+        if config.task != CLASSIFICATION:  # there the last maps are as large as the images
+            pixels = math.prod(self.val.images_NHWC.shape[1:3])
+            most = INFERENCE_PIXELS.get(device.type, 2**21) // pixels
+            self.chunk_size = max(1, min(self.chunk_size, most))
         self.prefix: Prefix | None = None
         self.autocast: Callable[[], torch.autocast] | None = None
         self.keeps_features = True
@@ -101,7 +106,7 @@ class Feed:
         self.chunk_size = chunk_size
 
     def batches(self, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless training inputs (B, ...) and labels (B,) from `place`, which is advanced.
+        """Endless training inputs (B, ...) and targets (B, ...) from `place`, which is advanced.
 
         Of several ranks each has its part of a batch.
         """
@@ -133,16 +138,16 @@ class Feed:
         part = self.ranks.part(batch_size, images_kept_together(self.config))
         return [*([(part[0] - 1) % batch_size] if is_mixed(self.config) else []), *part]
 
-    def evaluation(self, split: DeviceSplit) -> Iterator[Tensor]:
-        """The network's inputs for all images once, in order; of several ranks, for this one's."""
+    def evaluation(self, split: DeviceSplit) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of all images once, in order; of several ranks, of this one's."""
         part = self.ranks.part(len(split))
         own = split.between(part.start, part.stop) if len(part) < len(split) else split
         split = self._kept("val", own) if split is self.val else own
-        for inputs, _ in self.plain(split, self.chunk_size):
-            yield inputs if split.are_features else self.inputs(inputs)
+        for inputs, targets in self.plain(split, self.chunk_size):
+            yield inputs if split.are_features else self.inputs(inputs), targets
 
     def plain(self, split: DeviceSplit, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalized images (B, 3, H, W) and labels (B,), in order and without augmentation."""
+        """Normalized images (B, 3, H, W) and targets, in order and without augmentation."""
         yield from evaluation_batches(
             split, batch_size=batch_size, mean_C=self.mean_C, std_C=self.std_C
         )

@@ -45,7 +45,8 @@ def finetune(
         ValueError: the config does not fit its network, weights, teacher or device.
     """
     if not isinstance(data, Dataset):
-        data = open_data(config.dataset, Path(data) if data else None, split_by=config.split_by)
+        folder = Path(data) if data else None
+        data = open_data(config.dataset, folder, split_by=config.split_by, task=config.task)
     device = device or pick_device()
     trial = Trial(config, data, device, checkpoint_folder, start_folder, checkpoint_every_s, ranks)
     try:

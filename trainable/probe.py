@@ -160,5 +160,4 @@ def _evaluation_s(trial: Trial) -> float:
 
 def _part(split: DeviceSplit, num_images: int) -> DeviceSplit:
     """About `num_images` images at equal distances in the split; a view, not a copy."""
-    step = math.ceil(len(split) / num_images)
-    return DeviceSplit(images_NHWC=split.images_NHWC[::step], labels_N=split.labels_N[::step])
+    return split.every(math.ceil(len(split) / num_images))

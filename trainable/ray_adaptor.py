@@ -105,7 +105,7 @@ def probe_trial(planned: dict[str, Any]) -> Any:
     from trainable.probe import probe
 
     config = TrialConfig(**planned["config"])
-    data = _open_data(config.dataset, planned["data_folder"], config.split_by)
+    data = _open_data(config, planned["data_folder"])
     _claim_device(planned["num_cpus"])
     return probe(config, data, num_threads=planned["num_cpus"])
 
@@ -115,7 +115,7 @@ def measure_trial(planned: dict[str, Any]) -> Any:
     from trainable.probe import measure_memory
 
     config = TrialConfig(**planned["config"])
-    data = _open_data(config.dataset, planned["data_folder"], config.split_by)
+    data = _open_data(config, planned["data_folder"])
     _claim_device(planned["num_cpus"])
     return measure_memory(config, data, num_threads=planned["num_cpus"])
 
@@ -249,7 +249,7 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
         _followers(size).start()  # they import torch meanwhile
     pulse.enter("opening data")
     try:
-        data = _open_data(config.dataset, trial["data_folder"], config.split_by)
+        data = _open_data(config, trial["data_folder"])
     except ValueError as error:  # the driver could open it
         raise HostError(f"{error} (on {socket.gethostname()})") from error
     if data.fingerprint != trial["data_fingerprint"]:
@@ -277,11 +277,15 @@ def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
                 _report(trial["metric"], epoch_row=asdict(result))
 
 
+def _open_data(config: TrialConfig, folder: str | None) -> Any:
+    return _opened(config.dataset, folder, config.split_by, config.task)
+
+
 @lru_cache(KEPT_DATASETS)
-def _open_data(name: str, folder: str | None, split_by: str | None) -> Any:
+def _opened(name: str, folder: str | None, split_by: str | None, task: str) -> Any:
     from trainable.data.cache import open_data
 
-    return open_data(name, Path(folder) if folder else None, split_by=split_by)
+    return open_data(name, Path(folder) if folder else None, split_by=split_by, task=task)
 
 
 def _report(metric: str, **row: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ class EpochResult:
     `noise_trace` and `noise_squared_gradient` are this evaluation's estimates of tr(Sigma) and
     |G|^2, NaN if they were not measured; `noise_scale` is the ratio of their running sums, in which
     an evaluation counts half after three more. `epoch_wall_s` includes validation; `images_per_s`,
-    which is that of all GPUs of the trial together, does not.
+    which is that of all GPUs of the trial together, does not. Scores that the trial's task does not
+    have are NaN, and counts -1; `train_accuracy` is of segmentation the share of pixels.
     """
 
     epoch: int
@@ -32,14 +33,14 @@ class EpochResult:
     train_loss: float
     train_accuracy: float
     val_loss: float
-    val_accuracy: float
-    val_auroc: float
-    val_balanced_accuracy: float
-    val_calibration_error: float
-    val_true_positives: int
-    val_false_positives: int
-    val_true_negatives: int
-    val_false_negatives: int
+    val_accuracy: float = math.nan
+    val_auroc: float = math.nan
+    val_balanced_accuracy: float = math.nan
+    val_calibration_error: float = math.nan
+    val_true_positives: int = -1
+    val_false_positives: int = -1
+    val_true_negatives: int = -1
+    val_false_negatives: int = -1
     grad_norm: float
     noise_scale: float
     epoch_wall_s: float
@@ -47,6 +48,8 @@ class EpochResult:
     microbatch_size: int
     noise_trace: float = math.nan  # rows of older checkpoints have neither
     noise_squared_gradient: float = math.nan
+    val_miou: float = math.nan
+    val_pixel_accuracy: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class TrialResult:
     """A whole trial: the columns of the `trials` table besides its config.
 
     `val_*` are the scores at `best_epoch`; the test split is scored with the weights of that epoch.
-    Values are NaN without a finished epoch or a test split, and test scores if the trial diverged.
+    Values are NaN without a finished epoch or a test split, and test scores if the trial diverged;
+    so are scores that the trial's task does not have, and such counts are -1.
     `collapsed`: the network predicts the same for every image.
     `test_auroc_low` and `test_auroc_high` are the bounds of DeLong's 95 % interval.
     `microbatch_size` is the final one, after `oom_retries` halvings. On several GPUs it is the
@@ -71,22 +75,22 @@ class TrialResult:
     updates_completed: int
     examples_seen: int
     best_epoch: int
-    val_auroc: float
-    val_accuracy: float
-    val_loss: float
-    val_balanced_accuracy: float
+    val_auroc: float = math.nan
+    val_accuracy: float = math.nan
+    val_loss: float = math.nan
+    val_balanced_accuracy: float = math.nan
     collapsed: bool
-    test_auroc: float
-    test_auroc_low: float
-    test_auroc_high: float
-    test_accuracy: float
-    test_balanced_accuracy: float
-    test_loss: float
-    test_calibration_error: float
-    test_true_positives: int
-    test_false_positives: int
-    test_true_negatives: int
-    test_false_negatives: int
+    test_auroc: float = math.nan
+    test_auroc_low: float = math.nan
+    test_auroc_high: float = math.nan
+    test_accuracy: float = math.nan
+    test_balanced_accuracy: float = math.nan
+    test_loss: float = math.nan
+    test_calibration_error: float = math.nan
+    test_true_positives: int = -1
+    test_false_positives: int = -1
+    test_true_negatives: int = -1
+    test_false_negatives: int = -1
     train_wall_s: float
     images_per_s: float
     peak_memory_gib: float
@@ -96,6 +100,10 @@ class TrialResult:
     noise_scale: float
     device: str
     fast_paths: str
+    val_miou: float = math.nan
+    val_pixel_accuracy: float = math.nan
+    test_miou: float = math.nan
+    test_pixel_accuracy: float = math.nan
 
 
 def finite_score(metric: str, row: Mapping[str, Any]) -> float:

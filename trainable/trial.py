@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from trainable import checkpoint
 from trainable.checkpoint import Saver, TrialState
-from trainable.config import SCORES, SELECT_BY, TrialConfig, trial_key
+from trainable.config import (
+    CLASSIFICATION,
+    SCORES,
+    SCORES_OF,
+    TrialConfig,
+    selected_by,
+    trial_key,
+)
 from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
@@ -33,8 +40,9 @@ from trainable.networks.models import build_model, set_training, trained_state
 from trainable.networks.prefix import find_prefix
 from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import CHANCE, EpochResult, TrialResult
-from trainable.training.metrics import Scores, auroc_interval
+from trainable.training.metrics import Scores
 from trainable.training.noise import NoiseSums
+from trainable.training.pixels import PixelScores
 from trainable.training.schedule import growth, lr_at, peak_lr, timetable
 from trainable.training.step import Step
 
@@ -135,7 +143,13 @@ class Trial:
                 f"batch_size {self.config.batch_size} is larger than the {len(self.train)} "
                 f"training images: use a smaller batch or more images"
             )
-        if len(self.feed.val.labels_N.unique()) < self.num_classes:
+        if self.config.task != self.data.task:
+            raise DataError(
+                f"the data was opened for task={self.data.task}, and the trial has "
+                f"task={self.config.task}"
+            )
+        needs_all = self.config.task == CLASSIFICATION
+        if needs_all and len(self.feed.val.labels_N.unique()) < self.num_classes:
             raise DataError(
                 f"the {len(self.feed.val)} validation images do not contain every class: set a "
                 f"larger eval_images"
@@ -152,8 +166,13 @@ class Trial:
             self.step.teacher = teacher.eval().to(self.device)
 
     def _attach_prefix(self) -> None:
-        """Run frozen first blocks separately, unless images are mixed or a teacher needs them."""
+        """Run frozen first blocks separately, unless images are mixed or a teacher needs them.
+
+        Of the other tasks, networks enlarge their outputs to the size of the images.
+        """
         c = self.config
+        if c.task != CLASSIFICATION:
+            return
         if c.train_blocks is None or c.mixup_alpha or c.cutmix_alpha or c.distill_from:
             return
         size = c.image_size or self.data.train.images_NHWC.shape[1]
@@ -376,7 +395,7 @@ class Trial:
 
     def best(self) -> EpochResult | None:
         """The best evaluation by `select_by`; the first of equals."""
-        name = self.config.select_by or SELECT_BY
+        name = selected_by(self.config)
         sign = 1 if SCORES[name] == "max" else -1
         scored = [result for result in self.results if math.isfinite(getattr(result, name))]
         return max(scored, key=lambda result: sign * getattr(result, name), default=None)
@@ -390,7 +409,8 @@ class Trial:
         last = self.results[-1] if self.results else None
         continues = self.config.until_share < 1  # in another trial, from its last state
         best = last if continues else self.best()
-        scores, low, high = Scores(), math.nan, math.nan
+        scores: Scores | PixelScores = Scores()
+        low = high = math.nan
         if not reason and not continues:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
             scores, low, high = self._test_scores()
@@ -404,8 +424,7 @@ class Trial:
         speeds = [result.images_per_s for result in self.results]
         part = self.step.largest_part(self.config.batch_size)
         val_scores: dict[str, Any] = {
-            f"val_{name}": getattr(best, f"val_{name}") if best else math.nan
-            for name in ("auroc", "accuracy", "balanced_accuracy", "loss")
+            name: getattr(best, name) if best else math.nan for name in SCORES_OF[self.config.task]
         }
         return TrialResult(
             status=status,
@@ -436,13 +455,13 @@ class Trial:
         one_class = math.isclose(result.val_balanced_accuracy, 1 / self.num_classes)
         return result.val_auroc == CHANCE and one_class
 
-    def _test_scores(self) -> tuple[Scores, float, float]:
+    def _test_scores(self) -> tuple[Scores | PixelScores, float, float]:
         """Scores of the test split and the interval of its AUROC; NaN without a test split."""
         if self.data.test is None:
             return Scores(), math.nan, math.nan
         split = self.feed.on_device(self.data.test, self.config.eval_images)
-        scores, logits_NK = self.evaluation.evaluate(split)
-        return scores, *auroc_interval(logits_NK, split.labels_N)
+        scores, rows = self.evaluation.evaluate(split)
+        return scores, *self.step.task.auroc_interval(rows, split.targets_N)
 
     def _reason_of_end(self) -> str:
         """Why a trial that did not diverge ended before its whole budget; empty if it did not."""
@@ -450,5 +469,5 @@ class Trial:
             return f"stopped at {self.config.until_share:.0%} of the budget, as its config says"
         if self.progress < self.timetable.total:
             patience = self.config.early_stop_patience
-            return f"no better {self.config.select_by or SELECT_BY} in {patience} evaluations"
+            return f"no better {selected_by(self.config)} in {patience} evaluations"
         return ""

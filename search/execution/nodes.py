@@ -17,6 +17,7 @@ from rich.console import Console
 from cluster.connect import ConnectError
 from search.execution.hosts import Hosts, nodes_with_cores
 from search.execution.preflight import Ready
+from trainable.config import CLASSIFICATION
 from trainable.host import storage
 from trainable.host.storage import Folder
 
@@ -35,6 +36,7 @@ class Needs:
     data_fingerprint: str
     results: Folder
     token: str
+    task: str = CLASSIFICATION
 
 
 @contextmanager
@@ -45,6 +47,7 @@ def needs_known(ready: Ready) -> Iterator[Needs]:
         dataset=ready.study.base.dataset,
         data_folder=str(ready.data_folder) if ready.data_folder else None,
         split_by=ready.study.base.split_by,
+        task=ready.study.base.task,
         data_fingerprint=ready.data_fingerprint,
         results=folder,
         token=f".node-{uuid.uuid4().hex}",
@@ -193,7 +196,8 @@ def _facts() -> Callable[[dict[str, Any]], dict[str, Any]]:
         try:
             where = needs["data_folder"]
             where = Path(where) if where else None
-            data = open_data(needs["dataset"], where, split_by=needs["split_by"])
+            of_data = {name: needs[name] for name in ("split_by", "task")}
+            data = open_data(needs["dataset"], where, **of_data)
             about["data"] = data.fingerprint
         except Exception as error:
             about["data"] = str(error)

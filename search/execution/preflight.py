@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from search.study.preview import as_preview
 from search.study.settings import apply_settings
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
-from trainable.config import BUDGETS, TrialConfig
+from trainable.config import BUDGETS, SCORES_OF, TrialConfig
 from trainable.data.cache import EMBEDDED, Dataset, locate, open_data
 from trainable.data.sources import DataError
 
@@ -62,11 +63,14 @@ def prepare(
     asked = _set_to(settings, "split_by") or study.base.split_by or "none"
     split_by = None if asked.lower() == "none" else asked
     folder = data or Path(os.environ.get("DATA_DIR", "data"))
-    is_there = dataset in EMBEDDED or locate(dataset, folder, split_by=split_by) is not None
+    task = _set_to(settings, "task")
+    task = task if task in SCORES_OF else study.base.task  # another one is refused below
+    of_data: dict[str, Any] = {"split_by": split_by, "task": task}
+    is_there = dataset in EMBEDDED or locate(dataset, folder, **of_data) is not None
     if not is_there:
-        shows_itself = dataset == "pcam" and _is_ours(space_file)
+        shows_itself = dataset == study.base.dataset and _is_ours(space_file)
         if data or not (preview or shows_itself):
-            _refuse(dataset, folder, split_by)
+            _refuse(dataset, folder, of_data)
         console.print(NO_DATA.format(dataset, folder), style="yellow", markup=False)
         dataset, preview = "synthetic", True
     if preview:
@@ -75,7 +79,9 @@ def prepare(
         study, [text for text in settings if is_there or not text.startswith(OF_THE_DATA)]
     )
     data_folder = folder.resolve() if study.base.dataset not in EMBEDDED else None
-    opened = open_data(study.base.dataset, data_folder, split_by=study.base.split_by)
+    opened = open_data(
+        study.base.dataset, data_folder, split_by=study.base.split_by, task=study.base.task
+    )
     if not preview:
         _check_size(study, opened)
     study = _with_files(study, opened, console, preview=preview)
@@ -104,10 +110,10 @@ def _previewed(study: Study, dataset: str) -> Study:
         raise SpaceFileError(str(error)) from error
 
 
-def _refuse(dataset: str, folder: Path, split_by: str | None) -> None:
+def _refuse(dataset: str, folder: Path, of_data: Mapping[str, Any]) -> None:
     """Raises DataError with what was looked for."""
     try:
-        open_data(dataset, folder, split_by=split_by)
+        open_data(dataset, folder, **of_data)
     except DataError as error:
         raise DataError(
             f"{error}; --data DIR names the folder, --preview takes embedded patches"

@@ -66,15 +66,17 @@ def apply_settings(study: Study, settings: Sequence[str]) -> Study:
                 fixed[path] = value_for(path, text)
         for part, changes in parts.items():
             changed[part] = replace(getattr(study, part), **changes)
-        _pair_scores(changed, fixed)
+        _pair_scores(study, changed, fixed)
         # All at once: two settings may be right only together.
         return replace(study, **changed, base=replace(study.base, **fixed), vary=vary)
     except (ValueError, TypeError) as error:
         raise SpaceFileError(f"--set {' --set '.join(settings)}: {error}") from error
 
 
-def _pair_scores(changed: dict[str, Any], fixed: dict[str, Any]) -> None:
+def _pair_scores(study: Study, changed: dict[str, Any], fixed: dict[str, Any]) -> None:
     """Let the score that is set alone rank the trials and select their epochs.
+
+    Another task has other scores: its own is taken where none is set.
 
     Raises:
         ValueError: there is no such metric.
@@ -84,6 +86,8 @@ def _pair_scores(changed: dict[str, Any], fixed: dict[str, Any]) -> None:
         fixed.setdefault("select_by", changed["metric"])
     elif "select_by" in fixed:
         changed["metric"] = fixed["select_by"]
+    elif fixed.get("task", study.base.task) != study.base.task:
+        changed["metric"], fixed["select_by"] = "", None
 
 
 def value_of(text: str) -> object:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from search.study.domains import as_values, probes
 from search.study.expected import Expectation, check_expected
 from search.study.explorer import Chooser, Explorer, Stopper
-from trainable.config import SCORES, SELECT_BY, TrialConfig
+from trainable.config import SCORES, TrialConfig, check_score, selected_by
 from trainable.host import credentials
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -26,6 +26,7 @@ ALIASES = {
     **dict.fromkeys(("acc", "accuracy", "val_acc"), "val_accuracy"),
     **dict.fromkeys(("auc", "auroc", "val_auc"), "val_auroc"),
     **dict.fromkeys(("loss", "val_ce"), "val_loss"),
+    **dict.fromkeys(("iou", "miou", "mean_iou", "val_iou"), "val_miou"),
     **{"warmup": "warmup_epochs", "num_epochs": "epochs", "weights": "pretrained"},
 }
 LEAST_SHARE = 0.01  # of a GPU
@@ -78,7 +79,7 @@ class Study:
         """Check the study's own fields, then every trial that it asks for."""
         self._check_own_fields()
         if not self.metric:
-            object.__setattr__(self, "metric", self.base.select_by or SELECT_BY)
+            object.__setattr__(self, "metric", selected_by(self.base))
         if self.base.select_by is None:
             object.__setattr__(self, "base", replace(self.base, select_by=self.metric))
         for name in [*self.vary, *self.preview]:
@@ -105,6 +106,7 @@ class Study:
             raise ValueError(f"base must be a TrialConfig, got {self.base!r}")
         if self.metric:
             check_metric(self.metric)
+            check_score("metric", self.metric, self.base.task)
         check_number("seeds", self.seeds, whole=True, low=1)
         check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
         check_number("checkpoint_every_s", self.checkpoint_every_s, whole=False, low=0)
@@ -211,6 +213,8 @@ def check_field(name: str) -> None:
     """Raises ValueError where a study cannot vary the field, or there is none of that name."""
     if name == "seed":
         raise ValueError("seed cannot vary: say how many with seeds=3")
+    if name == "task":
+        raise ValueError("task cannot vary: its scores are others, make a study of each")
     if name == "dataset":
         raise ValueError("dataset cannot vary: a study is on one, make a study of each")
     if name == "split_by":

@@ -4,6 +4,7 @@ python -m trainable.data DIR [--out sheet.png]
 python -m trainable.data DIR --split-by slide
 python -m trainable.data DIR --augment hflip+stain --out augmented.png
 python -m trainable.data synthetic
+python -m trainable.data DIR --task segmentation --out masks.png
 """
 
 import argparse
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from trainable.config import augmentations
-from trainable.data.augment import DRAWS, augment
+from trainable.config import CLASSIFICATION, SCORES_OF, augmentations
+from trainable.data.augment import DRAWS, augment, augment_masks
 from trainable.data.batches import generator_for, stratified_subset
-from trainable.data.cache import EMBEDDED, PCAM, Dataset, locate, open_data
-from trainable.data.sources import DataError, Source
+from trainable.data.cache import EMBEDDED, PCAM, Dataset, Split, embedded, locate, open_data
+from trainable.data.sources import VOID, DataError, Images, Source, Targets
 from trainable.data.splits import BY_IMAGE
 
 ROWS, COLUMNS = 4, 10
@@ -31,7 +33,8 @@ def describe(data: Dataset) -> Table:
     """Images, size, bytes and classes of each split, as a table with a column for each split."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     there = {name: split for name, split in splits.items() if split is not None}
-    counts_SK = [np.bincount(s.labels_N, minlength=len(data.classes)) for s in there.values()]
+    counts_SK = [_counts(split, len(data.classes)) for split in there.values()]
+    kind = "class" if data.task == CLASSIFICATION else "pixels of"
     table = Table(title=f"dataset={data.name} layout={data.layout}", title_justify="left")
     table.add_column("")
     for name in there:
@@ -42,7 +45,7 @@ def describe(data: Dataset) -> Table:
     megabytes = [split.images_NHWC.nbytes / 1e6 for split in there.values()]
     table.add_row("bytes", *(f"{size:,.1f} MB" for size in megabytes), end_section=True)
     for number, name in enumerate(data.classes[:MOST_CLASSES]):
-        table.add_row(f"class {name}", *(f"{counts_K[number]:,}" for counts_K in counts_SK))
+        table.add_row(f"{kind} {name}", *(f"{counts_K[number]:,}" for counts_K in counts_SK))
     if len(data.classes) > MOST_CLASSES:
         rest_SK = [counts_K[MOST_CLASSES:] for counts_K in counts_SK]
         ranges = [f"{rest_K.min():,} to {rest_K.max():,}" for rest_K in rest_SK]
@@ -52,8 +55,42 @@ def describe(data: Dataset) -> Table:
     return table
 
 
+def _counts(split: Split, num_classes: int) -> NDArray[np.intp]:
+    """The images of each class; with masks, the pixels."""
+    if split.targets_N is None:
+        return np.bincount(split.labels_N, minlength=num_classes)
+    counts = np.zeros(VOID + 1, np.intp)
+    for mask in split.targets_N:
+        counts += np.bincount(mask.ravel(), minlength=VOID + 1)
+    return counts[:num_classes]
+
+
+def masked_sheet(data: Dataset, masks_NHW: Targets) -> Image.Image:
+    """Training images, each above itself with the mask: a colour for each class but the first."""
+    side = max(64, min(128, data.train.images_NHWC.shape[1]))
+    sheet = Image.new("RGB", (COLUMNS * (side + 4), 2 * ROWS * (side + 4)), "white")
+    for k in range(min(COLUMNS * ROWS, len(data.train.labels_N))):
+        image, mask = data.train.images_NHWC[k], masks_NHW[k]
+        x, y = k % COLUMNS * (side + 4), k // COLUMNS * 2 * (side + 4)
+        for below, tile in enumerate((np.asarray(image), overlaid(image, mask))):
+            tile_image = Image.fromarray(tile).resize((side, side))
+            sheet.paste(tile_image, (x, y + below * (side + 4)))
+    return sheet
+
+
+def overlaid(image: Images, mask: Targets) -> Images:
+    """The image with half of the colour of each pixel's class; void is white."""
+    hues = np.array([0, *np.arange(VOID - 1) * 360 * 0.382, 0])  # far from each other
+    colours = np.array([ImageColor.getrgb(f"hsl({hue % 360:.0f},100%,50%)") for hue in hues])
+    colours[VOID] = 255
+    mixed = (image.astype(np.uint16) + colours[mask]) // 2
+    return np.where((mask > 0)[..., None], mixed, image).astype(np.uint8)
+
+
 def contact_sheet(data: Dataset) -> Image.Image:
     """Training images with their labels, one band per class."""
+    if data.train.targets_N is not None:
+        return masked_sheet(data, data.train.targets_N)
     side = max(64, min(128, data.train.images_NHWC.shape[1]))
     cell = side + 14
     bands = min(len(data.classes), ROWS)
@@ -75,12 +112,17 @@ def augmented_sheet(data: Dataset, names: str) -> Image.Image:
     cell = max(64, min(128, data.train.images_NHWC.shape[1])) + 4
     sheet = Image.new("RGB", (COLUMNS * cell, len(index) * cell), "white")
     images = torch.from_numpy(np.array(data.train.images_NHWC[index]))
+    own = data.train.targets_N
+    masks = torch.zeros(images.shape[:3]) if own is None else torch.from_numpy(np.array(own[index]))
+    masks = moved = masks.to(torch.uint8)
     for column in range(COLUMNS):
         drawn = images
         if column:
             draws = torch.rand(len(index), DRAWS, generator=generator_for(0, "augment", column))
             drawn = augment(images, draws, augmentations(names)).clamp(0, 255).to(torch.uint8)
-        for row, patch in enumerate(drawn.numpy()):
+            moved = augment_masks(masks, draws, augmentations(names))
+        patches = [overlaid(*pair) for pair in zip(drawn.numpy(), moved.numpy(), strict=True)]
+        for row, patch in enumerate(patches):
             tile = Image.fromarray(patch).resize((cell - 4, cell - 4))
             sheet.paste(tile, (column * cell, row * cell))
     return sheet
@@ -98,13 +140,16 @@ def main() -> int:
     parser.add_argument(
         "--split-by", help="groups that train and validation do not share, as a trial's split_by"
     )
+    parser.add_argument(
+        "--task", default=CLASSIFICATION, choices=list(SCORES_OF), help="as a trial's task"
+    )
     parser.add_argument("--augment", help="draw augmented images: names joined with +")
     arguments = parser.parse_args()
     console = Console()
     try:
         if arguments.augment and not arguments.out:
             raise ValueError("--augment draws a picture: add --out FILE, such as augmented.png")
-        data, source = _opened(arguments.folder, arguments.split_by)
+        data, source = _opened(arguments.folder, arguments.split_by, arguments.task)
         if arguments.out:
             names = arguments.augment
             sheet = augmented_sheet(data, names) if names else contact_sheet(data)
@@ -127,13 +172,13 @@ def main() -> int:
     return 0
 
 
-def _opened(folder: str, split_by: str | None) -> tuple[Dataset, Source]:
+def _opened(folder: str, split_by: str | None, task: str) -> tuple[Dataset, Source]:
     """The data in a folder, or an embedded set; and what it was before decoding."""
     if folder in EMBEDDED:
-        return open_data(folder, split_by=split_by), EMBEDDED[folder]()
+        return open_data(folder, split_by=split_by, task=task), embedded(folder, task)
     path = Path(folder)
-    data = open_data(PCAM, path, split_by=split_by)
-    source = locate(PCAM, path, split_by=split_by)
+    data = open_data(PCAM, path, split_by=split_by, task=task)
+    source = locate(PCAM, path, split_by=split_by, task=task)
     assert source is not None  # noqa: S101 - it was opened
     return data, source
 

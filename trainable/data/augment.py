@@ -39,6 +39,7 @@ COLUMNS = {
     "erase": slice(20, 25),
 }
 DRAWS = 25
+MOVES, RESAMPLES = {"hflip", "vflip", "rot180", "shift"}, {"rotate", "zoom", "crop"}
 
 # Hematoxylin, eosin, residual: optical density in R, G, B (Ruifrok & Johnston 2001), as in
 # scikit-image's rgb_from_hed.
@@ -48,30 +49,46 @@ HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 def augment(images_BHWC: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Tensor:
     """The batch with the named augmentations; `draws_BK` (B, DRAWS) is uniform in [0, 1)."""
     x = images_BHWC
+    if MOVES & set(names):
+        x = move(x, **_moves(draws_BK, names))
+    if RESAMPLES & set(names):
+        x = resample(x, _affine(_resamples(draws_BK, names)))
+    if "color" in names:
+        x = color(x, _between(JITTER, draws_BK[:, COLUMNS["color"]]))
+    if "stain" in names:
+        x = stain(x, 1 + STAIN_JITTER * (2 * draws_BK[:, COLUMNS["stain"]] - 1))
+    if "erase" in names:
+        x = erase(x, draws_BK[:, COLUMNS["erase"]])
+    return x
 
-    def drawn(name: str) -> Tensor:
-        return draws_BK[:, COLUMNS[name]]
+
+def augment_masks(masks_BHW: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Masks moved as `augment` moves their images; what is resampled takes the nearest pixel."""
+    x = masks_BHW[..., None]
+    if MOVES & set(names):
+        x = move(x, **_moves(draws_BK, names))
+    if RESAMPLES & set(names):
+        theta_B23 = _affine(_resamples(draws_BK, names))
+        x = resample(x, theta_B23, mode="nearest").to(masks_BHW.dtype)
+    return x[..., 0]
+
+
+def _moves(draws_BK: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Which images are flipped, and how far each is shifted: the arguments of `move`."""
 
     def below_half(name: str) -> Tensor:
-        return drawn(name)[:, 0] < (0.5 if name in names else 0.0)
+        return draws_BK[:, COLUMNS[name]][:, 0] < (0.5 if name in names else 0.0)
 
-    if {"hflip", "vflip", "rot180", "shift"} & set(names):
-        steps = (drawn("shift") * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX
-        x = move(
-            x,
-            flip_rows_B=below_half("vflip") ^ below_half("rot180"),
-            flip_columns_B=below_half("hflip") ^ below_half("rot180"),
-            steps_B2=steps if "shift" in names else torch.zeros_like(steps),
-        )
-    if {"rotate", "zoom", "crop"} & set(names):
-        x = resample(x, _affine({n: drawn(n) for n in ("rotate", "zoom", "crop") if n in names}))
-    if "color" in names:
-        x = color(x, _between(JITTER, drawn("color")))
-    if "stain" in names:
-        x = stain(x, 1 + STAIN_JITTER * (2 * drawn("stain") - 1))
-    if "erase" in names:
-        x = erase(x, drawn("erase"))
-    return x
+    steps = (draws_BK[:, COLUMNS["shift"]] * (2 * MAX_SHIFT_PX + 1)).long() - MAX_SHIFT_PX
+    return {
+        "flip_rows_B": below_half("vflip") ^ below_half("rot180"),
+        "flip_columns_B": below_half("hflip") ^ below_half("rot180"),
+        "steps_B2": steps if "shift" in names else torch.zeros_like(steps),
+    }
+
+
+def _resamples(draws_BK: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {n: draws_BK[:, COLUMNS[n]] for n in ("rotate", "zoom", "crop") if n in names}
 
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
@@ -121,8 +138,8 @@ def _affine(draws: dict[str, Tensor]) -> Tensor:
     return torch.stack(rows, 1).view(-1, 2, 3)
 
 
-def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
-    """Apply an affine map to each image, with bilinear interpolation and mirrored edges."""
+def resample(images_BHWC: Tensor, theta_B23: Tensor, *, mode: str = "bilinear") -> Tensor:
+    """Apply an affine map to each image, with interpolation and mirrored edges."""
     x = (
         images_BHWC.permute(0, 3, 1, 2).contiguous().float()
     )  # grid_sample is slower on channels_last
@@ -133,7 +150,7 @@ def resample(images_BHWC: Tensor, theta_B23: Tensor) -> Tensor:
     theta = theta_B23[:, :, :, None, None]
     points = theta[:, :, 0] * right + (theta[:, :, 1] * down[:, None] + theta[:, :, 2])
     grid = points.permute(0, 2, 3, 1)
-    moved = grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
+    moved = grid_sample(x, grid, mode, "reflection", align_corners=False)
     return moved.permute(0, 2, 3, 1)
 
 

@@ -11,54 +11,78 @@ import torch
 from torch import Tensor
 
 from trainable.config import TrialConfig, augmentations
-from trainable.data.augment import DRAWS, augment
+from trainable.data.augment import DRAWS, augment, augment_masks
 from trainable.data.cache import Split
-from trainable.data.sources import DataError, Images, Labels
+from trainable.data.sources import DataError, Images, Labels, Targets
 from trainable.host.pulse import tick
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUBSET_SEED = 0  # all trials of a study use the same subset
+LEAST_BOX_PX = 3  # of what a crop leaves of a box
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSplit:
     """A split on the device: uint8 images (N, H, W, 3) and labels (N,).
 
-    Images that do not fit on the GPU stay in the memory-mapped file. `are_features` says that
-    `images_NHWC` are the float outputs of a frozen part of the network, ready to use.
+    Images that do not fit on the GPU stay in the memory-mapped file, and so do the masks (N, H, W)
+    or boxes (N, M, 5) of tasks that learn these. `are_features` says that `images_NHWC` are the
+    float outputs of a frozen part of the network, ready to use.
     """
 
     images_NHWC: Tensor
     labels_N: Tensor
     are_features: bool = False
+    own_targets_N: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels_N)
 
+    @property
+    def targets_N(self) -> Tensor:
+        """What is learnt: the labels, or the split's masks or boxes."""
+        return self.labels_N if self.own_targets_N is None else self.own_targets_N
+
     def images_at(self, index_B: Tensor) -> Tensor:
         """The images (B, H, W, 3) at `index_B` on the device; `index_B` may be on the host."""
-        images, device = self.images_NHWC, self.labels_N.device
-        chosen = images[index_B.to(images.device)]
-        return chosen if images.device == device else _sent(chosen, device)
+        return _rows_at(self.images_NHWC, index_B, self.labels_N.device)
+
+    def targets_at(self, index_B: Tensor) -> Tensor:
+        """What is learnt of the images at `index_B`, on the device."""
+        return _rows_at(self.targets_N, index_B, self.labels_N.device)
 
     def between(self, first: int, last: int) -> "DeviceSplit":
         """The images from `first` to `last` as a split: a view, not a copy."""
-        return replace(
-            self, images_NHWC=self.images_NHWC[first:last], labels_N=self.labels_N[first:last]
-        )
+        return self._of(lambda rows: rows[first:last])
+
+    def every(self, step: int) -> "DeviceSplit":
+        """Each `step`-th image as a split: a view, not a copy."""
+        return self._of(lambda rows: rows[::step])
 
     def part(self, index_B: Tensor) -> "DeviceSplit":
         """The images at `index_B` as a split on the device."""
-        labels_B = self.labels_N[index_B.to(self.labels_N.device)]
-        return DeviceSplit(
-            images_NHWC=self.images_at(index_B), labels_N=labels_B, are_features=self.are_features
+        return self._of(lambda rows: _rows_at(rows, index_B, self.labels_N.device))
+
+    def _of(self, rows_of: Callable[[Tensor], Tensor]) -> "DeviceSplit":
+        own = self.own_targets_N
+        return replace(
+            self,
+            images_NHWC=rows_of(self.images_NHWC),
+            labels_N=rows_of(self.labels_N),
+            own_targets_N=None if own is None else rows_of(own),
         )
 
 
-def _sent(images: Tensor, device: torch.device) -> Tensor:
-    """Start copying images to the GPU; the host does not wait for it."""
-    return images.contiguous().pin_memory().to(device, non_blocking=True)
+def _rows_at(rows_N: Tensor, index_B: Tensor, device: torch.device) -> Tensor:
+    """The rows at `index_B` on the device; both may be on the host."""
+    chosen = rows_N[index_B.to(rows_N.device)]
+    return chosen if rows_N.device == device else _sent(chosen, device)
+
+
+def _sent(rows_B: Tensor, device: torch.device) -> Tensor:
+    """Start copying rows to the GPU; the host does not wait for it."""
+    return rows_B.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def seed_for(*parts: int | str) -> int:
@@ -87,7 +111,7 @@ def to_device(
     Raises:
         DataError: `image_size` is larger than the images.
     """
-    images = split.images_NHWC
+    images, targets = split.images_NHWC, split.targets_N
     height, width = images.shape[1:3]
     if image_size is not None:
         if image_size > min(height, width):
@@ -97,19 +121,35 @@ def to_device(
             )
         top, left = (height - image_size) // 2, (width - image_size) // 2
         images = images[:, top : top + image_size, left : left + image_size]
+        if targets is not None:
+            targets = _cropped(targets, top, left, image_size)
     labels = split.labels_N
     if num_images is not None and num_images < len(labels):
         index = stratified_subset(labels, num_images)
         images, labels = images[index], labels[index]
+        targets = None if targets is None else targets[index]
     tensor = _as_tensor(images)
+    own = None if targets is None else _as_tensor(targets)
     room = math.inf if room_bytes is None or device.type == "cpu" else room_bytes
+    fits = tensor.nbytes + (0 if own is None else own.nbytes) <= room
     return DeviceSplit(
-        images_NHWC=tensor if tensor.nbytes > room else tensor.to(device),
+        images_NHWC=tensor.to(device) if fits else tensor,
         labels_N=torch.from_numpy(np.array(labels)).to(device),
+        own_targets_N=own if own is None or not fits else own.to(device),
     )
 
 
-def _as_tensor(images: Images) -> Tensor:
+def _cropped(targets: Targets, top: int, left: int, side: int) -> Targets:
+    """Masks, or boxes, in the square of this side; what is outside of it is gone."""
+    if targets.dtype == np.uint8:
+        return targets[:, top : top + side, left : left + side]
+    boxes = np.array(targets, np.float32)
+    boxes[..., :4] = (boxes[..., :4] - [left, top, left, top]).clip(0, side)
+    boxes[(boxes[..., 2:4] - boxes[..., :2]).min(-1) < LEAST_BOX_PX] = 0
+    return boxes
+
+
+def _as_tensor(images: Images | Targets) -> Tensor:
     with warnings.catch_warnings():
         # The memory-mapped file is read-only, and nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -181,7 +221,7 @@ def training_batches(
     prefetch_images: int = 1,
     part: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented, normalized batches (B, 3, H, W) and labels (B,) to the end of the epoch.
+    """Augmented, normalized batches (B, 3, H, W) and targets (B, ...) to the end of the epoch.
 
     `place` is advanced before each batch is yielded. Every batch has `batch_size` images: those
     left over at the end wait for the order of the next epoch. The augmentation of an image depends
@@ -196,8 +236,7 @@ def training_batches(
     num_batches = (len(split) - offset) // batch_size
     order_N = _in_batches(order_N[offset:], num_batches, batch_size, part)
     own_size = batch_size if part is None else len(part)
-    labels_N = split.labels_N[order_N.to(split.labels_N.device)]
-    images = _augmented(split, config, place.epoch, order_N, mean_C=mean_C, std_C=std_C)
+    images, targets = _augmented(split, config, place.epoch, order_N, mean_C=mean_C, std_C=std_C)
     chunk_size = own_size
     if transform is not None:
         chunk_size *= max(1, math.ceil(prefetch_images / own_size))
@@ -218,7 +257,7 @@ def training_batches(
                 index, chunk_size = 0, own_size  # no prefetching from now on
                 inputs = chunk(start, start + own_size)
         place.start = offset + (number + 1) * batch_size
-        yield inputs[index : index + own_size], labels_N[start : start + own_size]
+        yield inputs[index : index + own_size], targets(start, start + own_size)
 
 
 def _in_batches(
@@ -231,6 +270,9 @@ def _in_batches(
     return order_N.view(num_batches, batch_size)[:, list(part)].flatten()
 
 
+Between = Callable[[int, int], Tensor]  # of the rows between two positions in an epoch's order
+
+
 def _augmented(
     split: DeviceSplit,
     config: TrialConfig,
@@ -239,14 +281,15 @@ def _augmented(
     *,
     mean_C: Tensor,
     std_C: Tensor,
-) -> Callable[[int, int], Tensor]:
-    """A function of two positions in the order: the images between them, ready for the network."""
-    order_N = order_N.to(split.images_NHWC.device)
+) -> tuple[Between, Between]:
+    """The images between two positions in the order, ready for the network, and their targets."""
+    device = split.labels_N.device
     names = augmentations(config.augment)
     if names:
         generator = generator_for(config.seed, "augment", epoch)
-        draws_NK = torch.rand(len(split), DRAWS, generator=generator).to(split.labels_N.device)
-        draws_order_N = order_N.to(draws_NK.device)  # the images may be on the host
+        draws_NK = torch.rand(len(split), DRAWS, generator=generator).to(device)
+        draws_order_N = order_N.to(device)  # the images may be on the host
+    order_N = order_N.to(split.images_NHWC.device)
 
     def images(first: int, last: int) -> Tensor:
         images_BHWC = split.images_at(order_N[first:last])
@@ -256,21 +299,35 @@ def _augmented(
             images_BHWC = augment(images_BHWC, draws_NK[draws_order_N[first:last]], names)
         return to_floats(images_BHWC, mean_C, std_C)
 
-    return images
+    def targets(first: int, last: int) -> Tensor:
+        targets_B = split.targets_at(order_N[first:last])
+        if names:
+            targets_B = augment_masks(targets_B, draws_NK[draws_order_N[first:last]], names)
+        return targets_B
+
+    if split.own_targets_N is None:
+        labels_N = split.labels_N[order_N.to(device)]  # of the whole epoch at once
+        return images, lambda first, last: labels_N[first:last]
+    return images, targets
 
 
 def evaluation_batches(
     split: DeviceSplit, *, batch_size: int, mean_C: Tensor, std_C: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images once, in order, without augmentation; features stay as they are."""
+    """All images once, in order, without augmentation, and their targets.
+
+    Features stay as they are.
+    """
     device = split.labels_N.device
     for start in range(0, len(split), batch_size):
         tick()
         images_BHWC = split.images_NHWC[start : start + batch_size]
-        labels_B = split.labels_N[start : start + batch_size]
+        targets_B = split.targets_N[start : start + batch_size]
+        if targets_B.device != device:
+            targets_B = _sent(targets_B, device)
         if split.are_features:
-            yield images_BHWC.permute(0, 3, 1, 2), labels_B
+            yield images_BHWC.permute(0, 3, 1, 2), targets_B
             continue
         if images_BHWC.device != device:
             images_BHWC = _sent(images_BHWC, device)
-        yield to_floats(images_BHWC, mean_C, std_C), labels_B
+        yield to_floats(images_BHWC, mean_C, std_C), targets_B

@@ -12,25 +12,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trainable.config import CLASSIFICATION, SEGMENTATION
 from trainable.data.folders import find_folders, subfolders
 from trainable.data.groups import FOLDER
 from trainable.data.hdf5 import find_hdf5
 from trainable.data.images import IMAGE_SUFFIXES
 from trainable.data.kaggle import find_kaggle
 from trainable.data.parquet import find_parquet
-from trainable.data.sources import DataError, Images, Labels, Source, SplitSource
+from trainable.data.sources import (
+    DataError,
+    Images,
+    Labels,
+    Source,
+    SplitSource,
+    Targets,
+    labels_of,
+)
 from trainable.data.splits import BY_IMAGE, GIVEN
 from trainable.data.standard import check_ungrouped, digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
+from trainable.data.voc import IMAGES, LISTS, MASKS, find_voc_masks, is_voc
 from trainable.host.pulse import tick
 
 CACHE_VERSION = 1
 NESTED, MOST_LOOKED_AT = 3, 200  # levels of subfolders, and folders of a level, for a hint
 LINE_S = 5.0  # between two progress lines while the cache is built
 LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
+LAYOUTS_OF = {
+    CLASSIFICATION: LAYOUTS,
+    SEGMENTATION: (find_voc_masks,),
+}
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
 PCAM = "pcam"  # the data set of the shipped studies, and of those that do not name theirs
 NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")  # what a data set's name cannot contain
@@ -38,10 +53,15 @@ NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")  # what a data set's name cannot conta
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images (N, H, W, 3) and their class numbers (N,), both mapped from disk, read-only."""
+    """Images (N, H, W, 3) and their class numbers (N,), mapped from disk, read-only.
+
+    `targets_N` are masks or boxes, where the task is to find these; `labels_N` then say which class
+    has most of an image.
+    """
 
     images_NHWC: Images
     labels_N: Labels
+    targets_N: Targets | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +69,9 @@ class Dataset:
     """A data set that is ready for training. `test` is None if its labels are not available.
 
     `name` is that of what was read: the folder's, where a study of `pcam` reads another data set.
-    `fingerprint` is the SHA-256 of all images and labels, split by split. `mean` and `std` are
-    those of the training images' channels, on a scale from 0 to 1. `split` says how validation was
-    made: `given`, `by_image`, or `by_` and what its groups are of.
+    `fingerprint` is the SHA-256 of all images, targets and labels, split by split. `mean` and `std`
+    are those of the training images' channels, on a scale from 0 to 1. `split` says how validation
+    was made: `given`, `by_image`, or `by_` and what its groups are of.
     """
 
     name: str
@@ -64,6 +84,7 @@ class Dataset:
     val: Split
     test: Split | None
     split: str = GIVEN
+    task: str = CLASSIFICATION
 
 
 def default_cache_dir() -> Path:
@@ -73,20 +94,24 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batch-lr-search"
 
 
-def locate(name: str, folder: Path, *, split_by: str | None = None) -> Source | None:
-    """The data set in `folder/name` or in `folder`; None if neither contains one.
+def locate(
+    name: str, folder: Path, *, split_by: str | None = None, task: str = CLASSIFICATION
+) -> Source | None:
+    """The data set in `folder/name` or in `folder`; None if neither contains one for the task.
 
     Raises:
         DataError: there is a data set, but it is broken, or has no such groups.
     """
-    found = _found(name, folder, split_by)
+    found = _found(name, folder, split_by, task)
     return found and found[0]
 
 
-def _found(name: str, folder: Path, split_by: str | None) -> tuple[Source, Path] | None:
+def _found(name: str, folder: Path, split_by: str | None, task: str) -> tuple[Source, Path] | None:
     """The data set, and the folder that it is in."""
     for candidate in (folder / name, folder):
-        for find in LAYOUTS:
+        if task == CLASSIFICATION and is_voc(candidate):  # its folders are no classes
+            continue
+        for find in LAYOUTS_OF[task]:
             source = find(candidate, split_by)
             if source is not None:
                 return source, candidate
@@ -98,17 +123,18 @@ def open_data(
     folder: Path | None = None,
     *,
     split_by: str | None = None,
+    task: str = CLASSIFICATION,
     cache_dir: Path | None = None,
 ) -> Dataset:
     """The data set `name`; the first call on a node decodes it into the node's cache.
 
     `folder` None means `$DATA_DIR` or `data/`; `synthetic` and `digits` need no folder. `split_by`
-    is the trial's field.
+    and `task` are the trial's fields.
 
     Raises:
         DataError: there is no data set, it is broken, or has no such groups.
     """
-    source, origin, real_name = _source_of(name, folder, split_by)
+    source, origin, real_name = _source_of(name, folder, split_by, task)
     cache_dir = cache_dir or default_cache_dir()
     entry = cache_dir / f"{name}-{_source_key(source, origin)}"
     if (ready := _open(entry, source, real_name)) is not None:
@@ -134,8 +160,18 @@ def open_data(
     return built
 
 
-def nothing_in(folder: Path) -> str:
+def nothing_in(folder: Path, task: str = CLASSIFICATION) -> str:
     """What is wrong with a folder without a data set: what it has instead, and what to pass."""
+    if task != CLASSIFICATION:
+        return (
+            f"no data for task={task} in {folder}: expected Pascal VOC's layout, the folders "
+            f"{IMAGES}, {MASKS} and {LISTS}; dataset=synthetic needs no files"
+        )
+    if (folder / IMAGES).is_dir():
+        return (
+            f"no recognised data set in {folder} for task={task}, but images in Pascal VOC's "
+            f"layout: take task={SEGMENTATION}"
+        )
     expected = (
         "Expected one of: PatchCamelyon's camelyonpatch_*.h5, Kaggle's train_labels.csv with "
         "train/*.tif, train*.parquet, or one folder of images per class"
@@ -190,15 +226,30 @@ def _source_in(folder: Path) -> Source | None:
     return None
 
 
-def _source_of(name: str, folder: Path | None, split_by: str | None) -> tuple[Source, str, str]:
+def embedded(name: str, task: str = CLASSIFICATION) -> Source:
+    """A data set that needs no files.
+
+    Raises:
+        DataError: it has nothing of the kind that the task learns.
+    """
+    if task == CLASSIFICATION:
+        return EMBEDDED[name]()
+    if name != "synthetic":
+        raise DataError(f"{name} has classes alone: take dataset=synthetic for task={task}")
+    return synthetic_source(task)
+
+
+def _source_of(
+    name: str, folder: Path | None, split_by: str | None, task: str
+) -> tuple[Source, str, str]:
     """The data set before decoding, where it is from, and its name."""
     if name in EMBEDDED:
         check_ungrouped(name, split_by)
-        return EMBEDDED[name](), "embedded", name
+        return embedded(name, task), "embedded", name
     folder = folder or Path(os.environ.get("DATA_DIR", "data"))
-    found = _found(name, folder, split_by)
+    found = _found(name, folder, split_by, task)
     if found is None:
-        raise DataError(nothing_in(folder))
+        raise DataError(nothing_in(folder, task))
     source, where = found
     return source, str(folder.resolve()), _real_name(name, source, where)
 
@@ -255,6 +306,7 @@ def _build(name: str, source: Source, entry: Path) -> None:
         "mean": mean,
         "std": std,
         "splits": list(source.splits),
+        "task": source.task,
     }
     (building / "about.json").write_text(json.dumps(description, indent=1))
     for path in building.iterdir():  # write everything to the disk before the rename
@@ -287,6 +339,8 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _check_classes(name: str, split: SplitSource, source: Source) -> None:
+    if split.read_with_targets is not None:  # a mask or boxes need not have every class
+        return
     present = np.unique(split.labels_N)
     if len(source.classes) < 2:
         raise DataError(
@@ -305,16 +359,13 @@ def _write_split(
     advance: Callable[[int], None],
 ) -> tuple[list[float], list[float], tuple[int, ...]]:
     """Write the arrays of a split; return the channels' mean and std, and the images' shape."""
-    images = None
-    done = 0
+    images = targets = None
+    labels_N, done = split.labels_N.copy(), 0
     total_C, squares_C, pixels = np.zeros(3), np.zeros(3), 0
-    for chunk in split.read():
+    for chunk, of_chunk in _chunks(split):
         tick()
         if images is None:
-            shape = (len(split.labels_N), *chunk.shape[1:])
-            images = np.lib.format.open_memmap(
-                building / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=shape
-            )
+            images = _new_array(building / f"{name}_images.npy", len(labels_N), chunk)
         if chunk.shape[1:] != images.shape[1:]:
             raise DataError(
                 f"the {name} split has images of {images.shape[1:]} and of {chunk.shape[1:]}: "
@@ -324,6 +375,12 @@ def _write_split(
             raise DataError(f"the {name} split has {len(images)} labels but more images")
         images[done : done + len(chunk)] = chunk
         content.update(np.ascontiguousarray(chunk).data)
+        if of_chunk is not None:
+            if targets is None:
+                targets = _new_array(building / f"{name}_targets.npy", len(labels_N), of_chunk)
+            targets[done : done + len(chunk)] = of_chunk
+            labels_N[done : done + len(chunk)] = labels_of(of_chunk)
+            content.update(np.ascontiguousarray(of_chunk).data)
         values = chunk.reshape(-1, 3).astype(np.float32) / 255
         total_C += values.sum(0, dtype=np.float64)
         squares_C += np.square(values).sum(0, dtype=np.float64)
@@ -331,13 +388,29 @@ def _write_split(
         done += len(chunk)
         advance(len(chunk))
     if images is None or done != len(images):
-        raise DataError(f"the {name} split has {len(split.labels_N)} labels but {done} images")
-    images.flush()
-    np.save(building / f"{name}_labels.npy", split.labels_N)
-    content.update(np.ascontiguousarray(split.labels_N).data)
+        raise DataError(f"the {name} split has {len(labels_N)} labels but {done} images")
+    for written in (images, targets):
+        if written is not None:
+            written.flush()
+    np.save(building / f"{name}_labels.npy", labels_N)
+    content.update(np.ascontiguousarray(labels_N).data)
     mean_C = total_C / pixels
     std_C = np.sqrt(np.maximum(squares_C / pixels - mean_C**2, 1e-12))
     return mean_C.tolist(), std_C.tolist(), images.shape[1:]
+
+
+def _chunks(split: SplitSource) -> Iterator[tuple[Images, Targets | None]]:
+    if split.read_with_targets is not None:
+        yield from split.read_with_targets()
+        return
+    for images in split.read():
+        yield images, None
+
+
+def _new_array(path: Path, num_rows: int, like: Targets) -> "np.memmap[Any, np.dtype[Any]]":
+    """An array on disk of so many rows such as those of `like`."""
+    shape = (num_rows, *like.shape[1:])
+    return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=shape)
 
 
 def _open(entry: Path, source: Source, name: str) -> Dataset | None:
@@ -348,6 +421,11 @@ def _open(entry: Path, source: Source, name: str) -> Dataset | None:
             name: Split(
                 images_NHWC=np.load(entry / f"{name}_images.npy", mmap_mode="r"),
                 labels_N=np.load(entry / f"{name}_labels.npy"),
+                targets_N=(
+                    np.load(entry / f"{name}_targets.npy", mmap_mode="r")
+                    if source.task != CLASSIFICATION
+                    else None
+                ),
             )
             for name in description["splits"]
         }
@@ -366,4 +444,5 @@ def _open(entry: Path, source: Source, name: str) -> Dataset | None:
         val=splits["val"],
         test=splits.get("test"),
         split=source.division.kind,
+        task=source.task,
     )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainable.data.sources import CHUNK_IMAGES, DataError, Images
 
@@ -66,18 +67,9 @@ def decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Imag
     Raises:
         DataError: an image cannot be decoded, or they differ in size.
     """
-    from PIL import Image
 
     def one(item: tuple[str, bytes]) -> Images:
-        name, data = item
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                _check_size(name, image.size)
-                pixels = np.asarray(image.convert("RGB"))
-        except DataError:
-            raise
-        except Exception as error:  # decoders fail on broken files in many ways
-            raise DataError(f"{name} cannot be decoded: {error}") from error
+        pixels = _decoded(*item)
         return _square(pixels) if square else pixels
 
     with ThreadPoolExecutor() as pool:  # PIL releases the interpreter's lock while it decodes
@@ -88,6 +80,28 @@ def decode(packed: Sequence[tuple[str, bytes]], *, square: bool = False) -> Imag
             f"size"
         )
     return np.stack(images)
+
+
+def decoded(path: Path, *, mode: str | None = "RGB") -> NDArray[np.uint8]:
+    """The pixels of an image file in the mode, such as RGB; None: as they are in the file.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    return _decoded(str(path), path.read_bytes(), mode)
+
+
+def _decoded(name: str, data: bytes, mode: str | None = "RGB") -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(name, image.size)
+            return np.asarray(image.convert(mode) if mode else image)
+    except DataError:
+        raise
+    except Exception as error:  # decoders fail on broken files in many ways
+        raise DataError(f"{name} cannot be decoded: {error}") from error
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:

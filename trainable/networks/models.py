@@ -7,18 +7,21 @@ a trial of our own networks need not wait.
 import difflib
 import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainable.config import OWN_MODELS, TrialConfig, file_of
+from trainable.config import OWN_MODELS, SEGMENTATION, TrialConfig, file_of
 from trainable.host.messages import one_line
 from trainable.networks.normalization import apply_norm
 from trainable.networks.plain import ResidualBlock, own_network
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> None:
@@ -30,7 +33,7 @@ def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> No
     Raises:
         ValueError: with the nearest names, or with what does not fit.
     """
-    _check_name(config.model)
+    _check_name(config.model, config.task)
     size = config.image_size or image_size
     device = "cpu" if config.model in OWN_MODELS else "meta"
     with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -44,17 +47,26 @@ def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> No
             raise ValueError(
                 f"{config.model} cannot take images of {size}x{size} px: {one_line(error)}"
             ) from error
-    if not isinstance(out, Tensor) or out.shape != (2, num_classes):
+    if config.task == SEGMENTATION:
+        if not isinstance(out, Tensor) or out.shape != (2, num_classes, size, size):
+            raise ValueError(f"{config.model} gives no maps of features to segment images with")
+    elif not isinstance(out, Tensor) or out.shape != (2, num_classes):
         raise ValueError(f"{config.model} is not an image classifier")
 
 
-def _check_name(model: str) -> None:
+def _check_name(model: str, task: str) -> None:
     if model in OWN_MODELS:
         return
     if model.startswith("timm/"):
         import timm
 
         names = [f"timm/{name}" for name in timm.list_models()]
+        if "." in model:  # the name says which of its weights: `timm/resnet50.tv_in1k`
+            names = [f"timm/{name}" for name in timm.list_pretrained()]
+    elif task == SEGMENTATION:
+        from trainable.networks.segmentation import DILATED, HEADS
+
+        names = [*OWN_MODELS, *(f"{head}_{name}" for head in HEADS for name in DILATED)]
     else:
         import torchvision.models as zoo
 
@@ -62,6 +74,8 @@ def _check_name(model: str) -> None:
     if model not in names:
         near = difflib.get_close_matches(model, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        if task == SEGMENTATION and not model.startswith("timm/"):
+            hint = f"; of task={task} there are {', '.join(names)}, and timm's"
         raise ValueError(
             f"model must be plain, residual, a torchvision name or timm/NAME, got {model!r}{hint}"
         )
@@ -75,6 +89,9 @@ def available_weights(name: str, pretrained: str) -> str:
     Raises:
         ValueError: `pretrained` is a path, and the file is missing or does not fit.
     """
+    from trainable.networks.segmentation import backbone_of
+
+    name = backbone_of(name)
     if pretrained not in ("none", "imagenet"):
         path = with_digest(pretrained, "pretrained")
         load_weights(bare_network(name), Path(file_of(path)))  # an error now, not in every trial
@@ -101,8 +118,12 @@ def with_digest(path: str, field: str) -> str:
     return f"{file.resolve()}#{digest}"
 
 
-def pretrained_network(name: str, *, dropout: float = 0.0) -> nn.Module:
+def pretrained_network(
+    name: str, *, dropout: float = 0.0, options: Mapping[str, Any] = NO_OPTIONS
+) -> nn.Module:
     """The network with ImageNet weights, which its library takes from its cache or downloads.
+
+    `options` are those of the library, for a network of this kind.
 
     Raises:
         ValueError: they are not in the cache, and the download failed.
@@ -112,14 +133,16 @@ def pretrained_network(name: str, *, dropout: float = 0.0) -> nn.Module:
             import timm
 
             short = name.removeprefix("timm/")
-            model: nn.Module = timm.create_model(short, pretrained=True, drop_rate=dropout)
+            model: nn.Module = timm.create_model(
+                short, pretrained=True, drop_rate=dropout, **options
+            )
             return model
         import torchvision.models as zoo
 
         weights = zoo.get_model_weights(name)
         # The first version of VGG16's and ResNet's weights is the one that papers fine-tune.
         version = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
-        model = zoo.get_model(name, weights=version, progress=False)
+        model = zoo.get_model(name, weights=version, progress=False, **options)
         return model
     except (OSError, RuntimeError) as error:  # urllib's and the hub's errors are OSErrors
         raise ValueError(
@@ -142,7 +165,11 @@ def build_model(config: TrialConfig, *, num_classes: int) -> nn.Module:
 
 
 def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
-    if config.model in OWN_MODELS:
+    if config.task == SEGMENTATION:
+        from trainable.networks.segmentation import segmentation_network
+
+        model = segmentation_network(config, num_classes=num_classes, load=load)
+    elif config.model in OWN_MODELS:
         model = own_network(config, num_classes=num_classes)
     else:
         if load and config.pretrained == "imagenet":
@@ -161,18 +188,21 @@ def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
     return model
 
 
-def bare_network(name: str, *, dropout: float = 0.0) -> nn.Module:
+def bare_network(
+    name: str, *, dropout: float = 0.0, options: Mapping[str, Any] = NO_OPTIONS
+) -> nn.Module:
     """The unchanged network of torchvision, or timm's for `timm/NAME`, with random weights."""
     if name.startswith("timm/"):
         import timm
 
-        model: nn.Module = timm.create_model(name.removeprefix("timm/"), drop_rate=dropout)
+        short = name.removeprefix("timm/")
+        model: nn.Module = timm.create_model(short, drop_rate=dropout, **options)
         return model
     import torchvision.models as zoo
 
     # Without this option both warn that their slow initialization will be removed.
-    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-    model = zoo.get_model(name, weights=None, **options)
+    quick = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    model = zoo.get_model(name, weights=None, **quick, **options)
     return model
 
 
@@ -275,9 +305,11 @@ def blocks_of(model: nn.Module) -> list[list[nn.Module]]:
     The layers between two poolings are one block (VGG16 has five). In a network without poolings
     between its layers, each child with parameters is one (a ResNet has conv1, bn1 and four layers).
     """
-    features = getattr(model, "features", None)
+    features = getattr(model, "backbone", getattr(model, "features", None))
     if isinstance(features, nn.Sequential):
         layers = list(features)
+    elif hasattr(model, "backbone") and isinstance(features, nn.Module):
+        layers = list(features.children())
     else:
         head = head_of(model)
         layers = [child for child in model.children() if head not in list(child.modules())]

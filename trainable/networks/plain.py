@@ -52,6 +52,23 @@ class ResidualBlock(nn.Module):
 
 def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
     """The initialized network for `model=plain` or `model=residual`."""
+    features, width = own_features(config)
+    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, num_classes))
+    parts: list[tuple[str, nn.Module]] = [
+        ("features", features),
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flatten", nn.Flatten()),
+        ("classifier", head),
+    ]
+    return nn.Sequential(OrderedDict(parts))
+
+
+def own_features(config: TrialConfig, *, dilate_last: bool = False) -> tuple[nn.Sequential, int]:
+    """The initialized layers before the head, and how many maps they give.
+
+    With `dilate_last` the last stage does not halve the image: its convolutions see as much of it
+    by leaving out every other pixel.
+    """
     residual = config.model == "residual"
     layers: list[tuple[str, nn.Module]] = [("stem", _convolution(config, 3, config.width, 2))]
     inputs, k, per_block = config.width, 0, 2 if residual else 1
@@ -60,7 +77,8 @@ def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
         # Is this the first block of its stage?
         first = k > 0 and stage != (k - per_block) * STAGES // config.depth
         outputs = config.width * 2**stage
-        stride = 2 if first else 1
+        dilation = 2 if dilate_last and stage == STAGES - 1 else 1
+        stride = 2 if first and dilation == 1 else 1
         in_block = min(per_block, config.depth - k)
         widths = [inputs] + [outputs] * in_block
         convolutions = [
@@ -69,6 +87,7 @@ def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
                 widths[i],
                 outputs,
                 stride if i == 0 else 1,
+                dilation=dilation,
                 activated=not residual or i < in_block - 1,
             )
             for i in range(in_block)
@@ -83,23 +102,28 @@ def own_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
             )
         layers.append((f"block{len(layers)}", block))
         inputs, k = outputs, k + in_block
-    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(inputs, num_classes))
-    parts: list[tuple[str, nn.Module]] = [
-        ("features", nn.Sequential(OrderedDict(layers))),
-        ("pool", nn.AdaptiveAvgPool2d(1)),
-        ("flatten", nn.Flatten()),
-        ("classifier", head),
-    ]
-    return nn.Sequential(OrderedDict(parts))
+    return nn.Sequential(OrderedDict(layers)), inputs
 
 
 def _convolution(
-    config: TrialConfig, inputs: int, outputs: int, stride: int, *, activated: bool = True
+    config: TrialConfig,
+    inputs: int,
+    outputs: int,
+    stride: int,
+    *,
+    dilation: int = 1,
+    activated: bool = True,
 ) -> nn.Sequential:
     """Convolution, normalization, activation; the convolution has a bias if norm is none."""
     size = config.kernel_size
     conv = nn.Conv2d(
-        inputs, outputs, size, stride=stride, padding=size // 2, bias=config.norm == "none"
+        inputs,
+        outputs,
+        size,
+        stride=stride,
+        padding=dilation * (size // 2),
+        dilation=dilation,
+        bias=config.norm == "none",
     )
     if config.activation in SATURATING:
         nn.init.xavier_normal_(conv.weight, SATURATING[config.activation])

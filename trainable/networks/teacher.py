@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainable.config import OWN_MODELS, TrialConfig, file_of
+from trainable.config import CLASSIFICATION, OWN_MODELS, TrialConfig, file_of
 from trainable.host import storage
 from trainable.host.messages import one_line
 from trainable.host.storage import Folder
@@ -126,6 +126,9 @@ def load_teacher(distill_from: str, *, num_classes: int) -> nn.Module:
         classes = _outputs(model)
     else:
         model, classes = kept_network(Path(source))
+        task = taught_as(distill_from)[0].task
+        if task != CLASSIFICATION:
+            raise ValueError(f"distill_from: the teacher {source} was trained for task={task}")
     if classes != num_classes:
         raise ValueError(
             f"the teacher {source} has {classes} classes, but the data has {num_classes}"

@@ -20,7 +20,7 @@ from trainable.networks.sync_norm import num_exchanged, synchronize
 from trainable.networks.teacher import load_teacher
 from trainable.training.gradients import SharedGradients
 from trainable.training.graph import graph_if_faster, may_be_graphed
-from trainable.training.losses import is_mixed, mix, num_correct, smoothing_of, training_loss
+from trainable.training.losses import is_mixed, mix, smoothing_of
 from trainable.training.optim import (
     build_optimizer,
     set_lr,
@@ -30,6 +30,7 @@ from trainable.training.optim import (
 )
 from trainable.training.schedule import ema_decay_at, images_kept_together, peak_lr
 from trainable.training.snapshot import Snapshot
+from trainable.training.task import task_of
 
 # What optimizers count in their groups: LAMB its updates, schedule-free ones the average's weight
 # and which weights the network has.
@@ -55,7 +56,7 @@ class Step:
             ValueError: the teacher cannot be built, or was trained on other classes.
         """
         self.config, self.model, self.device = config, model, device
-        self.ranks = ranks
+        self.ranks, self.task = ranks, task_of(config)
         synchronize(model, self.ranks)
         self.num_classes = num_classes
         self.smoothing = smoothing_of(config, num_classes=num_classes)
@@ -279,7 +280,7 @@ class Step:
             share = len(part) / total
             self.scaler.scale(loss * share).backward()
             loss_sum = loss_sum + loss.detach() * len(part)
-            correct_sum = correct_sum + num_correct(logits_BK, part)
+            correct_sum = correct_sum + self.task.num_correct(logits_BK, part)
         return loss_sum, correct_sum
 
     def _microbatches(self, size: int, total: int) -> list[int]:
@@ -306,7 +307,7 @@ class Step:
             with torch.no_grad():
                 teacher_logits = self.teacher(images).float() if self.teacher is not None else None
         logits_BK = logits_BK.float()
-        loss = training_loss(
+        loss = self.task.loss(
             logits_BK,
             targets,
             smoothing=self.smoothing,
@@ -319,7 +320,8 @@ class Step:
         """Capture a CUDA graph for batches of this size if it is faster."""
         self.graphed_images = 0
         is_whole = len(images) <= self.microbatch_size  # a graph cannot accumulate gradients
-        if is_whole and may_be_graphed(self.model, self.device, images=len(images)):
+        may_be = self.task.may_be_graphed and is_whole
+        if may_be and may_be_graphed(self.model, self.device, images=len(images)):
             dtype = AUTOCAST.get(self.config.precision)
             with bypassed(self.prefix):
                 self.graph = graph_if_faster(self.model, images, targets, dtype=dtype)

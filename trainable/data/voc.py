@@ -1,0 +1,190 @@
+"""Pascal VOC's layout: JPEGImages, with masks in SegmentationClass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable.config import SEGMENTATION
+from trainable.data.images import IMAGE_SUFFIXES, all_of_one_size, decoded
+from trainable.data.sources import (
+    CHUNK_IMAGES,
+    VOID,
+    DataError,
+    Images,
+    Source,
+    SplitSource,
+    Targets,
+)
+from trainable.data.splits import given
+from trainable.data.standard import check_ungrouped
+
+IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
+CLASSES_FILE = "classes.txt"
+VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+SIDE_PX = 480  # of images of different sizes: resize the long side to this, pad the short one
+PADDING = (124, 116, 104)  # ImageNet's mean colour
+PADDED = (
+    f"The images differ in size: their long side is resized to {SIDE_PX} px, and the short one is "
+    f"padded to {SIDE_PX} px at the right or the bottom. Padding has no class and counts nowhere."
+)
+
+Reader = Callable[[str], tuple[Images, Targets]]  # the name in a list -> image, and mask or boxes
+
+
+def find_voc_masks(folder: Path, split_by: str | None = None) -> Source | None:
+    """Images with a mask each, a PNG of class numbers; 255 is a pixel of no class."""
+    return _find(folder, split_by, task=SEGMENTATION)
+
+
+def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
+    roots = [folder, *sorted(folder.glob("VOC2*")), *sorted(folder.glob("VOCdevkit/VOC2*"))]
+    roots = [root for root in roots if (root / IMAGES).is_dir()]
+    if not roots:
+        return None
+    if len(roots) > 1:
+        raise DataError(f"{folder} has several years: pass one of them, such as {roots[-1]}")
+    root = roots[0]
+    check_ungrouped(f"{root} (Pascal VOC's layout)", split_by)
+    targets, suffix, kind = MASKS, ".png", "Segmentation"
+    names = _listed(root, targets, suffix, kind=kind)
+    classes = _classes(root)
+    images = {path.stem: path for path in (root / IMAGES).iterdir() if _is_image(path)}
+    every = [name for part in names.values() for name in part]
+    if missing := [name for name in every if name not in images]:
+        raise DataError(f"{root / IMAGES} has no image {missing[0]}, which {LISTS} names")
+    files = [images[name] for name in every]
+
+    @functools.cache
+    def unequal() -> bool:
+        return not all_of_one_size(files)
+
+    def read_one(name: str) -> tuple[Images, Targets]:
+        path = root / targets / f"{name}{suffix}"
+        image = decoded(images[name])
+        return _with_mask(image, path, classes, pad=unequal())
+
+    return Source(
+        layout=f"voc_{task}",
+        files=(
+            *files,
+            *(root / targets / f"{name}{suffix}" for name in every),
+            *root.glob(CLASSES_FILE),
+        ),
+        classes=classes,
+        splits={split: _split(part, read_one, unequal) for split, part in names.items()},
+        division=given(list(names), {}, root),
+        changes=lambda: [PADDED] if unequal() else [],
+        task=task,
+    )
+
+
+def is_voc(folder: Path) -> bool:
+    """Whether a folder has the layout, whatever of it is there."""
+    return (folder / IMAGES).is_dir() and (folder / LISTS).is_dir()
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _listed(root: Path, targets: str, suffix: str, *, kind: str) -> dict[str, list[str]]:
+    """The names of each split; a test split without masks or boxes is left out.
+
+    Raises:
+        DataError: a list or a target is missing.
+    """
+    names: dict[str, list[str]] = {}
+    for split in ("train", "val", "test"):
+        path = root / LISTS / kind / f"{split}.txt"
+        if not path.is_file():
+            if split == "test":
+                continue
+            raise DataError(f"there is no {path}: write the names of its images, one a line")
+        names[split] = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        there = [(root / targets / f"{name}{suffix}").is_file() for name in names[split]]
+        if split == "test" and not any(there):
+            del names[split]
+        elif not names[split]:
+            raise DataError(f"{path} names no image")
+        elif not all(there):
+            raise DataError(
+                f"there is no {root / targets / names[split][there.index(False)]}{suffix}"
+            )
+    return names
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """The names in `classes.txt`, of which the first is the background's; else VOC's own."""
+    path = root / CLASSES_FILE
+    if not path.is_file():
+        return VOC_CLASSES
+    classes = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if not 2 <= len(classes) <= VOID or len(set(classes)) < len(classes):
+        raise DataError(
+            f"{path} must have 2 to {VOID} different names, one a line, the first for the "
+            f"background; got {len(classes)}"
+        )
+    return classes
+
+
+def _split(names: Sequence[str], read_one: Reader, unequal: Callable[[], bool]) -> SplitSource:
+    def read() -> Iterator[tuple[Images, Targets]]:
+        unequal()  # found out once, not in every thread
+        with ThreadPoolExecutor() as pool:  # PIL releases the interpreter's lock
+            for start in range(0, len(names), CHUNK_IMAGES // 8):
+                pairs = list(pool.map(read_one, names[start : start + CHUNK_IMAGES // 8]))
+                own: Any = np.stack([target for _, target in pairs])
+                yield np.stack([image for image, _ in pairs]), own
+
+    return SplitSource(labels_N=np.zeros(len(names), np.int64), read_with_targets=read)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def _with_mask(
+    image: Images, path: Path, classes: Sequence[str], *, pad: bool
+) -> tuple[Images, Targets]:
+    mask = decoded(path, mode=None)
+    if mask.ndim != 2:
+        raise DataError(
+            f"{path} has colours: a mask is a PNG of class numbers, with a palette or in grey"
+        )
+    if mask.shape != image.shape[:2]:
+        (height, width), (rows, columns) = mask.shape, image.shape[:2]
+        raise DataError(f"{path} is {height}x{width} px, but its image is {rows}x{columns} px")
+    unknown = np.setdiff1d(mask, [*range(len(classes)), VOID])
+    if len(unknown):
+        raise DataError(
+            f"{path} has the class {unknown[0]}, but there are {len(classes)}: write their names "
+            f"into {CLASSES_FILE} beside {IMAGES}, one a line, that of 0 first"
+        )
+    mask = mask.astype(np.uint8)
+    if not pad:
+        return image, mask
+    return _resized(image, PADDING, smooth=True), _resized(mask, VOID, smooth=False)
+
+
+def _resized(
+    image: NDArray[np.uint8], fill: int | tuple[int, ...], *, smooth: bool
+) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    (height, width), kinds = image.shape[:2], Image.Resampling
+    scale = SIDE_PX / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = Image.fromarray(image).resize(size, kinds.BILINEAR if smooth else kinds.NEAREST)
+    square = Image.new(small.mode, (SIDE_PX, SIDE_PX), fill)
+    square.paste(small)
+    return np.asarray(square)
