@@ -8,7 +8,7 @@ from commands import ROOT
 from helpers import no_tables
 from ray import tune
 
-from search.explore import Ablation, Optuna
+from search.explore import Ablation, Optuna, Variants
 from search.explore.ask import ask
 from search.study.preview import as_preview
 from search.study.settings import apply_settings
@@ -113,6 +113,20 @@ def test_preview_keeps_the_shape_and_changes_the_size() -> None:
     assert small.base.epochs < 50
     with pytest.raises(ValueError, match="preview: base_lr varies, so give a list of values"):
         as_preview(study(preview={"base_lr": 1.0}), dataset="synthetic")
+
+
+def test_a_preview_may_have_steps_of_its_own() -> None:
+    def updates(num: int) -> Variants:
+        return Variants(each={"epochs": {}, "updates": {"epochs": None, "updates": num}})
+
+    big = study(explore=updates(5000), preview={"explore": updates(50)})
+    small = as_preview(big, dataset="synthetic")
+    assert {config.updates for config in big.configs} == {None, 5000}
+    assert {config.updates for config in small.configs} == {None, 50}
+    with pytest.raises(ValueError, match="there is no field 'explore'"):
+        study(vary={"explore": tune.grid_search([1])})
+    with pytest.raises(ValueError, match="explore must be such as Grid"):
+        as_preview(study(preview={"explore": 3}), dataset="synthetic")
 
 
 def test_settings_set_the_study_and_the_trial() -> None:

@@ -71,9 +71,13 @@ def _from_repr(explore: str) -> dict[str, Any]:
 def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     """The trials of each step of an ablation, or of each variant, with its name in `step`.
 
-    A trial belongs to a step if it has the fields that the step sets on top of the study's base. A
-    trial that belongs to two steps is in two rows.
+    study.json has the trials of each step. In older ones a trial belongs to a step if it has the
+    fields that the step sets on top of the study's base. A trial that belongs to two steps is in
+    two rows.
     """
+    if keys := about.get("step_trials"):
+        parts = [trials[trials["trial_key"].isin(of)].assign(**{STEP: s}) for s, of in keys.items()]
+        return pd.concat(parts)
     base = about.get("base", {})
     steps = exploration_of(about).steps
     changed = sorted({name for more in steps.values() for name in more} & set(trials))
@@ -85,6 +89,20 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
             mine &= trials[name].isna() if value is None else trials[name] == value
         parts.append(trials[mine].assign(**{STEP: step}))
     return pd.concat(parts) if parts else trials.iloc[:0].assign(**{STEP: ""})
+
+
+def branches(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that went on from one checkpoint a seed, as cells of their own; else all of them.
+
+    What they share was trained with one config, so what follows is theirs. The members of a
+    population have several predecessors.
+    """
+    begun = trials[trials["begins_from"].notna()] if "begins_from" in trials else trials.iloc[:0]
+    if begun.empty or begun["begins_from"].isin(begun["trial_key"]).any():
+        return trials
+    if (begun.groupby("seed")["begins_from"].nunique() > 1).any():
+        return trials
+    return begun.assign(begins_from=None)
 
 
 def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
+from search.analysis.groups import branches
 from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
@@ -69,6 +70,7 @@ def _print_tables(
         return
     if any(trial.variant for trial in planned):
         trials = _with_names(trials, {"variant": [trial.variant for trial in planned]}, planned)
+    trials = branches(trials)
     is_grid = all(isinstance(domain, dict) for domain in study.vary.values())
     if {"batch_size", "base_lr"} <= set(study.vary) and is_grid:
         _print_surfaces(console, study, trials)
