@@ -10,6 +10,7 @@ from ray import tune
 
 from search.explore import Ablation, Optuna, Variants
 from search.explore.ask import ask
+from search.study.catalogue import entries
 from search.study.preview import as_preview
 from search.study.settings import apply_settings
 from search.study.space_file import SpaceFileError, load_study
@@ -206,7 +207,7 @@ def test_bad_space_files_are_named_with_the_line(
     assert "\n" not in str(caught.value)
 
 
-SPACES = sorted(p for p in (ROOT / "spaces").glob("*.py") if p.name != "__init__.py")
+SPACES = [entry.path for entry in entries()]
 
 
 def test_there_are_spaces_to_load() -> None:
@@ -219,8 +220,10 @@ def test_every_space_loads_and_has_a_preview(path: Path) -> None:
     loaded = load_study(path)
     assert loaded.name == path.stem
     preview = as_preview(loaded, dataset="synthetic")
-    assert len(preview.configs) == len(loaded.configs)
+    assert 1 <= len(preview.configs) <= len(loaded.configs)
+    assert set(preview.vary) == set(loaded.vary)
     assert type(preview.explore) is type(loaded.explore)
+    assert preview.expect == loaded.expect
     assert f"python -m search.run spaces/{path.name}" in path.read_text()
 
 

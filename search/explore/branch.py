@@ -59,7 +59,7 @@ class Branch:
         """The trunks and their branches; a trunk that has no end has none."""
         trunks = [trial for trial in tables.asked if trial.config.begins_from is None]
         ends = [tables.ended[trunk.key]["status"] for trunk in trunks if trunk.key in tables.ended]
-        num_lost = sum(status != "stopped" for status in ends)
+        num_lost: int = sum(status != "stopped" for status in ends)
         return study.seeds + (study.seeds - num_lost) * len(combinations(study.vary))
 
     def next(self, study: Study, tables: Tables, room: int) -> list[PlannedTrial]:
