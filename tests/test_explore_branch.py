@@ -98,6 +98,9 @@ def test_branches_are_cells_and_members_of_a_population_are_not() -> None:
     read = branches(rows([None, "k0", "k0"]))
     assert read["trial_key"].tolist() == ["k1", "k2"]
     assert len(usable(read, metric="val_auroc")) == 2
-    for population in ([None, None, "k0", "k1"], [None, "k0", "k1"], [None, None]):
+    populations: list[list[str | None]] = [
+        *([None, None, "k1", "k1"], [None, None, "k0", "k1"], [None, "k0", "k1"], [None, None]),
+    ]
+    for population in populations:
         assert branches(rows(population)).equals(rows(population))
     assert len(branches(rows([None]).drop(columns="begins_from"))) == 1

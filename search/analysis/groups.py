@@ -92,17 +92,19 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def branches(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that went on from one checkpoint a seed, as cells of their own; else all of them.
+    """The trials that went on from their seed's only trunk, as cells of their own; else all trials.
 
-    What they share was trained with one config, so what follows is theirs. The members of a
-    population have several predecessors.
+    What they share was trained with one config, so what follows is theirs. A population has several
+    members that begin, and one of its own predecessors for most others.
     """
-    begun = trials[trials["begins_from"].notna()] if "begins_from" in trials else trials.iloc[:0]
-    if begun.empty or begun["begins_from"].isin(begun["trial_key"]).any():
+    if "begins_from" not in trials or trials["begins_from"].isna().all():
         return trials
-    if (begun.groupby("seed")["begins_from"].nunique() > 1).any():
+    begun = trials["begins_from"].notna()
+    trunks = trials[~begun].groupby("seed")["trial_key"].agg(["count", "first"])
+    trunk_of = trials["seed"].map(trunks["first"])
+    if (trunks["count"] > 1).any() or (trials["begins_from"] != trunk_of)[begun].any():
         return trials
-    return begun.assign(begins_from=None)
+    return trials[begun].assign(begins_from=None)
 
 
 def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:

@@ -240,11 +240,11 @@ def _ablations(
         return {}
     named, steps = with_steps(trials, about), list(exploration.steps)
     vary = list(about.get("vary", {}))
-    by = [name for name in vary if name in named] if len(named) else []
+    by = [name for name in vary if name in named and name != "base_lr"] if len(named) else []
     groups = named.groupby(by, dropna=False) if by else [((), named)]
     return {
         ", ".join(f"{n}={v}" for n, v in zip(by, values, strict=True)): ablation(
-            group, steps=steps, metric=metric
+            group, steps=steps, metric=metric, mode=mode_of(metric)
         )
         for values, group in groups
     }
