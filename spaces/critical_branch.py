@@ -24,13 +24,16 @@ from spaces.bases import SMALL, VGG16
 study = Study(
     name="critical_branch",
     metric="val_loss",
-    base=replace(VGG16, batch_size=16, base_lr=2e-4, reference_batch_size=16, decay="constant"),
+    base=replace(VGG16, reference_batch_size=16, decay="constant"),
     vary={
         "lr_scaling": tune.grid_search(["linear", "sqrt"]),
         "batch_size": tune.grid_search([16, 32, 64, 128, 256, 512]),
         "base_lr": tune.grid_search([1e-4, 2e-4, 4e-4]),
     },
-    explore=Branch(at=0.4),
+    explore=Branch(at=0.4, trunk={"batch_size": 16, "base_lr": 2e-4}),
     expect=(Trend("falls", source="Merrill 2025"),),
-    preview={**SMALL, "batch_size": [16, 32, 64, 128, 256], "base_lr": [0.02, 0.04, 0.08]},
+    preview={
+        **{**SMALL, "batch_size": [16, 32, 64, 128, 256], "base_lr": [0.02, 0.04, 0.08]},
+        "explore": Branch(at=0.4, trunk={"batch_size": 16, "base_lr": 0.04}),
+    },
 )

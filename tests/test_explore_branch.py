@@ -39,6 +39,13 @@ def test_every_combination_goes_on_from_the_trunk_of_its_seed() -> None:
     assert len(cells) == 12
 
 
+def test_a_trunk_may_have_values_of_its_own() -> None:
+    branch = Branch(at=0.5, trunk={"batch_size": 8, "base_lr": 0.7})
+    (trunk,), branched = batches_of(study(explore=branch), lambda config: 0.9)
+    assert (trunk.config.batch_size, trunk.config.base_lr) == (8, 0.7)
+    assert {t.config.batch_size for t in branched} == {16, 32}
+
+
 def test_a_trunk_that_diverged_has_no_branches() -> None:
     def status(config: TrialConfig) -> str:
         if config.until_share == 1:
@@ -66,6 +73,8 @@ def test_more_seeds_later_branch_from_trunks_of_their_own() -> None:
     ("changes", "message"),
     [
         ({"vary": {"model": tune.grid_search(["plain"])}}, "model: cannot change while a trial"),
+        ({"explore": Branch(trunk={"modle": "plain"})}, "modle: cannot change while a trial"),
+        ({"explore": Branch(trunk={"base_lr": -1.0})}, "base_lr must be > 0"),
         ({"stop": Asha()}, "goes without stop and leaders"),
         ({"base": replace(BASE, epochs=None, seconds=9.0)}, "not in seconds"),
     ],

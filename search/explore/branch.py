@@ -1,7 +1,7 @@
 """Trials that branch off from one checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.explore.pbt import CHANGED_ON_THE_WAY
@@ -15,12 +15,13 @@ from trainable.config import TrialConfig
 class Branch:
     """Every combination of the values, all from one checkpoint (Merrill 2025, arXiv:2505.23971).
 
-    The study's base trains until the share `at` of its budget, once a seed: the trunk. From its
-    state a trial goes on with each combination, to the end of the budget. The trunk is no cell of
-    the surface; give its own values in `vary` too, to compare with.
+    The study's base, with what `trunk` changes of it, trains until the share `at` of its budget,
+    once a seed. From its state a trial goes on with each combination, to the end of the budget. The
+    trunk is no cell of the surface; give its own values in `vary` too, to compare with.
     """
 
     at: float = 0.5
+    trunk: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the share."""
@@ -33,9 +34,9 @@ class Branch:
 
     def check(self, study: Study) -> None:
         """Raises ValueError for what cannot change while a trial trains."""
-        if others := sorted(set(study.vary) - set(CHANGED_ON_THE_WAY)):
+        if others := sorted({*study.vary, *self.trunk} - set(CHANGED_ON_THE_WAY)):
             raise ValueError(
-                f"{', '.join(others)}: cannot change while a trial trains; Branch can vary "
+                f"{', '.join(others)}: cannot change while a trial trains; Branch can change "
                 f"{', '.join(CHANGED_ON_THE_WAY)}"
             )
         if study.stop or study.leaders:
@@ -48,7 +49,8 @@ class Branch:
 
     def configs(self, study: Study) -> list[TrialConfig]:
         """The trunk: what goes on from it is known when it has a key."""
-        return [replace(study.base, until_share=self.at)]
+        changes: dict[str, Any] = dict(self.trunk)
+        return [replace(study.base, **changes, until_share=self.at)]
 
     def examples(self, study: Study, tables: Tables, num: int) -> list[TrialConfig]:
         """Branches, which train the rest of the budget."""
