@@ -2,6 +2,7 @@
 
 python -m search.run spaces/pcam_grid.py
 python -m search.run spaces/pcam_grid.py --preview --data DIR --set seeds=3
+python -m search.run --list
 """
 
 import argparse
@@ -24,7 +25,10 @@ def parser() -> argparse.ArgumentParser:
         description="Run a study, or go on with it. Exit status: 0 done, 1 some trial failed, "
         "2 the command, space or data is wrong, 75 interrupted: the same command goes on.",
     )
-    p.add_argument("space", type=Path, metavar="SPACE.py", help="what to run; Python, executed")
+    what = p.add_mutually_exclusive_group(required=True)
+    space_help = "what to run; Python, executed"
+    what.add_argument("space", nargs="?", type=Path, metavar="SPACE.py", help=space_help)
+    what.add_argument("--list", action="store_true", help="the studies that come with this program")
     p.add_argument("--out", default="results", help="folder or URI (s3://...); default results")
     p.add_argument("--data", type=Path, help="where the data set is; default $DATA_DIR or data/")
     p.add_argument("--address", default="local", help="local (default), auto, or HOST:PORT")
@@ -47,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_on_sigterm()
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if options.list:
+        return print_studies()
     # Ray, pandas and rich take seconds: not for --help, nor for a typing error.
     from rich.console import Console
 
@@ -90,6 +96,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if outcome.num_left:
         return INTERRUPTED
     return SOME_FAILED if outcome.num_failed else OK
+
+
+def print_studies() -> int:
+    """What `--list` prints; without Ray."""
+    from rich.console import Console
+
+    from search.study.catalogue import print_catalogue
+
+    print_catalogue(Console())
+    return OK
 
 
 def resume_command(arguments: Sequence[str]) -> str:

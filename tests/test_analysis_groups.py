@@ -134,6 +134,21 @@ def test_an_old_record_and_a_new_one_tell_the_same(
     assert new.steps == {"Ablation": together, "Variants": EACH}.get(kind, {})
 
 
+def test_the_record_says_which_trials_each_step_asked_for() -> None:
+    """A trial's own microbatch is in its column, so the field that a variant sets is not."""
+    rows = trials(microbatch_size=[16, 32, 16, 32])
+    each = {"whole": {}, "accumulated": {"microbatch_size": 16}}
+    about = {
+        "explore": {"kind": "Variants", "each": each},
+        "step_trials": {"whole": ["k0", "k1"], "accumulated": ["k0", "k2"]},
+    }
+    named = with_steps(rows, about)
+    assert list(zip(named["step"], named["trial_key"], strict=True)) == [
+        *(("whole", "k0"), ("whole", "k1"), ("accumulated", "k0"), ("accumulated", "k2")),
+    ]
+    assert others_of(named, about) == ["step"]
+
+
 def test_a_trial_belongs_to_the_steps_whose_fields_it_has() -> None:
     rows = trials(dropout=[0.0, 0.1, 0.1, 0.2], train_blocks=[2.0, 2.0, math.nan, 2.0])
     about = {

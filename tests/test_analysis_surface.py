@@ -70,6 +70,29 @@ def test_leaderboard_ranks_means() -> None:
     assert table["test_auroc"].tolist() == pytest.approx([0.75, 0.65])
 
 
+@pytest.mark.parametrize(("mode", "lrs", "change"), [("max", [3, 1], 0.3), ("min", [1, 3], -0.1)])
+def test_each_step_of_an_ablation_is_taken_at_its_own_best_lr(
+    mode: str, lrs: list[float], change: float
+) -> None:
+    scores = {
+        ("a", 1): (0.1, 0.1),
+        ("a", 3): (0.4, 0.4),
+        ("b", 1): (0.7, 0.7),
+        ("b", 3): (0.0, 0.0),
+    }
+    rows = [
+        {"step": step, "base_lr": lr, "seed": seed, "val_auroc": score, "status": "completed"}
+        for (step, lr), seeds in scores.items()
+        for seed, score in enumerate(seeds)
+    ]
+    rows.append({**rows[0], "base_lr": 9, "val_auroc": 0.99 if mode == "max" else -1.0})  # one seed
+    table = pd.DataFrame(rows).assign(test_auroc=0.5)
+    got = ablation(table, steps=["a", "b"], metric="val_auroc", mode=mode)
+    assert got["base_lr"].tolist() == lrs
+    assert got["change"].iloc[1] == pytest.approx(change)
+    assert got["n"].tolist() == [2, 2]
+
+
 def test_ablation_pairs_the_seeds() -> None:
     rows = [("a", 0, 0.5), ("a", 1, 0.7), ("b", 0, 0.6), ("b", 1, 0.8), ("b", 2, 0.9)]
     table = pd.DataFrame(rows, columns=["step", "seed", "val_auroc"])

@@ -98,6 +98,35 @@ def test_variants_are_the_same_grid_under_each_budget() -> None:
     assert order == [(0, 64)] * 6 + [(0, 16)] * 6 + [(1, 64)] * 6 + [(1, 16)] * 6
 
 
+def test_a_variant_may_have_values_of_its_own() -> None:
+    each = {"sgd": {}, "adam": {"optimizer": "adam", "base_lr": tune.grid_search([1e-3, 1e-2])}}
+    declared = study(vary=GRID, explore=Variants(each=each))
+    lrs: dict[str, set[float]] = {"sgd": set(), "adam": set()}
+    for config in declared.configs:
+        lrs[config.optimizer].add(config.base_lr)
+    assert lrs == {"sgd": {0.1, 0.2, 0.4}, "adam": {1e-3, 1e-2}}
+    assert len(declared.configs) == 2 * 3 + 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (tune.loguniform(1e-3, 1.0), "a grid goes through values"),
+        (tune.grid_search([0.1, -1.0]), "base_lr must be > 0"),
+        (0.1, "varies and is changed by a step"),
+    ],
+)
+def test_a_variants_own_values_are_checked(own: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(vary=GRID, explore=Variants(each={"a": {}, "b": {"base_lr": own}}))
+
+
+def test_a_field_that_is_fixed_cannot_vary_in_one_variant() -> None:
+    own = Variants(each={"a": {}, "b": {"momentum": tune.grid_search([0.1, 0.2])}})
+    with pytest.raises(ValueError, match="variant 'b' has values of its own, so let momentum vary"):
+        study(vary=GRID, explore=own)
+
+
 def test_random_is_the_same_draw_in_every_run() -> None:
     declared = study(explore=Random(num_configs=10, points=[{"batch_size": 16, "base_lr": 0.5}]))
     first, again = (ask(declared, no_tables(), 1) for _ in range(2))

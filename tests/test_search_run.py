@@ -62,7 +62,7 @@ def test_flags_are_the_contracts() -> None:
     flags = {option for action in parser()._actions for option in action.option_strings}
     assert flags == {
         *("-h", "--help", "--out", "--data", "--address", "--preview", "--dry-run"),
-        *("--set", "--retry"),
+        *("--set", "--retry", "--list"),
     }
 
 
@@ -300,7 +300,7 @@ def test_dry_run_trains_nothing_and_estimates(tmp_path: Path, run_joined: Run) -
     [
         (
             ["spaces/none.py"],
-            "there is no space file spaces/none.py; spaces has bag_of_tricks.py, pcam_asha.py",
+            "there is no space file spaces/none.py; spaces has accumulation.py, activations.py",
         ),
         ([str(SMALL), "--set", "seeds"], "--set takes FIELD=VALUE"),
         ([str(SMALL), "--set", "base_lr=-1"], "base_lr must be > 0"),
@@ -388,24 +388,24 @@ def check_crossing(trials: pd.DataFrame) -> None:
 @pytest.mark.slow
 def test_a_ten_class_ablation_keeps_weights_and_prints_its_table(tmp_path: Path) -> None:
     done = run_command(
-        ROOT / "spaces" / "bag_of_tricks.py",
+        ROOT / "spaces" / "tricks_refinements.py",
         tmp_path,
         *("--preview", "--set", "dataset=digits", "--set", "image_size=None", "--set", "epochs=3"),
-        *("--set", "batch_size=32", "--set", "keep_weights=True"),
+        *("--set", "batch_size=32", "--set", "base_lr=0.05", "--set", "keep_weights=True"),
     )
     assert done.returncode == 0, done.stderr
-    table = done.stdout[done.stdout.index("val_auroc step by step") :]
+    table = done.stdout[done.stdout.index("val_accuracy step by step") :]
     assert [line.split("  ")[0] for line in table.splitlines()[2:6]] == [
-        *("baseline", "+ linear scaling", "+ warmup", "+ zero gamma"),
+        *("efficient", "+ cosine", "+ label smoothing", "+ mixup"),
     ]
-    trials = pd.read_parquet(tmp_path / "bag_of_tricks" / "trials")
+    trials = pd.read_parquet(tmp_path / "tricks_refinements" / "trials")
     assert (trials["status"] == "completed").all()
     # States to resume from are gone, the weights that were asked for are there.
-    left = {path.name for path in (tmp_path / "bag_of_tricks" / "checkpoints").rglob("*.pt")}
+    left = {path.name for path in (tmp_path / "tricks_refinements" / "checkpoints").rglob("*.pt")}
     assert left == {"weights.pt"}
     taught = run_command(
         *(SMALL, tmp_path, "--set", "dataset=digits", "--set", "image_size=None"),
-        *("--set", f"distill_from={tmp_path / 'bag_of_tricks'}", "--set", "batch_size=32"),
+        *("--set", f"distill_from={tmp_path / 'tricks_refinements'}", "--set", "batch_size=32"),
     )
     assert taught.returncode == 0, taught.stderr
     assert pd.read_parquet(tmp_path / "small" / "trials")["distill_from"].str.contains("#").all()

@@ -5,25 +5,33 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pandas as pd
 import pytest
-from commands import ROOT
+from commands import Run
+from helpers import no_tables
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from search import run as command
-from search.explore import Pbt
+from search.explore import Ablation, Grid, Optuna, Pbt, Variants
+from search.explore.ask import ask
 from search.results import tables
 from search.results.tables import open_folder
+from search.study.catalogue import entries, entry_of
 from search.study.preview import as_preview
 from search.study.space_file import load_study
 from search.study.study import Study
+from trainable.config import TrialConfig
 
-SPACES = sorted(path for path in (ROOT / "spaces").glob("*.py") if path.stem != "__init__")
+SPACES = [entry.path for entry in entries()]
 COST = re.compile(r"\nCost: (?:at most )?(\d+) trials? of ")
+MOST_LINES = 40
+PATCHES, KAGGLES = 262_144, 176_020
 
 
 def documented_trials(space: Path) -> int:
@@ -37,36 +45,128 @@ def preview_of(space: Path) -> Study:
     return as_preview(load_study(space), dataset="synthetic")
 
 
+def planned_trials(study: Study) -> int:
+    """How many trials there are before leaders, by the explorer itself."""
+    known = no_tables()
+    ask(study, known, room=0)
+    return study.explore.total(study, known)
+
+
+def images_of(config: TrialConfig, patches: int) -> int:
+    """How many images a trial sees; of a budget in seconds that is not known."""
+    train_images = config.train_images or patches
+    return (config.epochs or 0) * train_images + (config.updates or 0) * config.batch_size
+
+
 @pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
 def test_a_space_file_says_what_it_declares(space: Path) -> None:
     text = space.read_text()
     study = load_study(space)
     assert study.name == space.stem
     assert f"\n    python -m search.run spaces/{space.name}" in text
-    epochs = study.base.epochs
-    assert re.search(rf"\bof (?:at most |a fifth of )?{epochs} epochs\b", text)
-    sums = r"(\d+) trials of (\d+) epochs of ([\d,]+) patches, (\d+) million patches in all"
-    for said in re.findall(sums, " ".join(text.split())):
-        trials, epochs, patches, millions = (int(number.replace(",", "")) for number in said)
-        assert trials == len(study.configs) * study.seeds
-        assert round(trials * epochs * patches / 1e6) == millions
+    assert "\nExpected: " in text
+    assert len(text.splitlines()) <= MOST_LINES
+    cost = entry_of(space).cost
+    searched = isinstance(study.explore, Optuna)
+    num_trials = planned_trials(study) if not searched else documented_trials(space)
+    more = study.leaders.top * (study.leaders.seeds - study.seeds) if study.leaders else 0
+    assert num_trials + more == documented_trials(space)
+    if previewed := re.search(r"Preview: (\d+) trials", cost):
+        assert int(previewed.group(1)) == planned_trials(preview_of(space))
+    if isinstance(study.explore, Grid | Variants | Ablation) and not (study.stop or study.leaders):
+        patches = KAGGLES if "Kaggle" in cost else PATCHES
+        millions = sum(images_of(config, patches) for config in set(study.configs)) / 1e6
+        said = re.search(r"(\d+) million patches", cost)
+        assert (int(said.group(1)) if said else 0) == round(millions)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
-def test_a_preview_plans_as_many_trials_as_its_file_says(
+def test_a_space_that_is_copied_into_another_folder_loads(space: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "spaces" / space.name
+    copied.parent.mkdir()
+    copied.write_text(space.read_text())
+    assert load_study(copied).configs == load_study(space).configs
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
+def test_a_preview_plans_as_many_trials_as_its_explorer_says(
     space: Path, no_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(space), "--preview", "--dry-run", "--out", str(tmp_path)]
     assert command.main(words) == 0
     said = capsys.readouterr().out
     study = preview_of(space)
-    more = study.leaders.top * (study.leaders.seeds - study.seeds) if study.leaders else 0
-    num_trials = documented_trials(space) - more
+    num_trials = planned_trials(study)
     assert re.search(rf"^ *{study.name}: {num_trials} trials *$", said, re.MULTILINE)
     assert f"0 done, {num_trials} to run (dry run: nothing was trained)" in said
     assert "estimate on this machine (a device): " in said
-    assert ("leaders) are not counted" in said) == bool(more)
+    assert ("leaders) are not counted" in said) == bool(study.leaders)
     assert not (tmp_path / study.name / "trials").exists()
+
+
+# --- every preview, shrunk: in CI -----------------------------------------------------------------
+
+TINY = {"image_size": 32, "train_images": 64, "eval_images": 48, "width": 4, "epochs": 2}
+# Of fields that vary: a few values, as a comma list.
+TINY_VALUES = {
+    **{"batch_size": "16,32", "base_lr": "0.1,", "weight_decay": "0.1,1", "train_images": "48,64"},
+    "momentum": "0.5,0.9",
+}
+
+
+OWN = ("base_lr",)  # of which a variant has values
+
+
+def parquet_times(folder: Path) -> dict[Path, int]:
+    """When each file of the tables was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+
+
+def tiny_step(more: Mapping[str, Any]) -> dict[str, Any]:
+    """A step or a variant with one value of its own and a few updates."""
+    small = {n: {**v, "grid_search": v["grid_search"][:1]} for n, v in more.items() if n in OWN}
+    return {**more, **small, **({"updates": 4} if "updates" in more else {})}
+
+
+def tiny_settings(study: Study) -> list[str]:
+    """The settings that leave about ten trials of less than a second of a preview."""
+    settings: dict[str, object] = {n: v for n, v in TINY.items() if n not in study.vary}
+    settings |= {name: TINY_VALUES[name] for name in study.vary if name in TINY_VALUES}
+    explore = study.explore
+    if study.base.seconds is not None:
+        settings |= {"epochs": None, "seconds": 0.2}
+    if isinstance(explore, Variants):
+        settings["explore.each"] = {name: tiny_step(more) for name, more in explore.each.items()}
+    elif isinstance(explore, Pbt):
+        settings |= {"explore.size": 2, "explore.generations": 2}
+    elif isinstance(explore, Optuna):  # whose space may have batch sizes up to 256
+        settings |= {"explore.num_configs": 3, "train_images": 256}
+    if study.leaders:
+        settings |= {"leaders.top": 1, "leaders.seeds": 2}
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
+def test_a_tiny_preview_runs_to_its_end_and_once_only(
+    space: Path, tmp_path: Path, run_joined: Run
+) -> None:
+    words = ["--preview", *tiny_settings(preview_of(space))]
+    first = run_joined(space, tmp_path, *words)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert "dataset=synthetic" in first.stdout
+    trials = pd.read_parquet(tmp_path / space.stem / "trials")
+    assert 3 <= len(trials) <= 16
+    assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
+    assert (trials["status"] == "completed").any()
+    files = parquet_times(tmp_path)
+    again = run_joined(space, tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    assert re.search(rf"\b{len(trials)} done before, 0 to run", again.stdout)
+    assert parquet_times(tmp_path) == files
+
+
+# --- every preview, whole: by hand ----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -92,12 +192,13 @@ def test_a_preview_runs_to_its_end_and_once_only(space: Path, tmp_path: Path) ->
     folder = tmp_path / study.name
     trials = pd.read_parquet(folder / "trials")
     epochs = pd.read_parquet(folder / "epochs")
-    assert len(trials) == documented_trials(space)
+    assert len(trials) >= planned_trials(study)
     assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
     assert set(trials["dataset"]) == {"synthetic"}
     assert tables.faults(open_folder(str(folder))) == []
     assert (trials["status"] == "completed").any()
-    if not isinstance(study.explore, Pbt):  # of which a trial trains a part of the budget
+    in_epochs = study.base.epochs is not None and study.base.eval_epochs == 1
+    if in_epochs and isinstance(study.explore, Grid | Ablation | Optuna):
         reached = epochs.groupby("trial_key")["epoch"].max()[trials["trial_key"]].to_numpy()
         assert (reached[trials["status"] == "completed"] == study.base.epochs).all()
         assert (reached[trials["status"] == "stopped"] < study.base.epochs).all()
@@ -105,12 +206,12 @@ def test_a_preview_runs_to_its_end_and_once_only(space: Path, tmp_path: Path) ->
     assert trials["val_auroc"].max() > 0.75  # of 0.5 to about 0.9
     CHECKS.get(space.stem, lambda *_: None)(folder, trials)
 
-    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    files = parquet_times(folder)
     again = run()
     num_trials = len(trials)
     assert re.search(rf"\b{num_trials} done before, 0 to run|another round", again)
     assert "Ray " not in again
-    assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert files == parquet_times(folder)
 
 
 def check_asha(folder: Path, trials: pd.DataFrame) -> None:

@@ -8,8 +8,9 @@ from commands import ROOT
 from helpers import no_tables
 from ray import tune
 
-from search.explore import Ablation, Optuna
+from search.explore import Ablation, Optuna, Variants
 from search.explore.ask import ask
+from search.study.catalogue import entries
 from search.study.preview import as_preview
 from search.study.settings import apply_settings
 from search.study.space_file import SpaceFileError, load_study
@@ -115,6 +116,20 @@ def test_preview_keeps_the_shape_and_changes_the_size() -> None:
         as_preview(study(preview={"base_lr": 1.0}), dataset="synthetic")
 
 
+def test_a_preview_may_have_steps_of_its_own() -> None:
+    def updates(num: int) -> Variants:
+        return Variants(each={"epochs": {}, "updates": {"epochs": None, "updates": num}})
+
+    big = study(explore=updates(5000), preview={"explore": updates(50)})
+    small = as_preview(big, dataset="synthetic")
+    assert {config.updates for config in big.configs} == {None, 5000}
+    assert {config.updates for config in small.configs} == {None, 50}
+    with pytest.raises(ValueError, match="there is no field 'explore'"):
+        study(vary={"explore": tune.grid_search([1])})
+    with pytest.raises(ValueError, match="explore must be such as Grid"):
+        as_preview(study(preview={"explore": 3}), dataset="synthetic")
+
+
 def test_settings_set_the_study_and_the_trial() -> None:
     changed = apply_settings(study(), ["seeds=3", "optimizer=adam", "epochs=4", "metric=val_loss"])
     assert (changed.seeds, changed.base.optimizer, changed.base.epochs) == (3, "adam", 4)
@@ -192,7 +207,7 @@ def test_bad_space_files_are_named_with_the_line(
     assert "\n" not in str(caught.value)
 
 
-SPACES = sorted(p for p in (ROOT / "spaces").glob("*.py") if p.name != "__init__.py")
+SPACES = [entry.path for entry in entries()]
 
 
 def test_there_are_spaces_to_load() -> None:
@@ -205,8 +220,10 @@ def test_every_space_loads_and_has_a_preview(path: Path) -> None:
     loaded = load_study(path)
     assert loaded.name == path.stem
     preview = as_preview(loaded, dataset="synthetic")
-    assert len(preview.configs) == len(loaded.configs)
+    assert 1 <= len(preview.configs) <= len(loaded.configs)
+    assert set(preview.vary) == set(loaded.vary)
     assert type(preview.explore) is type(loaded.explore)
+    assert preview.expect == loaded.expect
     assert f"python -m search.run spaces/{path.name}" in path.read_text()
 
 

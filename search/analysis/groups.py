@@ -71,9 +71,13 @@ def _from_repr(explore: str) -> dict[str, Any]:
 def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
     """The trials of each step of an ablation, or of each variant, with its name in `step`.
 
-    A trial belongs to a step if it has the fields that the step sets on top of the study's base. A
-    trial that belongs to two steps is in two rows.
+    study.json has the trials of each step. In older ones a trial belongs to a step if it has the
+    fields that the step sets on top of the study's base. A trial that belongs to two steps is in
+    two rows.
     """
+    if keys := about.get("step_trials"):
+        parts = [trials[trials["trial_key"].isin(of)].assign(**{STEP: s}) for s, of in keys.items()]
+        return pd.concat(parts)
     base = about.get("base", {})
     steps = exploration_of(about).steps
     changed = sorted({name for more in steps.values() for name in more} & set(trials))
@@ -85,6 +89,22 @@ def with_steps(trials: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
             mine &= trials[name].isna() if value is None else trials[name] == value
         parts.append(trials[mine].assign(**{STEP: step}))
     return pd.concat(parts) if parts else trials.iloc[:0].assign(**{STEP: ""})
+
+
+def branches(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that went on from their seed's only trunk, as cells of their own; else all trials.
+
+    What they share was trained with one config, so what follows is theirs. A population has several
+    members that begin, and one of its own predecessors for most others.
+    """
+    if "begins_from" not in trials or trials["begins_from"].isna().all():
+        return trials
+    begun = trials["begins_from"].notna()
+    trunks = trials[~begun].groupby("seed")["trial_key"].agg(["count", "first"])
+    trunk_of = trials["seed"].map(trunks["first"])
+    if (trunks["count"] > 1).any() or (trials["begins_from"] != trunk_of)[begun].any():
+        return trials
+    return trials[begun].assign(begins_from=None)
 
 
 def others_of(trials: pd.DataFrame, about: Mapping[str, Any]) -> list[str]:

@@ -32,13 +32,16 @@ def leaderboard(
     return order.drop(columns="ranked").head(rows).reset_index()
 
 
-def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.DataFrame:
+def ablation(
+    trials: pd.DataFrame, *, steps: Sequence[str], metric: str, mode: str = "max"
+) -> pd.DataFrame:
     """One row per step: mean, std and n over seeds, and the change from the previous step.
 
+    Where several learning rates were tried, each step is taken at its own best one, `base_lr`.
     `change` and `change_std` are the mean and standard deviation of the differences between the two
     steps of the same seed: paired, so that the noise they share cancels. `pairs` counts them.
     """
-    used = trials[trials["status"].isin(USABLE)]
+    used = _at_best_lr(trials[trials["status"].isin(USABLE)], metric=metric, mode=mode)
     scores = used.pivot_table(index="seed", columns="step", values=metric).reindex(columns=steps)
     changes = scores.diff(axis=1)
     return pd.DataFrame(
@@ -50,8 +53,19 @@ def ablation(trials: pd.DataFrame, *, steps: Sequence[str], metric: str) -> pd.D
             "change_std": changes.std(),
             "pairs": changes.count(),
             "test": used.groupby("step")[metric.replace("val_", "test_")].mean(),
+            "base_lr": used.groupby("step")["base_lr"].first(),
         }
     ).reindex(steps)
+
+
+def _at_best_lr(trials: pd.DataFrame, *, metric: str, mode: str) -> pd.DataFrame:
+    """The trials of each step at the lr with its best mean; of lrs with the most seeds."""
+    if "base_lr" not in trials:
+        return trials.assign(base_lr=float("nan"))
+    cells = trials.groupby(["step", "base_lr"])[metric].agg(["count", "mean"])
+    ranked = cells.sort_values(["count", "mean"], ascending=[False, mode == "min"])
+    best = ranked.groupby("step").head(1).index
+    return trials[pd.MultiIndex.from_frame(trials[["step", "base_lr"]]).isin(best)]
 
 
 def lineage(trials: pd.DataFrame, key: str) -> pd.DataFrame:

@@ -40,11 +40,21 @@ def provenance(
         "data_folder": str(ready.data_folder) if ready.data_folder else None,
         "data_fingerprint": ready.data_fingerprint,
         "planned": list(dict.fromkeys(trial.key for trial in known.asked)),
+        "step_trials": _step_trials(known),
         "commit": commit(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _step_trials(known: Tables) -> dict[str, list[str]]:
+    """The keys of the trials that each step of an ablation, or each variant, asked for."""
+    keys: dict[str, list[str]] = {}
+    for trial in known.asked:
+        if name := trial.step or trial.variant:
+            keys.setdefault(name, []).append(trial.key)
+    return keys
 
 
 def domain_as_json(domain: Any) -> Any:

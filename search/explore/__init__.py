@@ -5,6 +5,7 @@ functions. Space files use the names below; nobody else asks which explorer a st
 """
 
 from search.explore.ablation import Ablation
+from search.explore.branch import Branch
 from search.explore.grid import Grid
 from search.explore.leaders import Leaders
 from search.explore.optuna import Optuna
@@ -16,6 +17,7 @@ from search.explore.variants import Variants
 __all__ = [
     "Ablation",
     "Asha",
+    "Branch",
     "Grid",
     "HyperBand",
     "Leaders",

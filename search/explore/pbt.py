@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRIES = 100  # at drawing a configuration that works and that no other member has
 # What may change between generations: none of it changes the network's shape.
 CHANGED_ON_THE_WAY = (
-    *("batch_size", "base_lr", "weight_decay", "momentum", "label_smoothing"),
+    *("batch_size", "base_lr", "lr_scaling", "weight_decay", "momentum", "label_smoothing"),
     *("mixup_alpha", "cutmix_alpha", "augment", "clip_grad_norm"),
 )
 

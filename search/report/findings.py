@@ -15,6 +15,7 @@ from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
     CROSSED,
     analyses,
+    branches,
     exploration_of,
     others_of,
     varied_fields,
@@ -37,6 +38,7 @@ from trainable.config import SCORES, TrialConfig
 from trainable.host import storage
 
 LEADERS = 20
+KEYS = ("planned", "step_trials")  # of study.json: keys of all trials, which nobody reads
 TRIAL_FIELDS = tuple(declared.name for declared in fields(TrialConfig))
 
 
@@ -106,6 +108,7 @@ def of_study(
         raise ResultsError(_no_results(folder))
     whole, trials, epochs = trials, _of_plan(trials, about), _of_plan(epochs, about)
     unplanned = whole.drop(trials.index)
+    trials = branches(trials)
     exploration = exploration_of(about)
     steps = _ablations(trials, about, metric)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
@@ -237,11 +240,11 @@ def _ablations(
         return {}
     named, steps = with_steps(trials, about), list(exploration.steps)
     vary = list(about.get("vary", {}))
-    by = [name for name in vary if name in named] if len(named) else []
+    by = [name for name in vary if name in named and name != "base_lr"] if len(named) else []
     groups = named.groupby(by, dropna=False) if by else [((), named)]
     return {
         ", ".join(f"{n}={v}" for n, v in zip(by, values, strict=True)): ablation(
-            group, steps=steps, metric=metric
+            group, steps=steps, metric=metric, mode=mode_of(metric)
         )
         for values, group in groups
     }
@@ -362,7 +365,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
             "importance": findings.importance.to_dict("records"),
             "stopping": _stopping_numbers(findings),
             "status_counts": findings.trials["status"].value_counts().to_dict(),
-            "about": {k: v for k, v in findings.about.items() if k != "planned"},
+            "about": {k: v for k, v in findings.about.items() if k not in KEYS},
         }
     )
     return figures

@@ -259,7 +259,10 @@ def ablation_tables(findings: Findings) -> str:
         "change": "change",
         "change_std": "std of change",
         "test": "test",
+        "base_lr": "best base_lr",
     }
+    if "base_lr" not in findings.about.get("vary", {}):
+        del columns["base_lr"]
     parts = []
     for setting, steps in findings.steps.items():
         rows = steps.rename_axis("step").reset_index()

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
+from search.analysis.groups import branches
 from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
@@ -69,6 +70,7 @@ def _print_tables(
         return
     if any(trial.variant for trial in planned):
         trials = _with_names(trials, {"variant": [trial.variant for trial in planned]}, planned)
+    trials = branches(trials)
     is_grid = all(isinstance(domain, dict) for domain in study.vary.values())
     if {"batch_size", "base_lr"} <= set(study.vary) and is_grid:
         _print_surfaces(console, study, trials)
@@ -86,20 +88,21 @@ def _print_ablation(
     names: Sequence[str],
 ) -> None:
     """A row a step: the metric and what the step changed, over the same seeds, at each setting."""
-    by = list(study.vary)
+    by = [name for name in study.vary if name != "base_lr"]
+    has_lrs = "base_lr" in study.vary
     named = _with_names(trials, {"step": [trial.step for trial in planned]}, planned)
     groups = named.groupby(by, dropna=False) if by else [((), named)]
     for values, group in groups:
         about = ", ".join(f"{n}={show(v)}" for n, v in zip(by, values, strict=True))
         table = Table(box=None, pad_edge=False)
         headings = ("step", study.metric, "std", "seeds", "change", "std of change", "test")
-        for name in headings:
+        for name in (*headings, *(["best base_lr"] * has_lrs)):
             table.add_column(name, justify="left" if name == "step" else "right")
-        steps = ablation(group, steps=names, metric=study.metric)
+        steps = ablation(group, steps=names, metric=study.metric, mode=study.mode)
         for step, row in steps.iterrows():
             figures = (_score(row["mean"]), _score(row["std"]), str(int(row["n"])))
             changes = (_signed(row["change"]), _score(row["change_std"]), _score(row["test"]))
-            table.add_row(str(step), *figures, *changes)
+            table.add_row(str(step), *figures, *changes, *([show(row["base_lr"])] * has_lrs))
         console.print(f"\n[italic]{study.metric} step by step {about}[/italic]", highlight=False)
         console.print(table)
     console.print("change: from the step before, of the same seeds", style="dim")

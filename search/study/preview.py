@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Domain
 
-from search.study.study import Study
+from search.study.study import EXPLORE, Study
 
 # What a preview changes in any study; the study's own `preview` goes on top.
 PREVIEW: Mapping[str, object] = {
@@ -36,6 +36,7 @@ def as_preview(study: Study, *, dataset: str) -> Study:
         ValueError: the study's `preview` gives a field that varies a single value.
     """
     changes = {**PREVIEW, **study.preview, "dataset": dataset}
+    explore: Any = changes.pop(EXPLORE, study.explore)
     vary = dict(study.vary)
     fixed: dict[str, Any] = {}
     for name, value in changes.items():
@@ -47,4 +48,5 @@ def as_preview(study: Study, *, dataset: str) -> Study:
             fixed[name] = value
         else:
             raise ValueError(f"preview: {name} varies, so give a list of values, got {value!r}")
-    return replace(study, base=replace(study.base, **fixed), vary=vary, preview={})
+    base = replace(study.base, **fixed)
+    return replace(study, base=base, vary=vary, explore=explore, preview={})

@@ -30,6 +30,7 @@ ALIASES = {
     **{"warmup": "warmup_epochs", "num_epochs": "epochs", "weights": "pretrained"},
 }
 LEAST_SHARE = 0.01  # of a GPU
+EXPLORE = "explore"  # in `preview`, which else maps fields of the trial
 
 
 def _grid() -> Explorer:
@@ -53,8 +54,9 @@ class Study:
     trial's state is saved every `checkpoint_every_s` seconds, after an evaluation, and at its end:
     a lost worker costs that much work. It changes no result.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
-    for the small study that `--preview` runs on top of `PREVIEW`. `expect` is what the study's
-    source reports; the report shows it beside what was measured.
+    for the small study that `--preview` runs on top of `PREVIEW`; `explore` to another explorer,
+    where the steps or variants themselves must be smaller. `expect` is what the study's source
+    reports; the report shows it beside what was measured.
 
     Raises:
         ValueError: a field is unknown, a value impossible, or a domain does not fit `explore`.
@@ -83,7 +85,8 @@ class Study:
         if self.base.select_by is None:
             object.__setattr__(self, "base", replace(self.base, select_by=self.metric))
         for name in [*self.vary, *self.preview]:
-            check_field(name)
+            if name != EXPLORE or name in self.vary:
+                check_field(name)
         object.__setattr__(self, "vary", self.explore.domains(self.vary))
         _check_gpus(self.gpus_per_trial)
         self.explore.check(self)
