@@ -1,15 +1,14 @@
-"""Bag of Tricks, Table 9 (He et al. 2019): does a better backbone make a better segmenter?
+"""Do tricks of the backbone carry over to semantic segmentation?
 
     python -m search.run spaces/transfer_segmentation.py --data VOC2012
 
-FCN on two ResNet-50s: torchvision's of its first recipe, and GluonCV's ResNet-50-D with all tricks
-of the paper. SGD with polynomial decay, as in torchvision's reference, each at its best rate.
+Table 9 of "Bag of Tricks" (He 2019): FCN on two ResNet-50s, torchvision's of its first recipe and
+GluonCV's ResNet-50-D with all tricks. SGD with polynomial decay, each at its best rate.
 
-Cost: 8 trials of 30 epochs of 1,464 images, 0.35 million images in all. As a preview on synthetic
-patches, with our two networks in the place of the ResNets, a minute on two cores.
+Cost: 8 trials of 30 epochs of 1,464 images, 0.35 million images. Preview: 8 trials, 1 minute.
 
-It should show that tricks carry over in part: the paper's FCN on ADE20K goes from 37.05 to 38.40
-mIoU with all of them, and to 39.33 without label smoothing and mixup.
+Expected: in part. The paper's FCN on ADE20K goes from 37.05 to 38.40 mIoU with all of them, and to
+39.33 without label smoothing and mixup.
 """
 
 from ray import tune

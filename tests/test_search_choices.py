@@ -154,6 +154,7 @@ EXPLORERS: dict[type, tuple[dict[str, Any], dict[str, Any], int]] = {
     explore.Grid: ({}, GRID, 2 * 6),
     explore.Ablation: ({"steps": {"a": {}, "b": {"decay": "step"}}}, GRID, 2 * 2 * 6),
     explore.Variants: ({"each": {"few": {"epochs": 2}, "many": {"epochs": 4}}}, GRID, 2 * 2 * 6),
+    explore.Branch: ({"at": 0.5}, GRID, 2 * 1),  # the trunk
     explore.Random: ({"num_configs": 5}, DRAWN, 2 * 5),
     explore.Optuna: ({"num_configs": 5}, DRAWN, 0),
     explore.Pbt: ({"size": 4, "generations": 3}, DRAWN, 2 * 4),
@@ -194,6 +195,7 @@ def test_every_explorer_plans_its_trials(kind: type, tmp_path: Path) -> None:
     assert sorted({trial.config.seed for trial in planned}) == ([0, 1] if planned else [])
     assert study.configs  # a preflight checks at least one trial
     sizes = {kind: num_planned, explore.Optuna: 2 * 5, explore.Pbt: 2 * 4 * 3}
+    sizes[explore.Branch] = 2 * (1 + 6)
     assert total(study, known) == sizes[kind]
     # Without a result nothing more is asked for; with all of them, what was announced.
     assert planned == [] or ask(study, known, 1) == []
