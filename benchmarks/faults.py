@@ -22,7 +22,8 @@ from typing import Any
 
 import pandas as pd
 
-PYTEST = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
+# `-m faults`: slow ones too.
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", "faults"]
 TESTS = Path(__file__).parents[1] / "tests"
 SUMS = {"rows lost": "rows_lost", "doubled": "doubled", "epochs done again": "trained_again"}
 SECONDS = {"detected after": "noticed", "recovered after": "went_on"}
@@ -31,7 +32,7 @@ SECONDS = {"detected after": "noticed", "recovered after": "went_on"}
 def fault_tests(only: str) -> list[str]:
     """The ids of the fault tests, slow ones too, whose id has `only` in it."""
     files = [str(path) for path in sorted(TESTS.glob("*.py")) if "mark.faults" in path.read_text()]
-    words = [*PYTEST, "--collect-only", "-m", "faults", *files]
+    words = [*PYTEST, "--collect-only", *files]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return [line for line in said.splitlines() if "::" in line and only in line]
 

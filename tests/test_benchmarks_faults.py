@@ -1,5 +1,6 @@
 """The nightly fault matrix: goes on where it was stopped, and sums up what the tests measured."""
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_what_was_measured_is_kept_and_not_run_again(
     ran: list[tuple[str, str]] = []
 
     def runs(words: list[str], env: dict[str, str], **_: Any) -> Any:
+        assert ("-m", "faults") in itertools.pairwise(words)  # or slow ones would be left out
         ran.append((words[-1], env["FAULT_SEED"]))
         broken = words[-1] == "t::b" and env["FAULT_SEED"] == "8"
         if not broken:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from commands import ROOT, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -101,7 +102,7 @@ def epochs(out: Path) -> pd.DataFrame:
 
 
 def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
-    head: Head, tmp_path: Path
+    head: Head, tmp_path: Path, fault_matrix: list[Any]
 ) -> None:
     out = tmp_path / "out"
     wrong = head.environment | {"RAY_AUTH_TOKEN": "another" * 8}
@@ -132,3 +133,5 @@ def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
     seen = before.set_index(["trial_key", "epoch"])["epoch_wall_s"]
     after = rows.set_index(["trial_key", "epoch"])["epoch_wall_s"]
     assert (after[seen.index] == seen).all()  # nothing was trained again
+    row = {"fault": "ray job stop", "epochs done again": 0, "rows lost": 0, "doubled": 0}
+    fault_matrix.append(row)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -182,13 +183,22 @@ def test_a_study_on_three_nodes_and_its_quiet_end(start: Callable[..., Job]) -> 
         assert until(lambda host=host: "raylet" not in host.run("ps", "-e", "-o", "args"))
 
 
-def test_a_job_that_is_preempted_goes_on_afterwards(start: Callable[..., Job]) -> None:
+def test_a_job_that_is_preempted_goes_on_afterwards(
+    start: Callable[..., Job], fault_matrix: list[Any]
+) -> None:
     job = start(120)
     before = job.wait_for_rows()
     urgent = ("--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null")
     job.slurm.run("sbatch", *urgent, "--wrap=sleep 3")
+    struck = time.monotonic()
     assert until(lambda: job.slurm.job(job.number)["Restarts"] == "1", 60)
+    noticed, num_before = time.monotonic() - struck, len(job.rows())
+    assert until(lambda: len(job.rows()) > num_before, MAX_JOB_S), job.printed()
+    went_on = time.monotonic() - struck
     job.ends_well(before)
+    row = {"fault": "a SLURM job is preempted", "detected after": noticed}
+    row |= {"recovered after": went_on, "epochs done again": 0, "rows lost": 0, "doubled": 0}
+    fault_matrix.append(row)
 
 
 def test_a_job_whose_time_is_nearly_over_goes_on_afterwards(start: Callable[..., Job]) -> None:
