@@ -97,7 +97,7 @@ def connect(address: str, *, study: str = "") -> Cluster:
             "--address HOST:PORT on a node of the cluster"
         )
     try:
-        job = JobConfig(metadata={"study": study})
+        job = JobConfig(metadata={"job_name": study})  # its name in Ray's dashboard
         context = _start(job) if address == "local" else _join(address, job)
     except ConnectError:
         raise
