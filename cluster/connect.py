@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -102,6 +103,8 @@ def connect(address: str, *, study: str = "") -> Cluster:
     except ConnectError:
         raise
     except Exception as error:  # Ray raises a bare one where it does not start in time
+        if "Version mismatch" in str(error):
+            raise ConnectError(_versions(address, str(error))) from error
         raise ConnectError(
             f"no Ray cluster at --address {address}: {one_line(error)}; start one with `ray start "
             f"--head`, or use --address local"
@@ -115,6 +118,15 @@ def connect(address: str, *, study: str = "") -> Cluster:
         grows=address != "local" and _has_autoscaler(),
     )
     return look_again(known)
+
+
+def _versions(address: str, mismatch: str) -> str:
+    """Ray's seven lines about a cluster of other versions, as one."""
+    there, here = re.findall(r"Ray: (\S+)\s+Python: (\S+)", mismatch)
+    return (
+        f"the cluster at --address {address} has Ray {there[0]} and Python {there[1]}, and this "
+        f"command has Ray {here[0]} and Python {here[1]}: both must be the same"
+    )
 
 
 def look_again(cluster: Cluster) -> Cluster:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 import ray
-from commands import ROOT, SMALL, Run, free_port
+from commands import ROOT, SMALL, Run, SharedCluster, free_port
 
 from cluster.connect import ConnectError, connect
 
@@ -91,6 +91,21 @@ def test_what_listens_and_is_no_ray_is_told_within_15_s(tmp_path: Path, run_here
     assert f"no Ray cluster at --address {address}: what listens there is not the" in done.stderr
     assert done.stderr.count("\n") == 1
     assert took_s < 60  # 15 s on a machine that does nothing else, 6 of them here
+
+
+@pytest.mark.ray
+def test_a_cluster_of_other_versions_is_told_in_one_line(
+    shared_cluster: SharedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray._private.utils.compute_version_info", lambda: ("2.51.0", "3.10.2"))
+    with pytest.raises(ConnectError) as refused:
+        connect(shared_cluster.address)
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert str(refused.value) == (
+        f"the cluster at --address {shared_cluster.address} has Ray {ray.__version__} and Python "
+        f"{python}, and this command has Ray 2.51.0 and Python 3.10.2: both must be the same"
+    )
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize(("given", "why"), [("", "none was given"), ("mine", "the token here is")])
