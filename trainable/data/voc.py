@@ -1,4 +1,4 @@
-"""Pascal VOC's layout: JPEGImages, with masks in SegmentationClass."""
+"""Pascal VOC's layout: JPEGImages, with masks in SegmentationClass or boxes in Annotations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable.config import SEGMENTATION
+from trainable.config import DETECTION, SEGMENTATION
 from trainable.data.images import IMAGE_SUFFIXES, all_of_one_size, decoded
 from trainable.data.sources import (
     CHUNK_IMAGES,
+    MOST_BOXES,
     VOID,
     DataError,
     Images,
@@ -25,7 +27,9 @@ from trainable.data.sources import (
 from trainable.data.splits import given
 from trainable.data.standard import check_ungrouped
 
-IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
+IMAGES, MASKS, BOXES, LISTS = "JPEGImages", "SegmentationClass", "Annotations", "ImageSets"
+# Of each task the folder of the targets, how their files end, and the folder of the lists.
+KINDS = {SEGMENTATION: (MASKS, ".png", "Segmentation"), DETECTION: (BOXES, ".xml", "Main")}
 CLASSES_FILE = "classes.txt"
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
@@ -47,6 +51,11 @@ def find_voc_masks(folder: Path, split_by: str | None = None) -> Source | None:
     return _find(folder, split_by, task=SEGMENTATION)
 
 
+def find_voc_boxes(folder: Path, split_by: str | None = None) -> Source | None:
+    """Images with boxes, in an XML file each; boxes that are marked as difficult are left out."""
+    return _find(folder, split_by, task=DETECTION)
+
+
 def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
     roots = [folder, *sorted(folder.glob("VOC2*")), *sorted(folder.glob("VOCdevkit/VOC2*"))]
     roots = [root for root in roots if (root / IMAGES).is_dir()]
@@ -56,7 +65,7 @@ def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
         raise DataError(f"{folder} has several years: pass one of them, such as {roots[-1]}")
     root = roots[0]
     check_ungrouped(f"{root} (Pascal VOC's layout)", split_by)
-    targets, suffix, kind = MASKS, ".png", "Segmentation"
+    targets, suffix, kind = KINDS[task]
     names = _listed(root, targets, suffix, kind=kind)
     classes = _classes(root)
     images = {path.stem: path for path in (root / IMAGES).iterdir() if _is_image(path)}
@@ -72,7 +81,8 @@ def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
     def read_one(name: str) -> tuple[Images, Targets]:
         path = root / targets / f"{name}{suffix}"
         image = decoded(images[name])
-        return _with_mask(image, path, classes, pad=unequal())
+        with_targets = _with_mask if task == SEGMENTATION else _with_boxes
+        return with_targets(image, path, classes, pad=unequal())
 
     return Source(
         layout=f"voc_{task}",
@@ -188,3 +198,47 @@ def _resized(
     square = Image.new(small.mode, (SIDE_PX, SIDE_PX), fill)
     square.paste(small)
     return np.asarray(square)
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def _with_boxes(
+    image: Images, path: Path, classes: Sequence[str], *, pad: bool
+) -> tuple[Images, Targets]:
+    boxes = np.zeros((MOST_BOXES, 5), np.float32)
+    found = _boxes_in(path, classes)
+    if len(found) > MOST_BOXES:
+        raise DataError(f"{path} has {len(found)} boxes: at most {MOST_BOXES} of an image are read")
+    boxes[: len(found)] = np.array(found, np.float32).reshape(-1, 5)
+    height, width = image.shape[:2]
+    boxes[:, :4] = boxes[:, :4].clip(0, [width, height, width, height])
+    if not pad:
+        return image, boxes
+    boxes[:, :4] *= SIDE_PX / max(height, width)
+    return _resized(image, PADDING, smooth=True), boxes
+
+
+def _boxes_in(path: Path, classes: Sequence[str]) -> list[tuple[float, ...]]:
+    """Left, top, right, bottom and class of each object; VOC counts pixels from 1."""
+    text = path.read_text()
+    if "<!ENTITY" in text:  # which could stand for gigabytes
+        raise DataError(f"{path} defines entities, which annotations do not need: remove them")
+    try:
+        objects = ElementTree.fromstring(text).findall("object")
+        return [
+            (
+                float(box.findtext("bndbox/xmin", "")) - 1,
+                float(box.findtext("bndbox/ymin", "")) - 1,
+                float(box.findtext("bndbox/xmax", "")),
+                float(box.findtext("bndbox/ymax", "")),
+                classes.index(box.findtext("name", "").strip()),
+            )
+            for box in objects
+            if box.findtext("difficult", "0").strip() != "1"
+        ]
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}; names of classes are those in {CLASSES_FILE}, else "
+            f"VOC's"
+        ) from error
