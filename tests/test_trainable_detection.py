@@ -155,7 +155,9 @@ def test_boxes_are_resized_with_their_images(tmp_path: Path) -> None:
         (XML.format("wombat", 0), r"000001\.xml cannot be read: .*'wombat'|not in tuple"),
         ("<annotation>", r"000001\.xml cannot be read"),
         (XML.format("dog", 0).replace("11", "x"), r"000001\.xml cannot be read"),
-        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", r"000001\.xml defines entities"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", r"000001\.xml cannot be read: it defines"),
+        (XML.format("dog", 0).replace("11", "nan"), "has a box without any area in its image"),
+        (XML.format("dog", 0).replace("11", "31"), "has a box without any area in its image"),
         (
             f"<annotation>{XML.format('dog', 0)[12:-13] * 101}</annotation>",
             "has 101 boxes: at most",

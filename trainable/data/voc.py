@@ -121,7 +121,7 @@ def _listed(root: Path, targets: str, suffix: str, *, kind: str) -> dict[str, li
             if split == "test":
                 continue
             raise DataError(f"there is no {path}: write the names of its images, one a line")
-        names[split] = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        names[split] = [line.split()[0] for line in _lines(path)]
         there = [(root / targets / f"{name}{suffix}").is_file() for name in names[split]]
         if split == "test" and not any(there):
             del names[split]
@@ -134,12 +134,20 @@ def _listed(root: Path, targets: str, suffix: str, *, kind: str) -> dict[str, li
     return names
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty."""
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: {error}") from error
+
+
 def _classes(root: Path) -> tuple[str, ...]:
     """The names in `classes.txt`, of which the first is the background's; else VOC's own."""
     path = root / CLASSES_FILE
     if not path.is_file():
         return VOC_CLASSES
-    classes = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    classes = tuple(_lines(path))
     if not 2 <= len(classes) <= VOID or len(set(classes)) < len(classes):
         raise DataError(
             f"{path} must have 2 to {VOID} different names, one a line, the first for the "
@@ -213,6 +221,9 @@ def _with_boxes(
     boxes[: len(found)] = np.array(found, np.float32).reshape(-1, 5)
     height, width = image.shape[:2]
     boxes[:, :4] = boxes[:, :4].clip(0, [width, height, width, height])
+    sides = boxes[: len(found), 2:4] - boxes[: len(found), :2]
+    if not (sides > 0).all():  # nor where one is no number
+        raise DataError(f"{path} has a box without any area in its image of {width}x{height} px")
     if not pad:
         return image, boxes
     boxes[:, :4] *= SIDE_PX / max(height, width)
@@ -221,10 +232,10 @@ def _with_boxes(
 
 def _boxes_in(path: Path, classes: Sequence[str]) -> list[tuple[float, ...]]:
     """Left, top, right, bottom and class of each object; VOC counts pixels from 1."""
-    text = path.read_text()
-    if "<!ENTITY" in text:  # which could stand for gigabytes
-        raise DataError(f"{path} defines entities, which annotations do not need: remove them")
     try:
+        text = path.read_text()
+        if "<!ENTITY" in text:  # which could stand for gigabytes
+            raise ValueError("it defines entities, which annotations do not need")
         objects = ElementTree.fromstring(text).findall("object")
         return [
             (
