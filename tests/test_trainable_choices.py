@@ -270,9 +270,15 @@ def check_task(task: str, _: Path) -> None:
     source = embedded("synthetic", task)
     assert source.task == task
     network = build_model(config, num_classes=len(source.classes))
+    loss = TASKS[task].loss
+    if TASKS[task].takes_targets:
+        boxes = torch.tensor([[[2.0, 3, 9, 12, 1]], [[0, 0, 0, 0, 0]]])
+        outputs = network(torch.randn(2, 3, 16, 16), boxes)
+        assert loss(outputs, boxes, smoothing=0.0, config=config) is outputs
+        assert outputs > 0.5
+        return
     outputs = network(torch.randn(2, 3, 16, 16))
     targets = outputs.argmax(1)
-    loss = TASKS[task].loss
     assert loss(outputs * 1000, targets, smoothing=0.0, config=config) < 0.1
     assert loss(-outputs * 1000, targets, smoothing=0.0, config=config) > 1
 

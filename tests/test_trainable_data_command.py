@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from made_data import write_folders, write_hdf5, write_moles
 from PIL import Image
+from test_trainable_data_voc import write_voc
+from test_trainable_detection import write_boxes
 
 from trainable.data.__main__ import main
 
@@ -99,3 +101,29 @@ def test_many_classes_fit_a_terminal(
     assert "20 to 23" in shown  # of 25 to 29 images, 80 %
     assert "…" not in shown
     assert "no test split" in shown
+
+
+@pytest.mark.parametrize("augment", [(), ("--augment", "hflip+vflip")])
+@pytest.mark.parametrize(
+    ("task", "line"), [("segmentation", "pixels of dog"), ("detection", "boxes of dog")]
+)
+def test_masks_and_boxes_are_counted_and_drawn(
+    task: str,
+    line: str,
+    augment: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = (
+        write_voc(tmp_path / "pets") if task == "segmentation" else write_boxes(tmp_path / "pets")
+    )
+    sheet = tmp_path / "sheet.png"
+    assert look_at(folder, monkeypatch, "--task", task, "--out", str(sheet), *augment) == 0
+    said = capsys.readouterr().out
+    assert f"dataset=pets layout=voc_{task}" in said
+    assert line in said
+    with Image.open(sheet) as drawn:
+        assert len(drawn.getcolors(drawn.width * drawn.height)) > 20
+    assert look_at(folder, monkeypatch) == 2
+    assert "Pascal VOC's layout: take task=segmentation or" in capsys.readouterr().err

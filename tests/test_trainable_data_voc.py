@@ -163,6 +163,10 @@ def two_years(folder: Path) -> None:
         (folder / f"VOC{year}" / "JPEGImages").mkdir(parents=True)
 
 
+def no_text(folder: Path) -> None:
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"\xff\xfe\xff")
+
+
 def one_class(folder: Path) -> None:
     (folder / "classes.txt").write_text("ground\n")
 
@@ -178,6 +182,7 @@ def one_class(folder: Path) -> None:
         (empty_list, r"val\.txt names no image"),
         (broken_mask, r"2007_000001\.png cannot be decoded"),
         (two_years, "has several years: pass one of them, such as"),
+        (no_text, r"val\.txt is no text"),
         (one_class, r"classes\.txt must have 2 to 255 different names"),
     ],
 )

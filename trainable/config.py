@@ -14,11 +14,12 @@ from trainable.host import credentials
 # Part of every trial key. Increase it when a change of the code changes the numbers of a config.
 RECIPE_VERSION = 2
 
-CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 # The scores of each task; the first selects a trial's epoch if nothing else is asked for.
 SCORES_OF = {
     CLASSIFICATION: ("val_auroc", "val_accuracy", "val_balanced_accuracy", "val_loss"),
     SEGMENTATION: ("val_miou", "val_pixel_accuracy", "val_loss"),
+    DETECTION: ("val_map", "val_map_50", "val_loss"),
 }
 SCORES = {
     name: "min" if name == "val_loss" else "max" for names in SCORES_OF.values() for name in names
@@ -29,6 +30,7 @@ WORST = {name: -1e6 if name == "val_loss" else 0.0 for name in SCORES}
 AUGMENTATIONS = (
     *("hflip", "vflip", "rot180", "shift", "crop", "rotate", "zoom", "color", "stain", "erase"),
 )
+KEEP_BOXES = ("hflip", "vflip", "rot180", "color", "stain")
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu", "prelu", "elu", "selu", "gelu")
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "rmsprop", "adagrad", "lars", "lamb"),
@@ -54,8 +56,8 @@ class TrialConfig:
     dataset: str = setting("pcam", "name of the data set; `synthetic` and `digits` are built in")
     task: str = setting(
         CLASSIFICATION,
-        "what is learnt of an image: its class, or the class of each pixel; `synthetic` has both, "
-        "and a folder in Pascal VOC's layout the second",
+        "what is learnt of an image: its class, the class of each pixel, or boxes with classes; "
+        "`synthetic` has all three, and a folder in Pascal VOC's layout the last two",
         choices=tuple(SCORES_OF),
     )
     image_size: int | None = setting(
@@ -81,7 +83,7 @@ class TrialConfig:
 
     model: str = setting(
         "vgg16",
-        "a torchvision network for the task (`vgg16`, `fcn_resnet50`), "
+        "a torchvision network for the task (`vgg16`, `fcn_resnet50`, `fasterrcnn_resnet50`), "
         "`timm/NAME`, or one of our own: `plain`, or `residual`, which is `plain` with shortcuts",
     )
     pretrained: str = setting("imagenet", "imagenet, none, or the path of a state_dict file")
@@ -311,7 +313,7 @@ class TrialConfig:
     select_by: str | None = setting(
         None,
         "score that selects the epoch whose weights are tested; None: the study's metric, and "
-        "without a study val_auroc, of segmentation val_miou",
+        "without a study val_auroc, of segmentation val_miou, of detection val_map",
         choices=tuple(SCORES),
     )
     seed: int = setting(0, "seed of initialization, data order, augmentation and dropout", low=0)
@@ -492,6 +494,15 @@ def _check_task(config: TrialConfig) -> None:
         raise ValueError(
             f"augment=erase hides what task={config.task} is to find: leave it out, "
             f"got {config.augment!r}"
+        )
+    if config.task != DETECTION:
+        return
+    if config.label_smoothing:
+        raise ValueError(f"label_smoothing is not for task={DETECTION}: its losses are others")
+    if left := [n for n in augmentations(config.augment) if n not in KEEP_BOXES]:
+        raise ValueError(
+            f"augment={left[0]} does not keep boxes: with task={DETECTION} take any of "
+            f"{', '.join(KEEP_BOXES)}"
         )
 
 

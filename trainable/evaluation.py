@@ -17,11 +17,10 @@ from trainable.networks.normalization import (
 )
 from trainable.networks.prefix import bypassed, prefix_at
 from trainable.training import noise
-from trainable.training.metrics import Scores
 from trainable.training.noise import NoiseSums
-from trainable.training.pixels import PixelScores
 from trainable.training.schedule import images_kept_together
 from trainable.training.step import Step
+from trainable.training.task import AnyScores
 
 # Training images of which precise statistics are taken by default.
 PRECISE_BN_IMAGES = 1024
@@ -96,7 +95,7 @@ class Evaluation:
             if len(labels_B) == size:  # a smaller last batch would have the same weight
                 yield images_BCHW
 
-    def evaluate(self, split: DeviceSplit) -> tuple[Scores | PixelScores, Tensor]:
+    def evaluate(self, split: DeviceSplit) -> tuple[AnyScores, Tensor]:
         """Scores of a split with the current weights and statistics, and the rows they are of."""
         rows = halve_until_it_fits(
             lambda _: self._rows(split),
@@ -116,7 +115,7 @@ class Evaluation:
         with torch.inference_mode(), self.step.autocast():
             for inputs_B, targets_B in self.feed.evaluation(split):
                 with bypassed(prefix):
-                    rows.append(self.step.task.rows(model(inputs_B).float(), targets_B))
+                    rows.append(self.step.task.rows(model, inputs_B, targets_B))
         if not rows:  # fewer images than ranks
             return self.step.task.no_rows(self.step.num_classes).to(self.step.device)
         return torch.cat(rows)

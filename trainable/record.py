@@ -50,6 +50,8 @@ class EpochResult:
     noise_squared_gradient: float = math.nan
     val_miou: float = math.nan
     val_pixel_accuracy: float = math.nan
+    val_map: float = math.nan
+    val_map_50: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,12 @@ class TrialResult:
     fast_paths: str
     val_miou: float = math.nan
     val_pixel_accuracy: float = math.nan
+    val_map: float = math.nan
+    val_map_50: float = math.nan
     test_miou: float = math.nan
     test_pixel_accuracy: float = math.nan
+    test_map: float = math.nan
+    test_map_50: float = math.nan
 
 
 def finite_score(metric: str, row: Mapping[str, Any]) -> float:

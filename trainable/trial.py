@@ -42,9 +42,9 @@ from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import CHANCE, EpochResult, TrialResult
 from trainable.training.metrics import Scores
 from trainable.training.noise import NoiseSums
-from trainable.training.pixels import PixelScores
 from trainable.training.schedule import growth, lr_at, peak_lr, timetable
 from trainable.training.step import Step
+from trainable.training.task import AnyScores
 
 # Updates between two checks that the loss is finite: reading it waits for the GPU.
 FINITE_CHECK_UPDATES = 100
@@ -409,7 +409,7 @@ class Trial:
         last = self.results[-1] if self.results else None
         continues = self.config.until_share < 1  # in another trial, from its last state
         best = last if continues else self.best()
-        scores: Scores | PixelScores = Scores()
+        scores: AnyScores = Scores()
         low = high = math.nan
         if not reason and not continues:
             self.step.evaluated.load_state_dict(self.best_model, strict=False)
@@ -455,7 +455,7 @@ class Trial:
         one_class = math.isclose(result.val_balanced_accuracy, 1 / self.num_classes)
         return result.val_auroc == CHANCE and one_class
 
-    def _test_scores(self) -> tuple[Scores | PixelScores, float, float]:
+    def _test_scores(self) -> tuple[AnyScores, float, float]:
         """Scores of the test split and the interval of its AUROC; NaN without a test split."""
         if self.data.test is None:
             return Scores(), math.nan, math.nan

@@ -10,7 +10,7 @@ from ray import tune
 
 from search.study.space_file import SpaceFileError
 from search.study.study import TRIAL_FIELDS, Study, check_metric, unknown
-from trainable.config import TrialConfig
+from trainable.config import SCORES_OF, TrialConfig, check_score
 from trainable.host import credentials
 
 OWN_FIELDS = (
@@ -83,6 +83,8 @@ def _pair_scores(study: Study, changed: dict[str, Any], fixed: dict[str, Any]) -
     """
     if "metric" in changed:
         check_metric(changed["metric"])
+        if (task := fixed.get("task", study.base.task)) in SCORES_OF:
+            check_score("metric", changed["metric"], task)
         fixed.setdefault("select_by", changed["metric"])
     elif "select_by" in fixed:
         changed["metric"] = fixed["select_by"]

@@ -27,6 +27,7 @@ ALIASES = {
     **dict.fromkeys(("auc", "auroc", "val_auc"), "val_auroc"),
     **dict.fromkeys(("loss", "val_ce"), "val_loss"),
     **dict.fromkeys(("iou", "miou", "mean_iou", "val_iou"), "val_miou"),
+    **dict.fromkeys(("map", "mean_ap", "val_ap"), "val_map"),
     **{"warmup": "warmup_epochs", "num_epochs": "epochs", "weights": "pretrained"},
 }
 LEAST_SHARE = 0.01  # of a GPU

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from trainable.config import CLASSIFICATION, SCORES_OF, augmentations
-from trainable.data.augment import DRAWS, augment, augment_masks
+from trainable.config import CLASSIFICATION, DETECTION, SCORES_OF, SEGMENTATION, augmentations
+from trainable.data.augment import DRAWS, augment, augment_masks, flip_boxes
 from trainable.data.batches import generator_for, stratified_subset
 from trainable.data.cache import EMBEDDED, PCAM, Dataset, Split, embedded, locate, open_data
 from trainable.data.sources import VOID, DataError, Images, Source, Targets
@@ -34,7 +35,7 @@ def describe(data: Dataset) -> Table:
     splits = {"train": data.train, "val": data.val, "test": data.test}
     there = {name: split for name, split in splits.items() if split is not None}
     counts_SK = [_counts(split, len(data.classes)) for split in there.values()]
-    kind = "class" if data.task == CLASSIFICATION else "pixels of"
+    kind = {CLASSIFICATION: "class", SEGMENTATION: "pixels of", DETECTION: "boxes of"}[data.task]
     table = Table(title=f"dataset={data.name} layout={data.layout}", title_justify="left")
     table.add_column("")
     for name in there:
@@ -56,41 +57,51 @@ def describe(data: Dataset) -> Table:
 
 
 def _counts(split: Split, num_classes: int) -> NDArray[np.intp]:
-    """The images of each class; with masks, the pixels."""
+    """The images of each class; with masks the pixels, and with boxes those."""
     if split.targets_N is None:
         return np.bincount(split.labels_N, minlength=num_classes)
+    if split.targets_N.dtype != np.uint8:
+        of_boxes = np.bincount(split.targets_N[..., 4].astype(int).ravel(), minlength=num_classes)
+        of_boxes[0] = 0  # rows without a box
+        return of_boxes
     counts = np.zeros(VOID + 1, np.intp)
     for mask in split.targets_N:
         counts += np.bincount(mask.ravel(), minlength=VOID + 1)
     return counts[:num_classes]
 
 
-def masked_sheet(data: Dataset, masks_NHW: Targets) -> Image.Image:
-    """Training images, each above itself with the mask: a colour for each class but the first."""
+def sheet_with_targets(data: Dataset, targets_N: Targets) -> Image.Image:
+    """Training images, each above itself with its mask or boxes, in a colour for each class."""
     side = max(64, min(128, data.train.images_NHWC.shape[1]))
     sheet = Image.new("RGB", (COLUMNS * (side + 4), 2 * ROWS * (side + 4)), "white")
     for k in range(min(COLUMNS * ROWS, len(data.train.labels_N))):
-        image, mask = data.train.images_NHWC[k], masks_NHW[k]
+        image, own = data.train.images_NHWC[k], targets_N[k]
         x, y = k % COLUMNS * (side + 4), k // COLUMNS * 2 * (side + 4)
-        for below, tile in enumerate((np.asarray(image), overlaid(image, mask))):
+        for below, tile in enumerate((np.asarray(image), overlaid(image, own))):
             tile_image = Image.fromarray(tile).resize((side, side))
             sheet.paste(tile_image, (x, y + below * (side + 4)))
     return sheet
 
 
-def overlaid(image: Images, mask: Targets) -> Images:
-    """The image with half of the colour of each pixel's class; void is white."""
+def overlaid(image: Images, own: Targets) -> Images:
+    """The image with its boxes, or with half of the colour of each pixel's class; void is white."""
     hues = np.array([0, *np.arange(VOID - 1) * 360 * 0.382, 0])  # far from each other
     colours = np.array([ImageColor.getrgb(f"hsl({hue % 360:.0f},100%,50%)") for hue in hues])
     colours[VOID] = 255
-    mixed = (image.astype(np.uint16) + colours[mask]) // 2
-    return np.where((mask > 0)[..., None], mixed, image).astype(np.uint8)
+    if own.dtype == np.uint8:
+        mixed = (image.astype(np.uint16) + colours[own]) // 2
+        return np.where((own > 0)[..., None], mixed, image).astype(np.uint8)
+    picture = Image.fromarray(np.array(image))
+    for left, top, right, bottom, label in own[own[:, 4] > 0].tolist():
+        outline = tuple(colours[int(label)].tolist())
+        ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=outline)
+    return np.asarray(picture)
 
 
 def contact_sheet(data: Dataset) -> Image.Image:
     """Training images with their labels, one band per class."""
     if data.train.targets_N is not None:
-        return masked_sheet(data, data.train.targets_N)
+        return sheet_with_targets(data, data.train.targets_N)
     side = max(64, min(128, data.train.images_NHWC.shape[1]))
     cell = side + 14
     bands = min(len(data.classes), ROWS)
@@ -106,21 +117,28 @@ def contact_sheet(data: Dataset) -> Image.Image:
     return sheet
 
 
+def _moved(own: Tensor, draws: Tensor, names: tuple[str, ...], images: Tensor) -> Tensor:
+    """Masks or boxes, moved as their images were."""
+    if own.dtype == torch.uint8:
+        return augment_masks(own, draws, names)
+    return flip_boxes(own, draws, names, height=images.shape[1], width=images.shape[2])
+
+
 def augmented_sheet(data: Dataset, names: str) -> Image.Image:
     """One row per image: the original, then its augmentations in the first epochs."""
     index = stratified_subset(data.train.labels_N, 2 * ROWS)
     cell = max(64, min(128, data.train.images_NHWC.shape[1])) + 4
     sheet = Image.new("RGB", (COLUMNS * cell, len(index) * cell), "white")
     images = torch.from_numpy(np.array(data.train.images_NHWC[index]))
-    own = data.train.targets_N
-    masks = torch.zeros(images.shape[:3]) if own is None else torch.from_numpy(np.array(own[index]))
-    masks = moved = masks.to(torch.uint8)
+    targets = data.train.targets_N
+    own = torch.zeros(images.shape[:3], dtype=torch.uint8)
+    own = moved = own if targets is None else torch.from_numpy(np.array(targets[index]))
     for column in range(COLUMNS):
         drawn = images
         if column:
             draws = torch.rand(len(index), DRAWS, generator=generator_for(0, "augment", column))
             drawn = augment(images, draws, augmentations(names)).clamp(0, 255).to(torch.uint8)
-            moved = augment_masks(masks, draws, augmentations(names))
+            moved = _moved(own, draws, augmentations(names), drawn)
         patches = [overlaid(*pair) for pair in zip(drawn.numpy(), moved.numpy(), strict=True)]
         for row, patch in enumerate(patches):
             tile = Image.fromarray(patch).resize((cell - 4, cell - 4))

@@ -73,6 +73,23 @@ def augment_masks(masks_BHW: Tensor, draws_BK: Tensor, names: tuple[str, ...]) -
     return x[..., 0]
 
 
+def flip_boxes(
+    boxes_BM5: Tensor, draws_BK: Tensor, names: tuple[str, ...], *, height: int, width: int
+) -> Tensor:
+    """Boxes (left, top, right, bottom, class) flipped as `augment` flips their images."""
+    if not MOVES & set(names):
+        return boxes_BM5
+    flips = _moves(draws_BK, names)
+    left, top, right, bottom, classes = boxes_BM5.unbind(-1)
+    columns, rows = flips["flip_columns_B"][:, None], flips["flip_rows_B"][:, None]
+    left, right = (
+        torch.where(columns, width - right, left),
+        torch.where(columns, width - left, right),
+    )
+    top, bottom = torch.where(rows, height - bottom, top), torch.where(rows, height - top, bottom)
+    return torch.stack([left, top, right, bottom, classes], -1)
+
+
 def _moves(draws_BK: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Which images are flipped, and how far each is shifted: the arguments of `move`."""
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainable.config import TrialConfig, augmentations
-from trainable.data.augment import DRAWS, augment, augment_masks
+from trainable.config import DETECTION, TrialConfig, augmentations
+from trainable.data.augment import DRAWS, augment, augment_masks, flip_boxes
 from trainable.data.cache import Split
 from trainable.data.sources import DataError, Images, Labels, Targets
 from trainable.host.pulse import tick
@@ -301,9 +301,13 @@ def _augmented(
 
     def targets(first: int, last: int) -> Tensor:
         targets_B = split.targets_at(order_N[first:last])
-        if names:
-            targets_B = augment_masks(targets_B, draws_NK[draws_order_N[first:last]], names)
-        return targets_B
+        if not names:
+            return targets_B
+        draws_BK = draws_NK[draws_order_N[first:last]]
+        if config.task == DETECTION:
+            height, width = split.images_NHWC.shape[1:3]
+            return flip_boxes(targets_B, draws_BK, names, height=height, width=width)
+        return augment_masks(targets_B, draws_BK, names)
 
     if split.own_targets_N is None:
         labels_N = split.labels_N[order_N.to(device)]  # of the whole epoch at once

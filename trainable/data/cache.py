@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trainable.config import CLASSIFICATION, SEGMENTATION
+from trainable.config import CLASSIFICATION, DETECTION, SEGMENTATION
 from trainable.data.folders import find_folders, subfolders
 from trainable.data.groups import FOLDER
 from trainable.data.hdf5 import find_hdf5
@@ -35,7 +35,7 @@ from trainable.data.sources import (
 from trainable.data.splits import BY_IMAGE, GIVEN
 from trainable.data.standard import check_ungrouped, digits_source, find_torchvision
 from trainable.data.synthetic import synthetic_source
-from trainable.data.voc import IMAGES, LISTS, MASKS, find_voc_masks, is_voc
+from trainable.data.voc import IMAGES, KINDS, LISTS, find_voc_boxes, find_voc_masks, is_voc
 from trainable.host.pulse import tick
 
 CACHE_VERSION = 1
@@ -45,6 +45,7 @@ LAYOUTS = (find_hdf5, find_kaggle, find_parquet, find_torchvision, find_folders)
 LAYOUTS_OF = {
     CLASSIFICATION: LAYOUTS,
     SEGMENTATION: (find_voc_masks,),
+    DETECTION: (find_voc_boxes,),
 }
 EMBEDDED = {"synthetic": synthetic_source, "digits": digits_source}
 PCAM = "pcam"  # the data set of the shipped studies, and of those that do not name theirs
@@ -165,12 +166,12 @@ def nothing_in(folder: Path, task: str = CLASSIFICATION) -> str:
     if task != CLASSIFICATION:
         return (
             f"no data for task={task} in {folder}: expected Pascal VOC's layout, the folders "
-            f"{IMAGES}, {MASKS} and {LISTS}; dataset=synthetic needs no files"
+            f"{IMAGES}, {KINDS[task][0]} and {LISTS}; dataset=synthetic needs no files"
         )
     if (folder / IMAGES).is_dir():
         return (
             f"no recognised data set in {folder} for task={task}, but images in Pascal VOC's "
-            f"layout: take task={SEGMENTATION}"
+            f"layout: take task={SEGMENTATION} or task={DETECTION}"
         )
     expected = (
         "Expected one of: PatchCamelyon's camelyonpatch_*.h5, Kaggle's train_labels.csv with "

@@ -20,7 +20,8 @@ Targets = NDArray[np.uint8] | NDArray[np.float32]
 CHUNK_IMAGES = 2048
 SPLIT_NAMES = {"train": ("train",), "val": ("valid", "validation", "val"), "test": ("test",)}
 VOID = 255  # in a mask: a pixel of no class, which counts nowhere
-MOST_BOXES = 100  # of an image; rows that are left have the class 0, which is the background's
+# Boxes of an image; rows that are left have the class 0, which is the background's.
+MOST_BOXES = 100
 MAX_CLASSES = 100_000  # a label in a broken file could require any number of class names
 
 

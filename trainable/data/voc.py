@@ -1,4 +1,4 @@
-"""Pascal VOC's layout: JPEGImages, with masks in SegmentationClass."""
+"""Pascal VOC's layout: JPEGImages, with masks in SegmentationClass or boxes in Annotations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable.config import SEGMENTATION
+from trainable.config import DETECTION, SEGMENTATION
 from trainable.data.images import IMAGE_SUFFIXES, all_of_one_size, decoded
 from trainable.data.sources import (
     CHUNK_IMAGES,
+    MOST_BOXES,
     VOID,
     DataError,
     Images,
@@ -25,7 +27,9 @@ from trainable.data.sources import (
 from trainable.data.splits import given
 from trainable.data.standard import check_ungrouped
 
-IMAGES, MASKS, LISTS = "JPEGImages", "SegmentationClass", "ImageSets"
+IMAGES, MASKS, BOXES, LISTS = "JPEGImages", "SegmentationClass", "Annotations", "ImageSets"
+# Of each task the folder of the targets, how their files end, and the folder of the lists.
+KINDS = {SEGMENTATION: (MASKS, ".png", "Segmentation"), DETECTION: (BOXES, ".xml", "Main")}
 CLASSES_FILE = "classes.txt"
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
@@ -47,6 +51,11 @@ def find_voc_masks(folder: Path, split_by: str | None = None) -> Source | None:
     return _find(folder, split_by, task=SEGMENTATION)
 
 
+def find_voc_boxes(folder: Path, split_by: str | None = None) -> Source | None:
+    """Images with boxes, in an XML file each; boxes that are marked as difficult are left out."""
+    return _find(folder, split_by, task=DETECTION)
+
+
 def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
     roots = [folder, *sorted(folder.glob("VOC2*")), *sorted(folder.glob("VOCdevkit/VOC2*"))]
     roots = [root for root in roots if (root / IMAGES).is_dir()]
@@ -56,7 +65,7 @@ def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
         raise DataError(f"{folder} has several years: pass one of them, such as {roots[-1]}")
     root = roots[0]
     check_ungrouped(f"{root} (Pascal VOC's layout)", split_by)
-    targets, suffix, kind = MASKS, ".png", "Segmentation"
+    targets, suffix, kind = KINDS[task]
     names = _listed(root, targets, suffix, kind=kind)
     classes = _classes(root)
     images = {path.stem: path for path in (root / IMAGES).iterdir() if _is_image(path)}
@@ -72,7 +81,8 @@ def _find(folder: Path, split_by: str | None, *, task: str) -> Source | None:
     def read_one(name: str) -> tuple[Images, Targets]:
         path = root / targets / f"{name}{suffix}"
         image = decoded(images[name])
-        return _with_mask(image, path, classes, pad=unequal())
+        with_targets = _with_mask if task == SEGMENTATION else _with_boxes
+        return with_targets(image, path, classes, pad=unequal())
 
     return Source(
         layout=f"voc_{task}",
@@ -111,7 +121,7 @@ def _listed(root: Path, targets: str, suffix: str, *, kind: str) -> dict[str, li
             if split == "test":
                 continue
             raise DataError(f"there is no {path}: write the names of its images, one a line")
-        names[split] = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        names[split] = [line.split()[0] for line in _lines(path)]
         there = [(root / targets / f"{name}{suffix}").is_file() for name in names[split]]
         if split == "test" and not any(there):
             del names[split]
@@ -124,12 +134,20 @@ def _listed(root: Path, targets: str, suffix: str, *, kind: str) -> dict[str, li
     return names
 
 
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty."""
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text: {error}") from error
+
+
 def _classes(root: Path) -> tuple[str, ...]:
     """The names in `classes.txt`, of which the first is the background's; else VOC's own."""
     path = root / CLASSES_FILE
     if not path.is_file():
         return VOC_CLASSES
-    classes = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    classes = tuple(_lines(path))
     if not 2 <= len(classes) <= VOID or len(set(classes)) < len(classes):
         raise DataError(
             f"{path} must have 2 to {VOID} different names, one a line, the first for the "
@@ -188,3 +206,50 @@ def _resized(
     square = Image.new(small.mode, (SIDE_PX, SIDE_PX), fill)
     square.paste(small)
     return np.asarray(square)
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def _with_boxes(
+    image: Images, path: Path, classes: Sequence[str], *, pad: bool
+) -> tuple[Images, Targets]:
+    boxes = np.zeros((MOST_BOXES, 5), np.float32)
+    found = _boxes_in(path, classes)
+    if len(found) > MOST_BOXES:
+        raise DataError(f"{path} has {len(found)} boxes: at most {MOST_BOXES} of an image are read")
+    boxes[: len(found)] = np.array(found, np.float32).reshape(-1, 5)
+    height, width = image.shape[:2]
+    boxes[:, :4] = boxes[:, :4].clip(0, [width, height, width, height])
+    sides = boxes[: len(found), 2:4] - boxes[: len(found), :2]
+    if not (sides > 0).all():  # nor where one is no number
+        raise DataError(f"{path} has a box without any area in its image of {width}x{height} px")
+    if not pad:
+        return image, boxes
+    boxes[:, :4] *= SIDE_PX / max(height, width)
+    return _resized(image, PADDING, smooth=True), boxes
+
+
+def _boxes_in(path: Path, classes: Sequence[str]) -> list[tuple[float, ...]]:
+    """Left, top, right, bottom and class of each object; VOC counts pixels from 1."""
+    try:
+        text = path.read_text()
+        if "<!ENTITY" in text:  # which could stand for gigabytes
+            raise ValueError("it defines entities, which annotations do not need")
+        objects = ElementTree.fromstring(text).findall("object")
+        return [
+            (
+                float(box.findtext("bndbox/xmin", "")) - 1,
+                float(box.findtext("bndbox/ymin", "")) - 1,
+                float(box.findtext("bndbox/xmax", "")),
+                float(box.findtext("bndbox/ymax", "")),
+                classes.index(box.findtext("name", "").strip()),
+            )
+            for box in objects
+            if box.findtext("difficult", "0").strip() != "1"
+        ]
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}; names of classes are those in {CLASSES_FILE}, else "
+            f"VOC's"
+        ) from error

@@ -15,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainable.config import OWN_MODELS, SEGMENTATION, TrialConfig, file_of
+from trainable.config import (
+    CLASSIFICATION,
+    DETECTION,
+    OWN_MODELS,
+    SEGMENTATION,
+    TrialConfig,
+    file_of,
+)
 from trainable.host.messages import one_line
 from trainable.networks.normalization import apply_norm
 from trainable.networks.plain import ResidualBlock, own_network
 
 POOLING = (nn.MaxPool2d, nn.AvgPool2d)
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")  # for detection
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -40,13 +48,17 @@ def check_model(config: TrialConfig, *, num_classes: int, image_size: int) -> No
         warnings.simplefilter("ignore")  # about initialization, which meta tensors do not have
         model = _build(config, num_classes=num_classes, load=False)
         set_training(model)
+        # Boxes are drawn from numbers, of which there are none here.
+        part = model if config.task != DETECTION else model.get_submodule("backbone")
         try:
             with torch.no_grad():
-                out = model(torch.empty(2, 3, size, size))
+                out = part(torch.empty(2, 3, size, size))
         except Exception as error:  # networks reject a size with errors of many types
             raise ValueError(
                 f"{config.model} cannot take images of {size}x{size} px: {one_line(error)}"
             ) from error
+    if config.task == DETECTION:
+        return
     if config.task == SEGMENTATION:
         if not isinstance(out, Tensor) or out.shape != (2, num_classes, size, size):
             raise ValueError(f"{config.model} gives no maps of features to segment images with")
@@ -67,6 +79,8 @@ def _check_name(model: str, task: str) -> None:
         from trainable.networks.segmentation import DILATED, HEADS
 
         names = [*OWN_MODELS, *(f"{head}_{name}" for head in HEADS for name in DILATED)]
+    elif task == DETECTION:
+        names = [*OWN_MODELS, *(f"fasterrcnn_{name}" for name in RESNETS)]
     else:
         import torchvision.models as zoo
 
@@ -74,7 +88,7 @@ def _check_name(model: str, task: str) -> None:
     if model not in names:
         near = difflib.get_close_matches(model, names, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        if task == SEGMENTATION and not model.startswith("timm/"):
+        if task != CLASSIFICATION and not model.startswith("timm/"):
             hint = f"; of task={task} there are {', '.join(names)}, and timm's"
         raise ValueError(
             f"model must be plain, residual, a torchvision name or timm/NAME, got {model!r}{hint}"
@@ -169,6 +183,10 @@ def _build(config: TrialConfig, *, num_classes: int, load: bool) -> nn.Module:
         from trainable.networks.segmentation import segmentation_network
 
         model = segmentation_network(config, num_classes=num_classes, load=load)
+    elif config.task == DETECTION:
+        from trainable.networks.detection import detection_network
+
+        model = detection_network(config, num_classes=num_classes, load=load)
     elif config.model in OWN_MODELS:
         model = own_network(config, num_classes=num_classes)
     else:

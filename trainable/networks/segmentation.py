@@ -117,4 +117,4 @@ def _features_of(config: TrialConfig, *, load: bool) -> tuple[nn.Module, int]:
 def backbone_of(model: str) -> str:
     """The classifier that a network is made of: `resnet50` of `fcn_resnet50`."""
     head, _, backbone = model.partition("_")
-    return backbone if head in HEADS else model
+    return backbone if head in (*HEADS, "fasterrcnn") else model

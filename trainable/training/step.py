@@ -303,7 +303,7 @@ class Step:
         forward = self.model if graph is None else graph
         with self.autocast():
             with bypassed(self.prefix):
-                logits_BK = forward(images)
+                logits_BK = forward(images, *([targets] if self.task.takes_targets else []))
             with torch.no_grad():
                 teacher_logits = self.teacher(images).float() if self.teacher is not None else None
         logits_BK = logits_BK.float()

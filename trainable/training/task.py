@@ -10,10 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainable.config import CLASSIFICATION, SEGMENTATION, TrialConfig
+from trainable.config import CLASSIFICATION, DETECTION, SEGMENTATION, TrialConfig
 from trainable.host.ranks import Ranks
+from trainable.training.boxes import (
+    BoxScores,
+    box_loss,
+    box_scores,
+    found_boxes,
+    no_boxes,
+    not_counted,
+)
 from trainable.training.losses import num_correct, training_loss
 from trainable.training.metrics import Scores, auroc_interval, score
 from trainable.training.pixels import (
@@ -25,6 +33,8 @@ from trainable.training.pixels import (
     share_correct,
 )
 
+AnyScores = Scores | PixelScores | BoxScores
+
 
 def _no_interval(rows: Tensor, targets: Tensor) -> tuple[float, float]:
     return math.nan, math.nan
@@ -35,20 +45,23 @@ class Task:
     """The functions by which tasks differ; targets are what the data has for the network to learn.
 
     `loss` is the mean over a microbatch's images, from the network's outputs and targets, and
-    `num_correct` how many of the images are right, or their shares. `rows` are what an evaluation
-    keeps of a batch, `no_rows` those of no image of so many classes; `of_all_ranks` puts those of
-    each rank together. `scores` are made of all rows and targets, and so is the interval of the
-    AUROC. If `may_be_graphed`, a CUDA graph is tried with the cross-entropy of outputs and targets.
+    `num_correct` how many of the images are right, or their shares. A network that `takes_targets`
+    gives its loss itself. `rows` are what an evaluation keeps of a batch, from the network, its
+    inputs and the targets; `no_rows` those of no image of so many classes; `of_all_ranks` puts
+    those of each rank together. `scores` are made of all rows and targets, and so is the interval
+    of the AUROC. If `may_be_graphed`, a CUDA graph is tried with the cross-entropy of outputs and
+    targets.
     """
 
     loss: Callable[..., Tensor]
     num_correct: Callable[[Tensor, Tensor], Tensor]
-    rows: Callable[[Tensor, Tensor], Tensor]
+    rows: Callable[[nn.Module, Tensor, Tensor], Tensor]
     no_rows: Callable[[int], Tensor]
     of_all_ranks: Callable[[Ranks, Tensor, int], Tensor]
-    scores: Callable[[Tensor, Tensor], Scores | PixelScores]
+    scores: Callable[[Tensor, Tensor], AnyScores]
     auroc_interval: Callable[[Tensor, Tensor], tuple[float, float]] = _no_interval
     may_be_graphed: bool = False
+    takes_targets: bool = False
 
 
 def task_of(config: TrialConfig) -> Task:
@@ -74,7 +87,7 @@ TASKS = {
     CLASSIFICATION: Task(
         loss=training_loss,
         num_correct=num_correct,
-        rows=lambda logits_BK, _: logits_BK,
+        rows=lambda model, images_BCHW, _: model(images_BCHW).float(),
         no_rows=lambda num_classes: torch.zeros(0, num_classes),
         of_all_ranks=_in_order,
         scores=score,
@@ -84,9 +97,18 @@ TASKS = {
     SEGMENTATION: Task(
         loss=pixel_loss,
         num_correct=share_correct,
-        rows=pixel_counts,
+        rows=lambda model, images_BCHW, masks: pixel_counts(model(images_BCHW).float(), masks),
         no_rows=no_counts,
         of_all_ranks=_added_up,
         scores=pixel_scores,
+    ),
+    DETECTION: Task(
+        loss=box_loss,
+        num_correct=not_counted,
+        rows=found_boxes,
+        no_rows=no_boxes,
+        of_all_ranks=_in_order,
+        scores=box_scores,
+        takes_targets=True,
     ),
 }
