@@ -1,0 +1,105 @@
+"""The scores of several settings, each at its own best lr, by seed.
+
+The best of several lrs looks better than it is, and the more so the more lrs there are. So each
+seed is scored at the lr that is best by the mean of the other seeds: then no score takes part in
+its own selection.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from search.analysis.groups import CHOICES, STEP
+from search.analysis.surface import usable
+
+LR = "base_lr"
+BESIDE = ("batch_size", *CHOICES, "data_fingerprint", STEP)
+
+
+@dataclass(frozen=True)
+class OwnBest:
+    """The scores of K groups of trials, each at its own best lr.
+
+    `scores` has a row per block, which is a seed at one setting of the other fields, and a column
+    per group; NaN where a group has none. `lost` has (setting, group) whose trials all ended
+    without a score, because they diverged, were stopped or failed.
+    """
+
+    scores: pd.DataFrame
+    lost: tuple[tuple[str, int], ...]
+
+
+def own_best(
+    trials: pd.DataFrame, groups: Sequence["pd.Series[bool]"], *, metric: str, mode: str
+) -> OwnBest:
+    """The scores of groups of trials at their own best lrs, where more is better.
+
+    With one seed the lr is the best by that seed itself. An lr that some seed did not finish
+    counts only if no lr was finished by more seeds, as in `contenders`.
+    """
+    sign = 1.0 if mode == "max" else -1.0
+    parts = [trials[group].assign(group=k) for k, group in enumerate(groups)]
+    rows = pd.concat(parts, ignore_index=True)
+    rows = rows.assign(setting=_settings(rows, parts), score=sign * rows[metric].astype(float))
+    rows = rows[rows["seed"].isin(_common_seeds(rows))]
+    used = usable(rows, metric="score")
+    cells: dict[tuple[str, int], pd.Series[float]] = {}
+    for (setting, group), cell in used.groupby(["setting", "group"]):
+        table = cell.pivot_table(index=LR, columns="seed", values="score")
+        cells[str(setting), int(group)] = _at_best_lr(table)
+    ended = rows[~rows["status"].isin(("interrupted",))].groupby(["setting", "group"]).size()
+    lost = tuple((str(s), int(g)) for s, g in ended.index if cells.get((s, g), _NONE).empty)
+    found = pd.concat(cells, names=["setting", "group", "seed"]) if cells else _NOTHING
+    scores = found.unstack("group").reindex(columns=range(len(groups)))
+    return OwnBest(scores, lost)
+
+
+_NONE: "pd.Series[float]" = pd.Series(dtype=float)
+_NOTHING = pd.Series(
+    [],
+    dtype=float,
+    index=pd.MultiIndex.from_arrays([[], [], []], names=["setting", "group", "seed"]),
+)
+
+
+def _settings(rows: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> "pd.Series[str]":
+    """What else differs between the trials of a group, in words.
+
+    A field that has one value in each group goes with the group, as the momentum may go with the
+    optimizer, and is no setting of its own.
+    """
+    names = [
+        name
+        for name in BESIDE
+        if name in rows and any(part[name].nunique(dropna=False) > 1 for part in parts)
+    ]
+    words = pd.Series("", index=rows.index)
+    for name in names:
+        start = words + ", " if name != names[0] else words
+        words = start + rows[name].map(lambda value, name=name: f"{name}={in_words(value)}")
+    return words
+
+
+def in_words(value: object) -> str:
+    """A value of a field: four significant digits of a number."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _common_seeds(rows: pd.DataFrame) -> list[object]:
+    """The seeds that at least half of the cells have: not those that only leaders got."""
+    cell = rows.groupby(["group", "setting", LR], dropna=False).ngroup()
+    num_cells = cell.groupby(rows["seed"]).nunique()
+    return list(num_cells.index[2 * num_cells >= cell.nunique()])
+
+
+def _at_best_lr(scores: pd.DataFrame) -> "pd.Series[float]":
+    """Each seed's score at the lr (rows) that is best by the mean of the other seeds (columns)."""
+    num_scores = scores.notna().sum(axis=1)
+    kept = scores[num_scores == num_scores.max()].dropna(axis=1)
+    if kept.shape[1] < 2:
+        return kept.max(axis=0)
+    others = kept.rsub(kept.sum(axis=1), axis=0)
+    best = others.to_numpy().argmax(axis=0)
+    return pd.Series(kept.to_numpy()[best, np.arange(len(best))], index=kept.columns)
