@@ -179,6 +179,34 @@ def test_lowest_and_highest_are_ends_of_what_the_study_declares() -> None:
     assert dict(undeclared.where) == {"base_lr": 0.4}
 
 
+def test_a_variant_may_have_values_of_its_own() -> None:
+    cells = {("sgd", b, lr): [0.8 + lr] for b in (16, 32, 64) for lr in (0.1, 0.2)}
+    cells |= {("adam", b, lr): [0.9 + lr] for b in (16, 32, 64) for lr in (0.001, 0.002)}
+    table = trials(cells, "optimizer", "batch_size", "base_lr")
+    own = {"grid_search": [0.001, 0.002]}
+    explore = {
+        "kind": "Variants",
+        "each": {"sgd": {"optimizer": "sgd"}, "adam": {"optimizer": "adam", "base_lr": own}},
+    }
+    about = {
+        "explore": explore,
+        "step_trials": {
+            name: table.loc[table["optimizer"] == name, "trial_key"].tolist()
+            for name in ("sgd", "adam")
+        },
+    }
+    entry = {"kind": "Trend", "field": "batch_size", "direction": "rises"}
+    for variant, lr in (("sgd", 0.1), ("adam", 0.001)):
+        where = {"variant": variant, "base_lr": "lowest"}
+        found = judged(table, entry | {"where": where}, **about)
+        assert dict(found.where) == {"variant": variant, "base_lr": lr}
+    # Of all variants together, the lowest of what was tried.
+    found = judged(table, entry | {"where": {"base_lr": "lowest"}}, **about)
+    assert dict(found.where) == {"base_lr": 0.001}
+    better = {"kind": "Better", "field": "variant", "value": "adam", "than": "sgd"}
+    assert judged(table, better, **about).value == pytest.approx(0.902 - 1.0)
+
+
 # --- orders -----------------------------------------------------------------------------------
 
 

@@ -27,15 +27,30 @@ def column_of(name: str) -> str:
     return STEP if name in STEPS else name
 
 
-def resolved(value: object, name: str, rows: pd.DataFrame, about: Mapping[str, Any]) -> Any:
-    """What "lowest" and "highest" stand for: of the values that the study declares, or tried."""
+def resolved(
+    value: object, name: str, rows: pd.DataFrame, about: Mapping[str, Any], step: object = None
+) -> Any:
+    """What "lowest" and "highest" stand for: of the values that the study declares, or tried.
+
+    `step` is the variant that it is of: one may have values of its own.
+    """
     if value not in ("lowest", "highest"):
         return value
-    domain = about.get("vary", {}).get(name)
-    tried = domain.get("grid_search") if isinstance(domain, dict) else None
-    numbers = pd.to_numeric(rows[name] if tried is None else pd.Series(tried), errors="coerce")
+    declared = _declared(name, about, step)
+    numbers = pd.to_numeric(pd.Series(declared) if declared else rows[name], errors="coerce")
     end = numbers.min() if value == "lowest" else numbers.max()
     return end.item() if isinstance(end, np.generic) else end
+
+
+def _declared(name: str, about: Mapping[str, Any], step: object) -> list[Any]:
+    """The values of a field in study.json; none where variants have different ones."""
+    domain = about.get("vary", {}).get(name)
+    each = {s: more.get(name) for s, more in exploration_of(about).steps.items()}
+    own = {s: values for s, values in each.items() if isinstance(values, dict)}
+    if own and step not in each:
+        return []
+    domain = own.get(str(step), domain)
+    return list(domain.get("grid_search", [])) if isinstance(domain, dict) else []
 
 
 def chosen(
@@ -43,11 +58,12 @@ def chosen(
 ) -> tuple[pd.DataFrame, dict[str, Any], str]:
     """The trials with these values, what the values are, and why there is none."""
     values: dict[str, Any] = {}
+    step = where.get("step", where.get("variant"))
     for name in sorted(where, key=lambda name: where[name] in ("lowest", "highest")):
         column = column_of(name)
         if column not in rows:
             return rows.iloc[:0], values, f"the trials have no {name}"
-        values[name] = resolved(where[name], column, rows, about)
+        values[name] = resolved(where[name], column, rows, about, step)
         having = rows[is_value(rows[column], values[name])]
         if having.empty:
             return having, values, no_trial(name, values[name], rows[column])
