@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from search.analysis.groups import CHOICES, STEP
 from search.analysis.surface import usable
 
 LR = "base_lr"
+Array = NDArray[np.float64]
 BESIDE = ("batch_size", *CHOICES, "data_fingerprint", STEP)
 
 
@@ -45,23 +47,23 @@ def own_best(
     rows = rows.assign(setting=_settings(rows, parts), score=sign * rows[metric].astype(float))
     rows = rows[rows["seed"].isin(_common_seeds(rows))]
     used = usable(rows, metric="score")
-    cells: dict[tuple[str, int], pd.Series[float]] = {}
-    for (setting, group), cell in used.groupby(["setting", "group"]):
-        table = cell.pivot_table(index=LR, columns="seed", values="score")
-        cells[str(setting), int(group)] = _at_best_lr(table)
-    ended = rows[~rows["status"].isin(("interrupted",))].groupby(["setting", "group"]).size()
-    lost = tuple((str(s), int(g)) for s, g in ended.index if cells.get((s, g), _NONE).empty)
-    found = pd.concat(cells, names=["setting", "group", "seed"]) if cells else _NOTHING
-    scores = found.unstack("group").reindex(columns=range(len(groups)))
-    return OwnBest(scores, lost)
+    table = used.pivot_table(index=["setting", "group", LR], columns="seed", values="score")
+    cells = table.groupby(level=["setting", "group"])
+    best = {key: _at_best_lr(cell.to_numpy(dtype=float)) for key, cell in cells}
+    scored = {key for key, scores in best.items() if np.isfinite(scores).any()}
+    ended = rows[rows["status"] != "interrupted"].groupby(["setting", "group"]).size()
+    lost = tuple((str(s), int(g)) for s, g in ended.index if (s, g) not in scored)
+    if not scored:
+        return OwnBest(
+            pd.DataFrame(columns=range(len(groups)), index=_NO_BLOCKS, dtype=float), lost
+        )
+    by_seed = pd.DataFrame(best, index=table.columns)
+    by_seed.columns.names = ["setting", "group"]
+    scores = by_seed.unstack().unstack("group").reindex(columns=range(len(groups)))
+    return OwnBest(scores.dropna(how="all"), lost)
 
 
-_NONE: "pd.Series[float]" = pd.Series(dtype=float)
-_NOTHING = pd.Series(
-    [],
-    dtype=float,
-    index=pd.MultiIndex.from_arrays([[], [], []], names=["setting", "group", "seed"]),
-)
+_NO_BLOCKS = pd.MultiIndex.from_arrays([[], []], names=["setting", "seed"])
 
 
 def _settings(rows: pd.DataFrame, parts: Sequence[pd.DataFrame]) -> "pd.Series[str]":
@@ -94,12 +96,14 @@ def _common_seeds(rows: pd.DataFrame) -> list[object]:
     return list(num_cells.index[2 * num_cells >= cell.nunique()])
 
 
-def _at_best_lr(scores: pd.DataFrame) -> "pd.Series[float]":
-    """Each seed's score at the lr (rows) that is best by the mean of the other seeds (columns)."""
-    num_scores = scores.notna().sum(axis=1)
-    kept = scores[num_scores == num_scores.max()].dropna(axis=1)
-    if kept.shape[1] < 2:
-        return kept.max(axis=0)
-    others = kept.rsub(kept.sum(axis=1), axis=0)
-    best = others.to_numpy().argmax(axis=0)
-    return pd.Series(kept.to_numpy()[best, np.arange(len(best))], index=kept.columns)
+def _at_best_lr(scores: Array) -> Array:
+    """(S,): each seed's score at the lr that is best by the mean of the other seeds; of (L, S)."""
+    known = np.isfinite(scores)
+    counts = known.sum(axis=1)
+    lrs = counts == counts.max()
+    seeds = known[lrs].all(axis=0)
+    kept = scores[lrs][:, seeds]
+    judged = kept.sum(axis=1, keepdims=True) - kept if kept.shape[1] > 1 else kept
+    best: Array = np.full(scores.shape[1], np.nan)
+    best[seeds] = kept[judged.argmax(axis=0), np.arange(kept.shape[1])]
+    return best
