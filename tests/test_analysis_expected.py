@@ -312,6 +312,14 @@ def test_kandels_crossing_is_seen_in_the_papers_own_table() -> None:
     assert found.rows["expected"].tolist() == pytest.approx(found.rows["measured"].tolist())
 
 
+def test_equal_scores_neither_rise_nor_fall() -> None:
+    """As where every trial predicts the same for every image."""
+    cells = {(b, 0.1): [0.504, 0.507] for b in (16, 32, 64, 128)}
+    entry = {"kind": "Trend", "field": "batch_size", "direction": "rises"}
+    found = judged(trials(cells, "batch_size", "base_lr"), entry)
+    assert (found.outcome, found.why) == (UNRESOLVED, "all scores of a seed are the same")
+
+
 def test_two_values_are_too_few_for_a_trend() -> None:
     cells = {(16, 0.1): [0.5, 0.6], (32, 0.1): [0.6, 0.7]}
     entry = {"kind": "Trend", "field": "batch_size", "direction": "rises"}

@@ -323,7 +323,10 @@ def _trend(start: Verdict, measured: _Measured) -> list[Verdict]:
     if grid.shape[1] < LEAST_VALUES:
         why = f"this needs scores at {LEAST_VALUES} values of {name}, there are {grid.shape[1]}"
         return [replace(found, why=why)]
-    rho, p_value = rank_test(list(grid.columns), grid.to_numpy(dtype=float))
+    scores = grid.to_numpy(dtype=float)
+    if (scores == scores[:, :1]).all():
+        return [replace(found, outcome=UNRESOLVED, why="all scores of a seed are the same")]
+    rho, p_value = rank_test(list(grid.columns), scores)
     sign = 1.0 if start.mode == "max" else -1.0
     shown = {name: [values[k] for k in grid.columns], "measured": sign * grid.mean().to_numpy()}
     value = rho if start.expected["direction"] == "rises" else -rho
