@@ -1,8 +1,8 @@
 """The scores of several settings, each at its own best lr, by seed.
 
 The best of several lrs looks better than it is, and the more so the more lrs there are. So each
-seed is scored at the lr that is best by the mean of the other seeds: then no score takes part in
-its own selection.
+seed is scored at the lr that is best by the next seed: no score takes part in its own selection,
+and no two seeds share one, so that a bad choice of the lr is part of the noise between seeds.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def own_best(
 ) -> OwnBest:
     """The scores of groups of trials at their own best lrs, where more is better.
 
-    With one seed the lr is the best by that seed itself. An lr that some seed did not finish
-    counts only if no lr was finished by more seeds, as in `contenders`.
+    With one seed the lr is the best by that seed itself. With several, an lr that only one of them
+    finished is left out.
     """
     sign = 1.0 if mode == "max" else -1.0
     parts = [trials[group].assign(group=k) for k, group in enumerate(groups)]
@@ -97,13 +97,16 @@ def _common_seeds(rows: pd.DataFrame) -> list[object]:
 
 
 def _at_best_lr(scores: Array) -> Array:
-    """(S,): each seed's score at the lr that is best by the mean of the other seeds; of (L, S)."""
-    known = np.isfinite(scores)
-    counts = known.sum(axis=1)
-    lrs = counts == counts.max()
-    seeds = known[lrs].all(axis=0)
-    kept = scores[lrs][:, seeds]
-    judged = kept.sum(axis=1, keepdims=True) - kept if kept.shape[1] > 1 else kept
-    best: Array = np.full(scores.shape[1], np.nan)
-    best[seeds] = kept[judged.argmax(axis=0), np.arange(kept.shape[1])]
+    """(S,): each seed's score at the lr that is best by the next seed; of (L, S).
+
+    Where the next seed shares no lr with it, the one after that selects.
+    """
+    known, num_seeds = np.isfinite(scores), scores.shape[1]
+    best = np.full(num_seeds, np.nan)
+    for offset in range(1, num_seeds) if known.any(axis=0).sum() > 1 else [0]:
+        judged = np.where(known, np.roll(scores, -offset, axis=1), np.nan)
+        judged = np.where(np.isfinite(judged), judged, -np.inf)
+        chosen = scores[judged.argmax(axis=0), np.arange(num_seeds)]
+        is_new = np.isnan(best) & np.isfinite(judged).any(axis=0)
+        best = np.where(is_new, chosen, best)
     return best
