@@ -274,13 +274,16 @@ def _progress_of(ready: "Ready", known: Tables, console: Console) -> "Progress":
 
 
 def _another_was_run(ready: "Ready", known: Tables) -> bool:
-    """Whether study.json is of other trials: with other settings, by a later command."""
+    """Whether study.json is of other trials, by a later command, or expects something else."""
+    from search.execution.provenance import expectations_as_json
+
     try:
         about = json.loads(storage.read(ready.results.folder, "study.json"))
     except (FileNotFoundError, ValueError):
         return True
     asked = {trial.key for trial in known.asked}
-    return (set(about.get("planned", ())), about.get("metric")) != (asked, ready.study.metric)
+    written = (set(about.get("planned", ())), about.get("metric"), about.get("expect", []))
+    return written != (asked, ready.study.metric, expectations_as_json(ready.study))
 
 
 def _commit_study(order: Order, ready: "Ready", known: Tables) -> None:

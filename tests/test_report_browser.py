@@ -73,6 +73,7 @@ def study(make_study: Callable[..., Results]) -> Results:
         about={
             "explore": "Random(num_configs=50)",
             "vary": {"batch_size": "", "base_lr": "", "optimizer": ""},
+            "expect": [{"kind": "Exponent", "low": 0.9, "high": 1.1, "source": "a", "where": {}}],
         },
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +166,7 @@ def test_both_schemes_are_readable(
     shown = opened(study, scheme=scheme)
     back = colour(shown.page.locator("body"), "backgroundColor")
     assert (luminance(back) < 0.1) == (scheme == "dark")
-    for selector in ("p.soft", "main li", "figcaption", "td", "nav a"):
+    for selector in ("p.soft", "main li", ".verdicts .good", "figcaption", "td", "nav a"):
         element = shown.page.locator(selector).first
         assert contrast(colour(element, "color"), back) >= 4.5, selector
     for name in ("surface", "ridge", "importance"):

@@ -21,9 +21,11 @@ from trainings import TUNER, Cell, Trainings, without_ray
 
 from search import run
 from search.explore import Ablation, Asha, Grid, Leaders, Optuna
+from search.report.findings import numbers, of_study
 from search.results import tables
 from search.results.tables import Results
 from search.session import run_study
+from search.study import Reported, Trend
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -449,6 +451,31 @@ def test_a_study_gone_back_to_with_nothing_to_run_is_the_one_in_study_json(
     assert (again["planned"], again["settings"]) == (first["planned"], [])
     same = about(run_study(study(), out=tmp_path))
     assert same == again  # with nothing new, it says how the trials were made
+
+
+def test_changed_expectations_are_in_the_report_of_the_next_command(
+    train: Callable[..., Trainings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They decide nothing about trials: nothing is trained again."""
+    trainings = train()
+    results = run_study(study(), out=tmp_path)
+    assert about(results)["expect"] == []
+    assert "expected and measured" not in capsys.readouterr().out
+    assert "expected" not in numbers(of_study(results))
+    rows = [{"batch_size": 16, "base_lr": lr, "val_auroc": lr} for lr in (0.1, 0.2, 0.4)]
+    beliefs = (Trend("falls", "Kandel 2020"), Reported("val_auroc", rows, "mine"))
+    for number, belief in enumerate((*beliefs, beliefs[0])):
+        run_study(study(expect=(belief,)), out=tmp_path)
+        (written,) = numbers(of_study(results))["expected"]["verdicts"]
+        assert written["declared"]["kind"] == type(belief).__name__, number
+        said = capsys.readouterr().out
+        assert f"Expected ({belief.source}): " in said
+    same = about(results)
+    run_study(study(expect=(belief,)), out=tmp_path)
+    assert about(results) == same  # with nothing new, it says how the trials were made
+    run_study(study(), out=tmp_path)
+    assert "expected" not in numbers(of_study(results))
+    assert len(trainings.asked) == 1
 
 
 def test_own_data_is_named_by_its_folder_and_its_splits_do_not_mix(

@@ -59,7 +59,7 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
     rows = usable(trials, metric=metric)
     means = rows.pivot_table(index="batch_size", columns=lr, values=metric)
     near = cells_near_chance(rows, metric=metric, by=["batch_size", lr])
-    grid = _whole_grid(means.mask(near.unstack(fill_value=False).astype(bool)))
+    grid = whole_grid(means.mask(near.unstack(fill_value=False).astype(bool)))
     result = Interaction(
         near_chance=tuple((float(b), float(rate)) for b, rate in near.index[near]),
         batch_sizes=tuple(grid.index),
@@ -94,7 +94,7 @@ def interaction(trials: pd.DataFrame, *, metric: str, lr: str = "base_lr") -> In
     return replace(result, f=f, p_value=p_value, p_flat=p_flat)
 
 
-def _whole_grid(means: pd.DataFrame) -> pd.DataFrame:
+def whole_grid(means: pd.DataFrame) -> pd.DataFrame:
     """Drop the row or column with the most holes until the table has none."""
     grid = means
     while grid.isna().to_numpy().any():

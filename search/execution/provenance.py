@@ -1,5 +1,6 @@
 """How results were made, for study.json."""
 
+import json
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 from search.execution.preflight import Ready
 from search.study.explorer import Tables
 from search.study.space_file import space_sha256
+from search.study.study import Study
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pyarrow", "scikit-learn")
 
@@ -29,7 +31,7 @@ def provenance(
         "explore": part_as_json(study.explore),
         "stop": part_as_json(study.stop),
         "leaders": part_as_json(study.leaders),
-        "expect": [part_as_json(expectation) for expectation in study.expect],
+        "expect": expectations_as_json(study),
         "seeds": study.seeds,
         "metric": study.metric,
         "gpus_per_trial": study.gpus_per_trial,
@@ -70,6 +72,13 @@ def part_as_json(part: object) -> dict[str, Any] | None:
     # A define-by-run function goes by its name.
     plain = {name: getattr(value, "__name__", value) for name, value in values.items()}
     return {"kind": type(part).__name__, **plain}
+
+
+def expectations_as_json(study: Study) -> list[dict[str, Any]]:
+    """What the study's source reports, as study.json has it."""
+    parts = [part_as_json(expectation) for expectation in study.expect]
+    as_read: list[dict[str, Any]] = json.loads(json.dumps(parts))
+    return as_read
 
 
 def commit() -> str | None:

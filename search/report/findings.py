@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
+from search.analysis.expected import Verdict, verdicts
 from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
     CROSSED,
@@ -27,8 +28,9 @@ from search.analysis.metric_name import mode_by_name
 from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
-from search.report.numbers import as_json, plain
+from search.report.numbers import as_json, expected_as_json, plain
 from search.report.sentences.confounds import confounds
+from search.report.sentences.expected import summary
 from search.report.sentences.search import importance_sentence, stopping_sentence
 from search.report.sentences.wording import listed
 from search.results import files
@@ -50,7 +52,7 @@ class Findings:
     `steps` maps each setting of an ablation to its table. `about` is study.json, or what is known
     of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
     trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
-    it was safe, by rung.
+    it was safe, by rung. `expected` is what the study's source reports, beside what was measured.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Findings:
     cautions: Sequence[str]
     unplanned: pd.DataFrame = field(default_factory=pd.DataFrame)
     stopping: pd.DataFrame = field(default_factory=pd.DataFrame)
+    expected: Sequence[Verdict] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -138,6 +141,7 @@ def of_study(
         cautions=cautions,
         unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
         stopping=stopping(trials, epochs, about, metric=metric),
+        expected=verdicts(trials, about, surface_analyses, metric=metric, mode=mode),
     )
 
 
@@ -302,8 +306,9 @@ def _at(setting: str) -> str:
 
 
 def conclusions_of(findings: Findings) -> list[str]:
-    """The report's sentences: of the ablation, the surface with the best score, and the search."""
-    return [*_main_conclusions(findings), *_search_sentences(findings)]
+    """The report's sentences: of the ablation, the best surface, the search, the literature."""
+    beside = summary(findings.expected)
+    return [*_main_conclusions(findings), *_search_sentences(findings), *filter(None, [beside])]
 
 
 def _main_conclusions(findings: Findings) -> list[str]:
@@ -364,6 +369,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
             "leaderboard": findings.leaders.to_dict("records"),
             "importance": findings.importance.to_dict("records"),
             "stopping": _stopping_numbers(findings),
+            **expected_as_json(findings.expected, findings.about),
             "status_counts": findings.trials["status"].value_counts().to_dict(),
             "about": {k: v for k, v in findings.about.items() if k not in KEYS},
         }

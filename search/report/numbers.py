@@ -1,7 +1,7 @@
 """The numbers of a report for scripts: an analysis as plain data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,8 +10,10 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.analysis.best_set import seeds_for
+from search.analysis.expected import Verdict
 from search.report.sentences.caveats import cautions
 from search.report.sentences.conclusions import conclusions, scope
+from search.report.sentences.expected import may_differ, told
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
@@ -93,3 +95,30 @@ def plain(value: Any) -> Any:
     if value is pd.NaT or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value
+
+
+def expected_as_json(verdicts: Sequence[Verdict], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source reports beside what was measured; empty without expectations."""
+    if not verdicts:
+        return {}
+    rows = [
+        {
+            "verdict": verdict.outcome,
+            "sentence": told(verdict),
+            "declared": verdict.expected,
+            "metric": verdict.metric,
+            "where": verdict.where,
+            "of": verdict.of,
+            "value": verdict.value,
+            "low": verdict.low,
+            "high": verdict.high,
+            "p_value": verdict.p_value,
+            "seeds": verdict.seeds,
+            "left_out": verdict.left_out,
+            "notes": verdict.notes,
+            "why": verdict.why,
+            "rows": verdict.rows.to_dict("records"),
+        }
+        for verdict in verdicts
+    ]
+    return {"expected": {"may_differ": may_differ(about) or None, "verdicts": rows}}

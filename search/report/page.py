@@ -7,6 +7,7 @@ from pathlib import Path
 from search.report import sections
 from search.report.charts.gallery import Picture, surface_name
 from search.report.charts.surface import theme
+from search.report.expected import expected_section
 from search.report.findings import Findings, cautions_of, conclusions_of
 from search.report.markup import bullets, paragraph, script_data, section, text
 
@@ -97,6 +98,7 @@ def _sections(
 
     has_cells = not best.cells.empty
     return [
+        ("expected", "Expected and measured", expected_section(findings)),
         ("ablation", "Step by step", sections.ablation_tables(findings)),
         ("groups", "Surfaces compared", sections.groups_table(findings)),
         (

@@ -1,6 +1,8 @@
 """What the command prints at its end: surface, ridge, best configurations, where the files are."""
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -8,14 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
-from search.analysis.groups import branches
+from search.analysis.expected import NOT_REPRODUCED, REPRODUCED, verdicts
+from search.analysis.groups import analyses, branches
 from search.analysis.leaderboard import ablation, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
+from search.report.sentences.expected import beside, may_differ, outcome
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
 from search.study.shown import number_of, show
 from search.study.study import TRIAL_FIELDS, Study
+from trainable.host import storage
 
 LEADERS = 5
 EDGES = {"low": "lower", "high": "higher"}
@@ -54,6 +59,8 @@ def print_answer(
     if trials.empty:  # there are no tables yet
         return
     _print_tables(console, study, trials, planned)
+    if study.expect:
+        _print_expected(console, study, trials, results)
     _print_troubles(console, trials)
     where = results.folder.uri
     console.print("\nEvery trial and every evaluation:", highlight=False)
@@ -78,6 +85,22 @@ def _print_tables(
         _print_leaders(console, study, trials)
     if trials["begins_from"].notna().any():
         _print_lineage(console, study, trials)
+
+
+def _print_expected(console: Console, study: Study, trials: pd.DataFrame, results: Results) -> None:
+    """What the study's source reports, beside what was measured."""
+    about = json.loads(storage.read(results.folder, "study.json"))
+    trials = branches(trials)
+    how: dict[str, Any] = {"metric": study.metric, "mode": study.mode}
+    kinds = {expectation.get("kind") for expectation in about.get("expect", [])}
+    surfaces = analyses(trials, None, about, **how) if "Exponent" in kinds else []
+    console.print("\n[italic]expected and measured[/italic]", highlight=False)
+    for verdict in verdicts(trials, about, surfaces, **how):
+        console.print(Text(f"  {beside(verdict)}"), soft_wrap=True, highlight=False)
+        style = {REPRODUCED: "green", NOT_REPRODUCED: "red"}.get(verdict.outcome, "yellow")
+        console.print(Text(f"    {outcome(verdict)}", style), soft_wrap=True, highlight=False)
+    if why := may_differ(about):
+        console.print(why, style="dim", soft_wrap=True, highlight=False)
 
 
 def _print_ablation(
