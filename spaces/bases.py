@@ -118,10 +118,13 @@ def around(lr: float, *, num: int = 5, factor: float = 3.0) -> Any:
 
 
 def with_own_lrs(
-    each: Mapping[str, Mapping[str, object]], lrs: Sequence[float], *, num: int = 5
+    each: Mapping[str, Mapping[str, object]],
+    lrs: Sequence[float],
+    *,
+    num: int = 5,
+    factor: float = 3.0,
 ) -> Variants:
     """Variants, each with `num` learning rates around its own of `lrs`."""
-    settings = zip(each.items(), lrs, strict=True)
-    return Variants(
-        each={name: {**more, "base_lr": around(lr, num=num)} for (name, more), lr in settings}
-    )
+    own = [around(lr, num=num, factor=factor) for lr in lrs]
+    named = zip(each.items(), own, strict=True)
+    return Variants(each={name: {**more, "base_lr": values} for (name, more), values in named})

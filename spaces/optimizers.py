@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, dict[str, object]] = {
     "lamb": {"optimizer": "lamb", "lr_scaling": "sqrt"},
     "schedule-free": {"optimizer": "schedulefree_sgd", "decay": "constant"},
 }
-SMALL_BEST = with_own_lrs(OPTIMIZERS, [1, 10, 3e-3, 3e-2, 1e-2, 30, 3e-2, 10], num=3)
+SMALL_BEST = with_own_lrs(OPTIMIZERS, [1, 4, 5e-3, 5e-2, 3e-2, 30, 3e-2, 10], num=3, factor=5)
 study = Study(
     name="optimizers",
     base=replace(VGG16, weight_decay=0.0),

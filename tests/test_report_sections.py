@@ -65,7 +65,7 @@ def test_surfaces_are_compared_by_their_best_cell() -> None:
     second = replace(of(CELLS, mode="min"), of={"optimizer": "sgd"}, exponent=exponent(0.5))
     second = replace(second, interaction=replace(shares, share_interaction=NAN, p_value=NAN))
     nothing = replace(of({(16, 0.1): ["failed"]}), of={"optimizer": "lamb"})
-    ((caption, head, rows),) = read(
+    (caption, head, rows), by_batch_size = read(
         sections.groups_table(findings(table({}), analyses=[first, second, nothing]))
     )
     assert caption == "Surfaces, best first"
@@ -79,6 +79,12 @@ def test_surfaces_are_compared_by_their_best_cell() -> None:
         ["optimizer=sgd", "0.526", "16", "0.1", "2", "0.50", "-", "-"],
         ["optimizer=lamb", "-", "-", "-", "-", "-", "-", "-"],
     ]
+    assert by_batch_size[0].startswith("Best mean val_auroc by batch size, each at its own best")
+    assert by_batch_size[1] == ["surface", "batch 16", "batch 32"]
+    assert [row[0] for row in by_batch_size[2]] == [row[0] for row in rows]
+    assert by_batch_size[2][0][2] == f"{best:.4g}"
+    assert by_batch_size[2][1][1] == "0.526"
+    assert by_batch_size[2][2][1:] == ["-", "-"]
     assert sections.groups_table(findings(table({}))) == ""
 
 

@@ -166,6 +166,11 @@ def test_what_varies_beside_has_a_surface_each() -> None:
     ]
     at = said.index("best configurations")
     assert words(said)[at + 2][:3] == ["short", "16", "0.1"]
+    at = said.index("best val_auroc by batch size, each at its own best learning rate")
+    assert words(said)[at + 1] == ["16", "32"]
+    long, short = words(said)[at + 2 : at + 4]
+    assert (long[0], short[0]) == ("variant=long", "variant=short")
+    assert sum(cell.endswith("*") for cell in [*long, *short]) == 2  # the best of each batch size
 
 
 def test_drawn_configurations_have_leaders_and_no_surface() -> None:

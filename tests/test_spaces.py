@@ -31,7 +31,8 @@ from trainable.config import TrialConfig
 SPACES = [entry.path for entry in entries()]
 COST = re.compile(r"\nCost: (?:at most )?(\d+) trials? of ")
 MOST_LINES = 40
-PATCHES, KAGGLES = 262_144, 176_020
+IMAGES = {"pcam": 262_144, "voc": 1464}  # of their training splits
+KAGGLES = 176_020
 
 
 def documented_trials(space: Path) -> int:
@@ -74,12 +75,10 @@ def test_a_space_file_says_what_it_declares(space: Path) -> None:
     if previewed := re.search(r"Preview: (\d+) trials", cost):
         assert int(previewed.group(1)) == planned_trials(preview_of(space))
     if isinstance(study.explore, Grid | Variants | Ablation) and not (study.stop or study.leaders):
-        patches = KAGGLES if "Kaggle" in cost else PATCHES
-        if images := re.search(r"epochs of ([\d,]+) images", cost):  # of another data set
-            patches = int(images.group(1).replace(",", ""))
+        patches = KAGGLES if "Kaggle" in cost else IMAGES[study.base.dataset]
         millions = sum(images_of(config, patches) for config in set(study.configs)) / 1e6
-        said = re.search(r"([\d.]+) million (?:patches|images)", cost)
-        assert (float(said.group(1)) if said else 0) == round(millions, 2 if images else 0)
+        said = re.search(r"([\d.]+) million", cost)
+        assert (float(said.group(1)) if said else 0.0) == pytest.approx(millions, abs=0.5, rel=0.01)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
@@ -158,7 +157,7 @@ def test_a_tiny_preview_runs_to_its_end_and_once_only(
     assert first.returncode == 0, first.stderr + first.stdout
     assert "dataset=synthetic" in first.stdout
     trials = pd.read_parquet(tmp_path / space.stem / "trials")
-    assert 3 <= len(trials) <= 16
+    assert 2 <= len(trials) <= 16
     assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
     assert (trials["status"] == "completed").any()
     files = parquet_times(tmp_path)

@@ -1,6 +1,6 @@
 """The best configurations, the steps of an ablation, and the ancestors of a trial."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -30,6 +30,12 @@ def leaderboard(
     table["ranked"] = table.index.isin(contenders(table).index)
     order = table.sort_values(["ranked", "mean"], ascending=[False, mode == "min"])
     return order.drop(columns="ranked").head(rows).reset_index()
+
+
+def best_by_batch_size(ridges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The best mean of each surface, a row each, at each batch size, each at its own best lr."""
+    rows = {name: ridge.set_index("batch_size")["mean"] for name, ridge in ridges.items()}
+    return pd.DataFrame(rows).T.sort_index(axis="columns")
 
 
 def ablation(

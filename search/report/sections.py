@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.leaderboard import best_by_batch_size
 from search.analysis.surface import best_cell
 from search.report.charts.gallery import surface_name
 from search.report.findings import Findings
@@ -57,7 +58,17 @@ def groups_table(findings: Findings) -> str:
         "share": "interaction's share",
         "p": "p",
     }
-    return table("Surfaces, best first", pd.DataFrame(rows), columns)
+    surfaces = table("Surfaces, best first", pd.DataFrame(rows), columns)
+    return surfaces + _best_by_batch_size(findings)
+
+
+def _best_by_batch_size(findings: Findings) -> str:
+    """A row a surface: which setting is best at which batch size."""
+    ridges = {surface_name(analysis): analysis.ridge for analysis in findings.analyses}
+    scores = best_by_batch_size(ridges).rename(columns=str)
+    columns = {"surface": "surface"} | {size: f"batch {size}" for size in scores}
+    caption = f"Best mean {findings.metric} by batch size, each at its own best learning rate"
+    return table(caption, scores.rename_axis("surface").reset_index(), columns)
 
 
 def _span(analysis: Analysis) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
 from search.analysis.expected import NOT_REPRODUCED, REPRODUCED, verdicts
 from search.analysis.groups import analyses, branches
-from search.analysis.leaderboard import ablation, leaderboard, lineage
+from search.analysis.leaderboard import ablation, best_by_batch_size, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
 from search.report.sentences.expected import beside, may_differ, outcome
@@ -152,10 +152,12 @@ def _others(study: Study, trials: pd.DataFrame) -> list[str]:
 def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> None:
     others = _others(study, trials)
     groups = trials.groupby(others, dropna=False) if others else [((), trials)]
+    ridges = {}
     for values, group in groups:
         cells = surface(group, metric=study.metric)
         best = ridge(cells, mode=study.mode)
         about = ", ".join(f"{n}={show(v)}" for n, v in zip(others, values, strict=True))
+        ridges[about] = best
         title = " ".join(filter(None, [study.metric, about and f"({about})"]))
         seeds = cells["n"].max()
         title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
@@ -174,6 +176,27 @@ def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> Non
         "rows: batch_size, columns: base_lr; * the best learning rate of a batch size",
         style="dim",
     )
+    if len(ridges) > 1:
+        _print_best_by_batch_size(console, study, ridges)
+
+
+def _print_best_by_batch_size(
+    console: Console, study: Study, ridges: Mapping[str, pd.DataFrame]
+) -> None:
+    """A row a surface, the best of each batch size with a star: which setting is best where."""
+    table = best_by_batch_size(ridges)
+    best = table.max() if study.mode == "max" else table.min()
+    shown = Table(pad_edge=False, box=None)
+    shown.add_column("")
+    for batch_size in table:
+        shown.add_column(str(batch_size), justify="right")
+    for name, row in table.iterrows():
+        marks = ["*" if row[size] == best[size] else " " for size in table]
+        scores = [_score(row[size]) + mark for size, mark in zip(table, marks, strict=True)]
+        shown.add_row(Text(str(name)), *scores)
+    title = f"best {study.metric} by batch size, each at its own best learning rate"
+    console.print(f"\n[italic]{title}[/italic]", highlight=False)
+    console.print(shown)
 
 
 def _surface_table(cells: pd.DataFrame, best: pd.DataFrame, *, mode: str) -> Table:
