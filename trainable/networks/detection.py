@@ -93,7 +93,7 @@ def detection_network(config: TrialConfig, *, num_classes: int, load: bool) -> n
     """
     if config.model in OWN_MODELS:
         features, width = own_features(config, dilate_last=True)
-        small = Sizes(anchors_px=((6, 10, 16, 24),), hidden=64, proposals=200, trained=64)
+        small = Sizes(((6, 10, 16, 24),), pooled=5, hidden=64, proposals=200, trained=32)
         return Detector(features, _heads(width, num_classes, names=["0"], sizes=small))
     backbone, widths = _stages_of(config, load=load)
     names = [str(number) for number in range(len(STAGES))]
@@ -103,15 +103,16 @@ def detection_network(config: TrialConfig, *, num_classes: int, load: bool) -> n
     return Detector(backbone, head)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sizes:
     """Those of the heads; by default torchvision's.
 
-    The sides of each map's anchors, the units of the classifier, and of an image's proposals how
-    many are kept, and how many are trained on.
+    The sides of each map's anchors, those of a proposal's features, the units of the classifier,
+    and of an image's proposals how many are kept, and how many are trained on.
     """
 
     anchors_px: tuple[tuple[int, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
+    pooled: int = 7
     hidden: int = 1024
     proposals: int = 2000
     trained: int = 512
@@ -132,10 +133,10 @@ def _heads(width: int, num_classes: int, *, names: list[str], sizes: Sizes) -> n
         post_nms_top_n={"training": most, "testing": most // 2},
         nms_thresh=0.7,
     )
-    pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(names, output_size=sizes.pooled, sampling_ratio=2)
     roi_heads = RoIHeads(
         pool,
-        TwoMLPHead(width * 7 * 7, hidden),
+        TwoMLPHead(width * sizes.pooled**2, hidden),
         FastRCNNPredictor(hidden, num_classes),
         fg_iou_thresh=0.5,
         bg_iou_thresh=0.5,
