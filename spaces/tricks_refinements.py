@@ -35,5 +35,5 @@ study = Study(
         Better("step", "+ label smoothing", "+ cosine", TABLE, by=0.0040),
         Better("step", "+ mixup", "+ label smoothing", TABLE, by=0.0084),
     ),
-    preview=SMALL_TRICKS,
+    preview={**SMALL_TRICKS, "warmup_epochs": 0.5},
 )
