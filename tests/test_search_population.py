@@ -194,7 +194,7 @@ def test_a_member_that_is_not_changed_trains_as_if_it_were_one_trial(
     timed |= {"noise_scale", "noise_trace", "noise_squared_gradient"}  # of other images
     for ours, one in zip([*first, *rows], whole, strict=True):
         for name in set(shown) - timed:
-            assert getattr(ours, name) == getattr(one, name), name
+            np.testing.assert_equal(getattr(ours, name), getattr(one, name), name)
     assert ended.status == "stopped"
     assert math.isnan(ended.test_auroc)  # the test split is for the last generation
     assert summary.status == end.status == "completed"

@@ -68,6 +68,8 @@ def _at_best_lr(trials: pd.DataFrame, *, metric: str, mode: str) -> pd.DataFrame
     """The trials of each step at the lr with its best mean; of lrs with the most seeds."""
     if "base_lr" not in trials:
         return trials.assign(base_lr=float("nan"))
+    if trials["base_lr"].nunique() <= 1:
+        return trials
     cells = trials.groupby(["step", "base_lr"])[metric].agg(["count", "mean"])
     ranked = cells.sort_values(["count", "mean"], ascending=[False, mode == "min"])
     best = ranked.groupby("step").head(1).index
