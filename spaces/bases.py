@@ -5,6 +5,7 @@ and what it varies.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
@@ -62,22 +63,13 @@ RESNET50 = TrialConfig(
     epochs=30,
 )
 # The same with all the tricks of its Table 4.
-RESNET50_EFFICIENT = TrialConfig(
-    dataset="pcam",
-    model="timm/resnet50d",
-    pretrained="none",
-    augment="hflip+vflip+shift+color",
-    optimizer="sgd",
-    momentum=0.9,
-    nesterov=True,
+RESNET50_EFFICIENT = replace(
+    RESNET50,
     lr_scaling="linear",
-    reference_batch_size=256,
-    weight_decay=1e-4,
     warmup_epochs=1,
     zero_gamma=True,
-    decay="step",
-    num_steps=3,
-    epochs=30,
+    no_bias_decay=True,
+    precision="bf16",
 )
 # Our own network, from scratch: its depth, width, kernel and activation are fields.
 PLAIN = TrialConfig(
