@@ -141,8 +141,8 @@ def test_variants_have_a_surface_each() -> None:
     trials = TRIALS.assign(trial_key=[f"k{i}" for i in range(len(TRIALS))])
     variants = ["short"] * 4 + ["long"] * 8
     text = answer(trials, variants=variants, explore=Variants(each=budgets))
-    assert "val_auroc (variant=short)" in text
-    assert "val_auroc (variant=long)" in text
+    assert "val_auroc (short)" in text
+    assert "val_auroc (long)" in text
 
 
 def test_answer_of_nothing_and_of_only_divergence_says_so() -> None:

@@ -161,15 +161,15 @@ def test_what_varies_beside_has_a_surface_each() -> None:
     said = answer(TRIALS, variants=("short",) * 4 + ("long",) * 5, explore=Variants(each=each))
     titles = [line for line in said if line.startswith("val_auroc")]
     assert titles == [
-        "val_auroc (variant=long), one seed",
-        "val_auroc (variant=short), mean of 2 seeds",
+        "val_auroc (long), one seed",
+        "val_auroc (short), mean of 2 seeds",
     ]
     at = said.index("best configurations")
     assert words(said)[at + 2][:3] == ["short", "16", "0.1"]
     at = said.index("best val_auroc by batch size, each at its own best learning rate")
     assert words(said)[at + 1] == ["16", "32"]
     long, short = words(said)[at + 2 : at + 4]
-    assert (long[0], short[0]) == ("variant=long", "variant=short")
+    assert (long[0], short[0]) == ("long", "short")
     assert sum(cell.endswith("*") for cell in [*long, *short]) == 2  # the best of each batch size
 
 

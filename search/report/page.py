@@ -100,7 +100,11 @@ def _sections(
     return [
         ("expected", "Expected and measured", expected_section(findings)),
         ("ablation", "Step by step", sections.ablation_tables(findings)),
-        ("groups", "Surfaces compared", sections.groups_table(findings)),
+        (
+            "groups",
+            "Surfaces compared",
+            drawn("best_by_batch_size") + sections.groups_table(findings),
+        ),
         (
             "surface",
             "Surface",

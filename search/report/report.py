@@ -4,6 +4,7 @@ import json
 
 from search.report.charts.gallery import (
     Picture,
+    compared_pictures,
     drawn,
     search_pictures,
     slug,
@@ -45,6 +46,7 @@ def write(findings: Findings, into: Folder, *, refresh_s: int | None = None) -> 
     """Write report.html, report.json, charts/*.png and charts/*.svg; returns the page's path."""
     first = findings.analyses[0]
     pictures = {
+        **compared_pictures(findings.analyses[: 1 + OTHER_SURFACES]),
         **surface_pictures(first),
         **training_pictures(first, findings.epochs),
         **search_pictures(findings),

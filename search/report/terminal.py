@@ -156,7 +156,8 @@ def _print_surfaces(console: Console, study: Study, trials: pd.DataFrame) -> Non
     for values, group in groups:
         cells = surface(group, metric=study.metric)
         best = ridge(cells, mode=study.mode)
-        about = ", ".join(f"{n}={show(v)}" for n, v in zip(others, values, strict=True))
+        named = zip(others, map(show, values), strict=True)
+        about = ", ".join(v if n == "variant" else f"{n}={v}" for n, v in named)
         ridges[about] = best
         title = " ".join(filter(None, [study.metric, about and f"({about})"]))
         seeds = cells["n"].max()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import altair as alt
 import pandas as pd
 
 from search.analysis.analysis import Analysis
+from search.analysis.groups import STEP
+from search.report.charts.compared import best_by_batch_size_chart
 from search.report.charts.search import importance_chart, parallel_coordinates
 from search.report.charts.surface import Chart, collapse_chart, heat_map, lr_curves, ridge_chart
 from search.report.charts.training import (
@@ -43,9 +46,12 @@ def picture(name: str, title: str, caption: str, chart: Chart | None) -> dict[st
 
 
 def surface_name(analysis: Analysis) -> str:
-    """Which of several surfaces: `optimizer=adam, epochs=5`; empty if there is only one."""
-    settings = analysis.of.items()
-    return ", ".join(f"{k}={show(v) if isinstance(v, float) else v}" for k, v in settings)
+    """Which of several surfaces: `optimizer=adam, epochs=5`; empty if there is only one.
+
+    A variant or a step has a name of its own.
+    """
+    shown = {k: show(v) if isinstance(v, float) else str(v) for k, v in analysis.of.items()}
+    return ", ".join(value if name == STEP else f"{name}={value}" for name, value in shown.items())
 
 
 def slug(text: str) -> str:
@@ -89,6 +95,17 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
             ridge_chart(analysis),
         ),
     }
+
+
+def compared_pictures(analyses: Sequence[Analysis]) -> dict[str, Picture]:
+    """The chart of several surfaces; empty for one."""
+    return picture(
+        "best_by_batch_size",
+        f"Best {analyses[0].metric} by batch size",
+        "Each surface at the best learning rate of each batch size: mean and range over seeds. The "
+        "best of several rates looks a little better than it is.",
+        best_by_batch_size_chart({surface_name(analysis): analysis for analysis in analyses}),
+    )
 
 
 def training_pictures(analysis: Analysis, epochs: pd.DataFrame | None) -> dict[str, Picture]:
