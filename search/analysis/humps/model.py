@@ -1,0 +1,134 @@
+"""Scores as one hump in log lr for each batch size, whose place moves with log batch size.
+
+All lengths are in octaves: b = log2(batch size), x = log2(lr). With t = b - (the middle of b):
+
+    score = level(t) + amplitude(t) * hump(x - r(t)) + rest(b, x) + noise
+    r(t) = middle + slope * t + bend * t**2
+    hump(u) = -v / sqrt(1 + v), v = (u / width)**2: a parabola that goes over into straight flanks
+
+`level` is a parabola in t and `amplitude` a line. Their five coefficients have a normal prior, and
+`rest` is a Gaussian process, so that given the eight numbers of a `shape` the scores are jointly
+normal (Rasmussen & Williams 2006, 2.7: a Gaussian process with explicit basis functions).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Of each number of a shape: mean and standard deviation of its normal prior. Slope: between a
+# constant rate and linear scaling. Middle: as a share of the range of lrs. Width: of the hump, in
+# octaves; skew: log of right over left width. Length: of the rest along x. Rough and noise: the
+# standard deviations of rest and noise, where the scores have one of 1.
+PRIOR = {
+    "slope": (0.45, 0.3),
+    "middle": (0.45, 0.2),
+    "bend": (0.0, 0.02),
+    "log_width": (np.log(2.2), 0.6),
+    "skew": (-0.2, 0.4),
+    "log_length": (np.log(2.5), 0.5),
+    "log_rough": (np.log(0.08), 0.9),
+    "log_noise": (np.log(0.03), 1.0),
+}
+SLOPE, MIDDLE, BEND, LOG_WIDTH, SKEW, LOG_LENGTH, LOG_ROUGH, LOG_NOISE = range(len(PRIOR))
+PRIOR_MEAN = np.array([mean for mean, _ in PRIOR.values()])
+PRIOR_STD = np.array([std for _, std in PRIOR.values()])
+# Of the coefficients of 1, t/2, (t/2)**2, hump and hump * t/2.
+COEFFICIENT_MEAN = np.array([0.3, 0.0, 0.0, 1.0, 0.0])
+COEFFICIENT_VARIANCE = np.array([2.0, 1.0, 0.5, 1.5, 0.3]) ** 2
+LENGTH_B = 1.5  # of the rest along b
+JITTER = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where the study looks: the middle of its b, and the range of its x, in octaves."""
+
+    middle_b: float
+    low_x: float
+    high_x: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """N cells: b, x, the mean score z (more is better, a standard deviation of about 1), repeats.
+
+    `within` is the sum of squares of single scores about the means of their cells, with `df`
+    degrees of freedom: what repeats tell of the noise.
+    """
+
+    b: Array
+    x: Array
+    z: Array
+    repeats: Array
+    within: float = 0.0
+    df: int = 0
+
+
+def ridge_x(shapes_PD: Array, b_M: Array, frame: Frame) -> Array:
+    """(P, M): the x of the top of the hump."""
+    t = b_M[None, :] - frame.middle_b
+    start = frame.low_x + shapes_PD[:, MIDDLE, None] * (frame.high_x - frame.low_x)
+    place: Array = start + shapes_PD[:, SLOPE, None] * t + shapes_PD[:, BEND, None] * t**2
+    return place
+
+
+def log_likelihood(shapes_PD: Array, points: Points, frame: Frame) -> Array:
+    """(P,): of the scores, for each shape; but for a constant."""
+    basis, covariance = _prior(shapes_PD, points, frame)
+    lower = np.linalg.cholesky(covariance)
+    whitened = np.linalg.solve(lower, (points.z - basis @ COEFFICIENT_MEAN)[..., None])[..., 0]
+    log_noise = shapes_PD[:, LOG_NOISE]
+    log_diagonal = np.log(np.diagonal(lower, axis1=1, axis2=2))
+    of_means = -0.5 * (whitened**2).sum(1) - log_diagonal.sum(1)
+    within: Array = -points.df * log_noise - 0.5 * points.within * np.exp(-2 * log_noise)
+    return np.asarray(of_means + within)
+
+
+def predict(
+    shapes_PD: Array, points: Points, frame: Frame, b_M: Array, x_M: Array
+) -> tuple[Array, Array]:
+    """Means (P, M) and covariances (P, M, M) of the scores without noise at other cells."""
+    basis, covariance = _prior(shapes_PD, points, frame)
+    basis_there = _basis(shapes_PD, b_M, x_M, frame)
+    between = _rest(shapes_PD, points.b, points.x, b_M, x_M)
+    between += (basis * COEFFICIENT_VARIANCE) @ basis_there.transpose(0, 2, 1)
+    lower = np.linalg.cholesky(covariance)
+    residual = (points.z - basis @ COEFFICIENT_MEAN)[..., None]
+    solved = np.linalg.solve(lower, np.concatenate([between, residual], axis=2))
+    gain, whitened = solved[..., :-1], solved[..., -1]
+    means = basis_there @ COEFFICIENT_MEAN + np.einsum("pnm,pn->pm", gain, whitened)
+    there = _rest(shapes_PD, b_M, x_M, b_M, x_M)
+    there += (basis_there * COEFFICIENT_VARIANCE) @ basis_there.transpose(0, 2, 1)
+    return means, there - gain.transpose(0, 2, 1) @ gain
+
+
+def _prior(shapes_PD: Array, points: Points, frame: Frame) -> tuple[Array, Array]:
+    """The basis (P, N, 5) and the covariance (P, N, N) of the scores before any is known."""
+    basis = _basis(shapes_PD, points.b, points.x, frame)
+    covariance = _rest(shapes_PD, points.b, points.x, points.b, points.x)
+    covariance += (basis * COEFFICIENT_VARIANCE) @ basis.transpose(0, 2, 1)
+    diagonal = np.arange(len(points.b))
+    noise = np.exp(2 * shapes_PD[:, LOG_NOISE])[:, None] / points.repeats
+    covariance[:, diagonal, diagonal] += noise + JITTER
+    return basis, covariance
+
+
+def _basis(shapes_PD: Array, b_M: Array, x_M: Array, frame: Frame) -> Array:
+    """(P, M, 5): 1, t/2, (t/2)**2, hump, hump * t/2."""
+    u = x_M[None, :] - ridge_x(shapes_PD, b_M, frame)
+    skew = np.where(u > 0, 0.5, -0.5) * shapes_PD[:, SKEW, None]
+    v = (u / np.exp(shapes_PD[:, LOG_WIDTH, None] + skew)) ** 2
+    hump = -v / np.sqrt(1 + v)
+    t = np.broadcast_to((b_M - frame.middle_b) / 2, hump.shape)
+    return np.stack([np.ones_like(hump), t, t**2, hump, hump * t], axis=-1)
+
+
+def _rest(shapes_PD: Array, b_N: Array, x_N: Array, b_M: Array, x_M: Array) -> Array:
+    """(P, N, M): the covariance of the rest, squared exponential in b and x."""
+    in_b = ((b_N[:, None] - b_M[None, :]) / LENGTH_B) ** 2
+    in_x = (x_N[:, None] - x_M[None, :]) ** 2 * np.exp(-2 * shapes_PD[:, LOG_LENGTH])[:, None, None]
+    variance = np.exp(2 * shapes_PD[:, LOG_ROUGH])[:, None, None]
+    return np.asarray(variance * np.exp(-0.5 * (in_b + in_x)))

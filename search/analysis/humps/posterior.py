@@ -1,0 +1,163 @@
+"""What the trials of one surface say of the best lr of each batch size: draws, not a single fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from search.analysis.humps.model import (
+    LOG_NOISE,
+    PRIOR_MEAN,
+    PRIOR_STD,
+    Frame,
+    Points,
+    log_likelihood,
+    predict,
+)
+from search.analysis.humps.sampler import draw
+
+Array = NDArray[np.float64]
+
+DRAWS = 192
+SHOULDER = 2.0  # in medians of the distance to the best: what is further away counts by its log
+BEYOND = 10.0  # in shoulders: how far below the best a diverged training counts
+SLOPE_AT_SHOULDER = 0.5
+LEAST = 1e-12  # of a difference between scores
+ALL_LOST = -2.0  # what each counts if all diverged, where the prior's mean is about zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Draws of the shape, with what they were drawn from.
+
+    `std` turns the model's unit of score into the metric's, near the best.
+    """
+
+    points: Points
+    frame: Frame
+    shapes_PD: Array
+    std: float
+
+
+def frame_of(b_M: Array, x_M: Array) -> Frame:
+    """The frame of cells: the middle batch size, and the range of lrs that is usual there.
+
+    The lrs of other batch sizes may be others, as where the lr is scaled by the batch size.
+    """
+    sizes = np.unique(b_M)
+    return Frame(
+        middle_b=float(sizes.mean()),
+        low_x=float(np.mean([x_M[b_M == b].min() for b in sizes])),
+        high_x=float(np.mean([x_M[b_M == b].max() for b in sizes])),
+    )
+
+
+def fit(trials: pd.DataFrame, frame: Frame, *, seed: int = 0, num: int = DRAWS) -> Posterior:
+    """Draws of the posterior of trials with `batch_size`, peak `lr` and `score` (more is better).
+
+    A score of -inf is a training that diverged. Without trials, the draws are those of the prior.
+    """
+    scores = trials["score"].to_numpy(float)
+    below, shoulder = _below_best(scores)
+    near = -shoulder * np.log1p(below / shoulder)
+    std = max(float(near.std()), LEAST) if len(near) else 1.0
+    rows = pd.DataFrame(
+        {
+            "b": np.log2(trials["batch_size"].to_numpy(float)),
+            "x": np.log2(trials["lr"].to_numpy(float)),
+            "z": (near - near.mean()) / std if np.isfinite(scores).any() else ALL_LOST,
+            "slope": 1 / (1 + below / shoulder),
+        }
+    )
+    points = _points(rows)
+    shapes = draw(
+        lambda shapes_PD: log_likelihood(shapes_PD, points, frame),
+        PRIOR_MEAN,
+        PRIOR_STD,
+        num=num,
+        rng=np.random.default_rng(seed),
+    )
+    return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std)
+
+
+def _below_best(scores: Array) -> tuple[Array, float]:
+    """How far each score is below the best, and the shoulder.
+
+    Near the best a difference counts as it is, beyond the shoulder by its logarithm: a hump is
+    tenths of a percent high, and a cliff tens of percent. Diverged is below all others.
+    """
+    finite = np.isfinite(scores)
+    if not finite.any():
+        return np.full(len(scores), BEYOND), 1.0
+    below = scores[finite].max() - scores[finite]
+    shoulder = max(SHOULDER * float(np.median(below)), LEAST)
+    all_below = np.full(len(scores), max(float(below.max()), BEYOND * shoulder))
+    all_below[finite] = below
+    return all_below, shoulder
+
+
+def _points(rows: pd.DataFrame) -> Points:
+    """The cells of single scores, with what their repeats say of the noise.
+
+    On a cliff repeats differ for reasons of their own: only those above the shoulder count, where
+    a difference of scores is one of z times `slope`.
+    """
+    by_cell = rows.groupby(["b", "x"])
+    cells = by_cell["z"].agg(["mean", "count", "var"]).reset_index()
+    slope = by_cell["slope"].mean().to_numpy()
+    repeated = (cells["count"] > 1) & (slope >= SLOPE_AT_SHOULDER)
+    df = cells["count"] - 1
+    return Points(
+        b=cells["b"].to_numpy(float),
+        x=cells["x"].to_numpy(float),
+        z=cells["mean"].to_numpy(float),
+        repeats=cells["count"].to_numpy(float),
+        within=float((cells["var"] * df / slope**2)[repeated].sum()),
+        df=int(df[repeated].sum()),
+    )
+
+
+def moments(posterior: Posterior, b_M: Array, x_M: Array) -> tuple[Array, Array]:
+    """The mean (M,) and covariance (M, M) of the scores of cells, over all draws of the shape."""
+    means, covariances = predict(posterior.shapes_PD, posterior.points, posterior.frame, b_M, x_M)
+    return means.mean(0), covariances.mean(0) + np.cov(means.T, bias=True)
+
+
+def noise_variance(posterior: Posterior) -> float:
+    """Of one training, in the model's unit: the median of the draws."""
+    return float(np.median(np.exp(2 * posterior.shapes_PD[:, LOG_NOISE])))
+
+
+def best_lrs(
+    posterior: Posterior, batch_sizes: Sequence[float], lrs: Sequence[Array], *, seed: int = 0
+) -> Array:
+    """(P, K): for each draw of the surface the best lr of each of K batch sizes.
+
+    Among the `lrs` of that batch size, evenly spaced in their logarithm; between them by a parabola
+    through the best and its neighbours.
+    """
+    b = np.repeat(np.log2(np.asarray(batch_sizes, float)), [len(x) for x in lrs])
+    means, covariances = predict(
+        posterior.shapes_PD, posterior.points, posterior.frame, b, np.log2(np.concatenate(lrs))
+    )
+    rng = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(covariances)
+    normal = rng.standard_normal(means.shape) * np.sqrt(np.clip(values, 0, None))
+    surfaces = means + np.einsum("pmn,pn->pm", vectors, normal)
+    rows = np.split(surfaces, np.cumsum([len(x) for x in lrs])[:-1], axis=1)
+    return np.stack([_best(row, x) for row, x in zip(rows, lrs, strict=True)], axis=1)
+
+
+def _best(scores_PM: Array, lr_M: Array) -> Array:
+    """(P,): where each row of scores has its top."""
+    best = scores_PM.argmax(1)
+    inner = np.clip(best, 1, len(lr_M) - 2)
+    rows = np.arange(len(scores_PM))
+    left, middle, right = (scores_PM[rows, inner + k] for k in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    is_top = (best == inner) & (curvature < 0)
+    shift = np.where(is_top, 0.5 * (left - right) / np.where(is_top, curvature, -1.0), 0.0)
+    step = np.log(lr_M[1] / lr_M[0])
+    return np.asarray(np.exp(np.log(lr_M[best]) + shift * step))
