@@ -7,8 +7,9 @@ of epochs at other batch sizes; `timescale` keeps the number of epochs.
 
 Cost: 54 trials of 5 epochs, 71 million patches. Preview: 36 trials, 2 minutes on two cores.
 
-Expected: with the time scale one weight decay is best at all batch sizes (Wang & Aitchison 2024);
-so a strong one, which at batch 16 forgets too soon if it is constant, does better with it.
+Expected: Wang & Aitchison 2024 find one number of epochs best for networks and data of many sizes.
+If so for batch sizes too, a strong decay, which at batch 16 forgets too soon if it is constant,
+does better with the time scale.
 """
 
 from dataclasses import replace

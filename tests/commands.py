@@ -85,18 +85,29 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
-def drawn_patches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The synthetic patches, which the first command would draw and say so on stderr.
+def draw_patches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
+    """Draws the synthetic patches of a task, once for all processes of the suite.
 
-    Drawn once for all processes of the suite, each of which has a cache of its own otherwise.
+    The first command would draw them otherwise, and say so on stderr: each process has a cache of
+    its own.
     """
     folder = tmp_path_factory.getbasetemp()
     cache = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "patches"
-    open_data("synthetic", cache_dir=cache)
-    for entry in cache.glob("synthetic-????????????????"):
-        own = default_cache_dir() / entry.name
-        if not own.exists():
-            own.symlink_to(entry)
+
+    def draw(task: str) -> None:
+        open_data("synthetic", cache_dir=cache, task=task)
+        for entry in cache.glob("synthetic-????????????????"):
+            own = default_cache_dir() / entry.name
+            if not own.exists():
+                own.symlink_to(entry)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def drawn_patches(draw_patches: Callable[[str], None]) -> None:
+    """The synthetic patches of classification, drawn."""
+    draw_patches("classification")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,17 @@ def test_a_space_that_is_copied_into_another_folder_loads(space: Path, tmp_path:
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
 def test_a_preview_plans_as_many_trials_as_its_explorer_says(
-    space: Path, no_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space: Path,
+    no_ray: None,
+    draw_patches: Callable[[str], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    study = preview_of(space)
+    draw_patches(study.base.task)
     words = [str(space), "--preview", "--dry-run", "--out", str(tmp_path)]
     assert command.main(words) == 0
     said = capsys.readouterr().out
-    study = preview_of(space)
     num_trials = planned_trials(study)
     assert re.search(rf"^ *{study.name}: {num_trials} trials *$", said, re.MULTILINE)
     assert f"0 done, {num_trials} to run (dry run: nothing was trained)" in said
@@ -117,6 +122,7 @@ TINY_VALUES = {
 
 
 OWN = ("base_lr",)  # of which a variant has values
+MOST_TRIALS = 8
 
 
 def parquet_times(folder: Path) -> dict[Path, int]:
@@ -131,12 +137,15 @@ def tiny_step(more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tiny_settings(study: Study) -> list[str]:
-    """The settings that leave about ten trials of less than a second of a preview."""
+    """The settings that leave at most eight trials of less than a second of a preview."""
     settings: dict[str, object] = {n: v for n, v in TINY.items() if n not in study.vary}
     settings |= {name: TINY_VALUES[name] for name in study.vary if name in TINY_VALUES}
     explore = study.explore
     if study.base.seconds is not None:
         settings |= {"epochs": None, "seconds": 0.2}
+    num_steps = max(len(getattr(explore, "each", ())), len(getattr(explore, "steps", ())))
+    if num_steps > MOST_TRIALS / 2 or "activation" in study.vary:
+        settings["batch_size"] = "16,"
     if isinstance(explore, Variants):
         settings["explore.each"] = {name: tiny_step(more) for name, more in explore.each.items()}
     elif isinstance(explore, Pbt):
@@ -151,14 +160,16 @@ def tiny_settings(study: Study) -> list[str]:
 @pytest.mark.ray
 @pytest.mark.parametrize("space", SPACES, ids=lambda path: path.stem)
 def test_a_tiny_preview_runs_to_its_end_and_once_only(
-    space: Path, tmp_path: Path, run_joined: Run
+    space: Path, tmp_path: Path, run_joined: Run, draw_patches: Callable[[str], None]
 ) -> None:
-    words = ["--preview", *tiny_settings(preview_of(space))]
+    study = preview_of(space)
+    draw_patches(study.base.task)
+    words = ["--preview", *tiny_settings(study)]
     first = run_joined(space, tmp_path, *words)
     assert first.returncode == 0, first.stderr + first.stdout
     assert "dataset=synthetic" in first.stdout
     trials = pd.read_parquet(tmp_path / space.stem / "trials")
-    assert 2 <= len(trials) <= 16
+    assert 2 <= len(trials) <= MOST_TRIALS
     assert set(trials["status"]) <= {"completed", "stopped", "diverged"}
     assert (trials["status"] == "completed").any()
     files = parquet_times(tmp_path)
