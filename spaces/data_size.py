@@ -9,7 +9,8 @@ Cost: 45 trials of 5 epochs of 4,096 to 262,144 patches, 22 million patches. Pre
 2 minutes on two cores.
 
 Expected: the critical batch size grows with the data, and not with the network (Zhang 2024), so
-with few images large batches lose more; the best rate moves less.
+with few images large batches lose more; the best rate moves less. Measured (docs/findings.md): a
+batch of 256 loses 0.017 AUROC to one of 16 with 256 images, and 0.006 with 4,000.
 """
 
 from ray import tune

@@ -8,7 +8,8 @@ all momenta look alike, column by column.
 Cost: 60 trials of 5 epochs, 79 million patches. Preview: 32 trials, 2 minutes on two cores.
 
 Expected: the effective rate decides in fine-tuning (Li 2020); momentum by itself helps only where
-the effective rate is large, so at large batches (Fu 2023).
+the effective rate is large, so at large batches (Fu 2023). Measured (docs/findings.md): at 16 it
+makes no difference, at 256 it adds 0.025 AUROC.
 """
 
 from ray import tune

@@ -9,7 +9,7 @@ stay: `--set lr_scaling=malladi` (batch sizes below 2,560) scales them too.
 Cost: 49 trials of 5 epochs, 64 million patches. Preview: 35 trials, 2 minutes on two cores.
 
 Expected: the best peak rate grows as the square root of the batch (Malladi 2022), and less than
-that at the largest batches (Li 2024).
+that at the largest batches (Li 2024). Measured (docs/findings.md): B^0.61 [0.13, 1.09].
 """
 
 from dataclasses import replace

@@ -8,7 +8,7 @@ has at 256 (`warmup_scaling`). The high end of the rates tells: which of them st
 Cost: 45 trials of 5 epochs, 59 million patches. Preview: 30 trials, 2 minutes on two cores.
 
 Expected: warmup raises the largest rate that trains, and matters little at the best rate (Kalra &
-Barkeshli 2024; Kosson 2024).
+Barkeshli 2024; Kosson 2024). Measured (docs/findings.md): no difference above the noise.
 """
 
 from dataclasses import replace

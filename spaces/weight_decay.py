@@ -9,7 +9,7 @@ Cost: 54 trials of 5 epochs, 71 million patches. Preview: 36 trials, 2 minutes o
 
 Expected: Wang & Aitchison 2024 find one number of epochs best for networks and data of many sizes.
 If so for batch sizes too, a strong decay, which at batch 16 forgets too soon if it is constant,
-does better with the time scale.
+does better with the time scale. Measured (docs/findings.md): by 0.0013 AUROC, within the noise.
 """
 
 from dataclasses import replace

@@ -25,6 +25,7 @@ def some_points(num: int = 7, seed: int = 0) -> Points:
         x=rng.uniform(-10, 0, num),
         z=rng.standard_normal(num),
         repeats=np.arange(1.0, num + 1),
+        loose=np.linspace(0.0, 0.4, num),
     )
 
 
@@ -48,7 +49,7 @@ def by_hand(shape: np.ndarray, b: list[float], x: list[float]) -> tuple[np.ndarr
     covariance = basis @ np.diag([4.0, 1.0, 0.25, 2.25, 0.09]) @ basis.T
     for i in range(len(b)):
         for j in range(len(b)):
-            far = ((b[i] - b[j]) / 1.5) ** 2 + ((x[i] - x[j]) / math.exp(log_length)) ** 2
+            far = (b[i] - b[j]) ** 2 + ((x[i] - x[j]) / math.exp(log_length)) ** 2
             covariance[i, j] += math.exp(2 * log_rough) * math.exp(-far / 2)
     return basis @ np.array([0.3, 0.0, 0.0, 1.0, 0.0]), covariance
 
@@ -57,7 +58,7 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
     points, shapes = some_points(), some_shapes()
     for shape, likelihood in zip(shapes, log_likelihood(shapes, points, FRAME), strict=True):
         mean, covariance = by_hand(shape, list(points.b), list(points.x))
-        noise = math.exp(2 * shape[model.LOG_NOISE]) / points.repeats + model.JITTER
+        noise = math.exp(2 * shape[model.LOG_NOISE]) / points.repeats + points.loose + model.JITTER
         expected = multivariate_normal(mean, covariance + np.diag(noise)).logpdf(points.z)
         constant = -0.5 * len(points.z) * math.log(2 * math.pi)
         assert likelihood == pytest.approx(expected - constant, rel=1e-6, abs=1e-6)
@@ -66,7 +67,13 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
 def test_repeats_say_how_large_the_noise_is() -> None:
     singles = some_points()
     repeated = Points(
-        b=singles.b, x=singles.x, z=singles.z, repeats=singles.repeats, within=0.5, df=20
+        b=singles.b,
+        x=singles.x,
+        z=singles.z,
+        repeats=singles.repeats,
+        loose=singles.loose,
+        within=0.5,
+        df=20,
     )
     shapes = np.repeat(some_shapes(1), 3, axis=0)
     stds = np.array([0.05, math.sqrt(0.5 / 20), 0.6])
@@ -83,7 +90,7 @@ def test_a_prediction_is_the_conditional_normal_distribution() -> None:
     for shape, mean, covariance in zip(shapes, means, covariances, strict=True):
         all_mean, all_covariance = by_hand(shape, [*points.b, *b], [*points.x, *x])
         n = len(points.b)
-        noise = math.exp(2 * shape[model.LOG_NOISE]) / points.repeats + model.JITTER
+        noise = math.exp(2 * shape[model.LOG_NOISE]) / points.repeats + points.loose + model.JITTER
         known = all_covariance[:n, :n] + np.diag(noise)
         weights = np.linalg.solve(known, all_covariance[:n, n:]).T
         assert mean == pytest.approx(

@@ -19,6 +19,7 @@ CHOICES = tuple(field.name for field in fields(TrialConfig) if field.name not in
 # A search draws its other fields for each trial, so they are part of the spread within a cell. Only
 # these make surfaces separate: learning rates of different optimizers cannot be compared.
 APART_IN_SEARCHES = ("dataset", "data_fingerprint", "optimizer")
+RIDGE = "Ridge"  # the explorer that chooses trials by the model of humps
 STEP = "step"  # the column of the step of an ablation, or of the variant
 
 

@@ -1,6 +1,6 @@
 """One file for each way to choose trials, with its declaration.
 
-Imports study, results (reading) and `analysis.surface`; no torch, no Tuner; Optuna only inside
+Imports study, results (reading) and `analysis`; no torch, no Tuner; Optuna only inside
 functions. Space files use the names below; nobody else asks which explorer a study has.
 """
 
@@ -11,6 +11,7 @@ from search.explore.leaders import Leaders
 from search.explore.optuna import Optuna
 from search.explore.pbt import Pbt
 from search.explore.random import Random
+from search.explore.ridge import Ridge
 from search.explore.stop import Asha, HyperBand, Median
 from search.explore.variants import Variants
 
@@ -25,5 +26,6 @@ __all__ = [
     "Optuna",
     "Pbt",
     "Random",
+    "Ridge",
     "Variants",
 ]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from search.analysis.expected import Verdict, verdicts
 from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
     CROSSED,
+    RIDGE,
     analyses,
     branches,
     exploration_of,
@@ -22,6 +23,7 @@ from search.analysis.groups import (
     varied_fields,
     with_steps,
 )
+from search.analysis.humps.by_model import ByModel, by_model
 from search.analysis.importance import COLUMNS, importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
@@ -29,6 +31,8 @@ from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
 from search.report.numbers import as_json, expected_as_json, plain
+from search.report.sentences.by_model import by_model_sentences
+from search.report.sentences.conclusions import conclusions
 from search.report.sentences.confounds import confounds
 from search.report.sentences.expected import summary
 from search.report.sentences.search import importance_sentence, stopping_sentence
@@ -53,6 +57,7 @@ class Findings:
     of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
     trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
     it was safe, by rung. `expected` is what the study's source reports, beside what was measured.
+    `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`).
     """
 
     name: str
@@ -70,6 +75,7 @@ class Findings:
     unplanned: pd.DataFrame = field(default_factory=pd.DataFrame)
     stopping: pd.DataFrame = field(default_factory=pd.DataFrame)
     expected: Sequence[Verdict] = ()
+    by_model: Sequence[ByModel] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -124,7 +130,7 @@ def of_study(
     cautions += confounds(trials, about, metric)
     search = exploration.is_search or len(varied) > 3
     weights = pd.DataFrame(columns=COLUMNS)
-    if search and exploration.kind != "Pbt":
+    if search and exploration.kind not in ("Pbt", RIDGE):
         weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
         name=str(about.get("name") or folder.study),
@@ -142,7 +148,15 @@ def of_study(
         unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
         stopping=stopping(trials, epochs, about, metric=metric),
         expected=verdicts(trials, about, surface_analyses, metric=metric, mode=mode),
+        by_model=by_model(trials, others=_others(about), metric=metric, mode=mode)
+        if exploration.kind == RIDGE
+        else (),
     )
+
+
+def _others(about: Mapping[str, Any]) -> list[str]:
+    """What varies beside batch size and lr."""
+    return [name for name in about.get("vary", {}) if name not in CROSSED]
 
 
 def _of_plan(rows: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
@@ -318,6 +332,9 @@ def _main_conclusions(findings: Findings) -> list[str]:
         return sentences
     if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
         return [*sentences, _best_trial(findings)]
+    if findings.by_model:
+        others = conclusions(findings.analyses[0], whole_grid=False)
+        return [*by_model_sentences(findings.by_model), *others]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
     return [*sentences, *first]
 
@@ -369,6 +386,10 @@ def numbers(findings: Findings) -> dict[str, Any]:
             "leaderboard": findings.leaders.to_dict("records"),
             "importance": findings.importance.to_dict("records"),
             "stopping": _stopping_numbers(findings),
+            "by_model": [
+                {**asdict(answer), "rows": answer.rows.to_dict("records")}
+                for answer in findings.by_model
+            ],
             **expected_as_json(findings.expected, findings.about),
             "status_counts": findings.trials["status"].value_counts().to_dict(),
             "about": {k: v for k, v in findings.about.items() if k not in KEYS},

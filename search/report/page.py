@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from search.report import sections
+from search.report.by_model import by_model_section
 from search.report.charts.gallery import Picture, surface_name
 from search.report.charts.surface import theme
 from search.report.expected import expected_section
@@ -99,6 +100,7 @@ def _sections(
     has_cells = not best.cells.empty
     return [
         ("expected", "Expected and measured", expected_section(findings)),
+        ("by-model", "Ridge by the model", by_model_section(findings)),
         ("ablation", "Step by step", sections.ablation_tables(findings)),
         (
             "groups",

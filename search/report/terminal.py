@@ -11,10 +11,12 @@ from rich.text import Text
 
 from search.analysis.chance import best_auroc, collapsed, nothing_beat_chance
 from search.analysis.expected import NOT_REPRODUCED, REPRODUCED, verdicts
-from search.analysis.groups import analyses, branches
+from search.analysis.groups import CROSSED, RIDGE, analyses, branches
+from search.analysis.humps.by_model import by_model
 from search.analysis.leaderboard import ablation, best_by_batch_size, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
+from search.report.sentences.by_model import growth
 from search.report.sentences.expected import beside, may_differ, outcome
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
@@ -59,6 +61,8 @@ def print_answer(
     if trials.empty:  # there are no tables yet
         return
     _print_tables(console, study, trials, planned)
+    if type(study.explore).__name__ == RIDGE:
+        _print_by_model(console, study, branches(trials))
     if study.expect:
         _print_expected(console, study, trials, results)
     _print_troubles(console, trials)
@@ -85,6 +89,24 @@ def _print_tables(
         _print_leaders(console, study, trials)
     if trials["begins_from"].notna().any():
         _print_lineage(console, study, trials)
+
+
+def _print_by_model(console: Console, study: Study, trials: pd.DataFrame) -> None:
+    """The best lr of each batch size with its interval, and how it grows."""
+    others = [name for name in study.vary if name not in CROSSED]
+    for answer in by_model(trials, others=others, metric=study.metric, mode=study.mode):
+        shown = Table(box=None, pad_edge=False)
+        for name in ("batch_size", "best peak lr", "95 % from", "to", "trials"):
+            shown.add_column(name, justify="right")
+        for row in answer.rows.to_dict("records"):
+            lrs = (f"{row[name]:.2g}" for name in ("lr", "low", "high"))
+            shown.add_row(str(row["batch_size"]), *lrs, str(row["trials"]))
+        title = (
+            f"best learning rate of each batch size, by the model{answer.of and f': {answer.of}'}"
+        )
+        console.print(f"\n[italic]{title}[/italic]", highlight=False)
+        console.print(shown)
+        console.print(growth(answer), soft_wrap=True, highlight=False)
 
 
 def _print_expected(console: Console, study: Study, trials: pd.DataFrame, results: Results) -> None:

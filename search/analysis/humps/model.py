@@ -25,11 +25,11 @@ Array = NDArray[np.float64]
 PRIOR = {
     "slope": (0.45, 0.3),
     "middle": (0.45, 0.2),
-    "bend": (0.0, 0.02),
+    "bend": (0.0, 0.06),
     "log_width": (np.log(2.2), 0.6),
-    "skew": (-0.2, 0.4),
+    "skew": (-0.2, 0.8),
     "log_length": (np.log(2.5), 0.5),
-    "log_rough": (np.log(0.08), 0.9),
+    "log_rough": (np.log(0.3), 0.9),
     "log_noise": (np.log(0.03), 1.0),
 }
 SLOPE, MIDDLE, BEND, LOG_WIDTH, SKEW, LOG_LENGTH, LOG_ROUGH, LOG_NOISE = range(len(PRIOR))
@@ -38,7 +38,7 @@ PRIOR_STD = np.array([std for _, std in PRIOR.values()])
 # Of the coefficients of 1, t/2, (t/2)**2, hump and hump * t/2.
 COEFFICIENT_MEAN = np.array([0.3, 0.0, 0.0, 1.0, 0.0])
 COEFFICIENT_VARIANCE = np.array([2.0, 1.0, 0.5, 1.5, 0.3]) ** 2
-LENGTH_B = 1.5  # of the rest along b
+LENGTH_B = 1.0  # of the rest along b
 JITTER = 1e-7
 
 
@@ -55,14 +55,16 @@ class Frame:
 class Points:
     """N cells: b, x, the mean score z (more is better, a standard deviation of about 1), repeats.
 
-    `within` is the sum of squares of single scores about the means of their cells, with `df`
-    degrees of freedom: what repeats tell of the noise.
+    `loose` is the variance by which a score may miss the model, beside the noise: of one from down
+    a cliff it matters that it is low, not how low. `within` is the sum of squares of single scores
+    about the means of their cells, with `df` degrees of freedom: what repeats tell of the noise.
     """
 
     b: Array
     x: Array
     z: Array
     repeats: Array
+    loose: Array
     within: float = 0.0
     df: int = 0
 
@@ -112,7 +114,7 @@ def _prior(shapes_PD: Array, points: Points, frame: Frame) -> tuple[Array, Array
     covariance += (basis * COEFFICIENT_VARIANCE) @ basis.transpose(0, 2, 1)
     diagonal = np.arange(len(points.b))
     noise = np.exp(2 * shapes_PD[:, LOG_NOISE])[:, None] / points.repeats
-    covariance[:, diagonal, diagonal] += noise + JITTER
+    covariance[:, diagonal, diagonal] += noise + points.loose + JITTER
     return basis, covariance
 
 

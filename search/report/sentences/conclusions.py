@@ -29,18 +29,19 @@ def scope(analysis: Analysis) -> str:
     return f"peak lr over batch sizes {min(used)} to {max(used)}" if used else "no batch size"
 
 
-def conclusions(analysis: Analysis) -> list[str]:
-    """The answer in sentences made from the numbers; they also say what cannot be concluded."""
+def conclusions(analysis: Analysis, *, whole_grid: bool = True) -> list[str]:
+    """The answer in sentences made from the numbers; they also say what cannot be concluded.
+
+    What compares rows and columns of a grid is left out where trials were chosen one by one.
+    """
     if not analysis.cells["mean"].notna().any():
         return ["No trial has a score yet, so nothing can be concluded."]
     if nothing_beat_chance(analysis.trials, metric=analysis.metric):
         return [
             NOTHING_BEAT_CHANCE.format(show(best_auroc(analysis.trials, metric=analysis.metric)))
         ]
-    makers = (
-        *(_best, _near, scaling, lr_to_use, interaction, crossing, stable, _targets),
-        _noise_scale,
-    )
+    of_grid = (scaling, lr_to_use, interaction, crossing, stable) if whole_grid else ()
+    makers = (_best, _near, *of_grid, _targets, _noise_scale)
     return [text for make in makers if (text := make(analysis))]
 
 

@@ -1,0 +1,52 @@
+"""Sentences on the best lr of each batch size by the model of humps."""
+
+from collections.abc import Sequence
+
+from search.analysis.humps.by_model import ByModel
+from search.analysis.scaling.exponent import RULES
+from search.report.sentences.scaling import RULE_WORDS
+from search.report.sentences.wording import listed, sentence
+
+
+def by_model_sentences(answers: Sequence[ByModel]) -> list[str]:
+    """Of each surface: the best lr of each batch size, and how it grows."""
+    return [text for answer in answers for text in (best_lrs_sentence(answer), growth(answer))]
+
+
+def best_lrs_sentence(answer: ByModel) -> str:
+    """The best peak lr with its 95 % interval, at each batch size."""
+    parts = [
+        f"{row['lr']:.2g} [{row['low']:.2g}, {row['high']:.2g}] at batch size "
+        f"{row['batch_size']:.0f}"
+        for row in answer.rows.to_dict("records")
+    ]
+    text = f"The best peak lr{_of(answer)} is {listed(parts)}"
+    open_ends = [f"{size:.0f}" for size in answer.rows.loc[answer.rows["at_edge"], "batch_size"]]
+    if open_ends:
+        sizes = f"batch size{'s' if len(open_ends) > 1 else ''} {listed(open_ends)}"
+        text += f"; at {sizes} the interval reaches the smallest or largest lr tried"
+    return (
+        f"{text} (95 % intervals, assuming that the scores have one smooth hump at each batch "
+        f"size)."
+    )
+
+
+def growth(answer: ByModel) -> str:
+    """How the best lr grows, and which scaling rules that allows."""
+    value, low, high = answer.exponent
+    allowed = [RULE_WORDS[rule] for rule, power in RULES.items() if low <= power <= high]
+    refused = [RULE_WORDS[rule] for rule, power in RULES.items() if not low <= power <= high]
+    text = f"It grows as B^{value:.2f} [{low:.2f}, {high:.2f}]{_of(answer)}."
+    if allowed:
+        text += f" {sentence(listed(allowed))} {_are(allowed)} compatible with this"
+        text += f"; {listed(refused)} {_are(refused)} rejected." if refused else "."
+        return text
+    return f"{text} {sentence(listed(refused))} {_are(refused)} rejected."
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _of(answer: ByModel) -> str:
+    return f" with {answer.of}" if answer.of else ""

@@ -1,0 +1,169 @@
+"""The ridge by the model: its numbers from a study's trials, its sentences, page and terminal."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import Run
+from ray import tune
+from rich.console import Console
+
+from search.analysis.humps.by_model import ByModel, by_model, scored_trials
+from search.explore import Ridge
+from search.report.sentences.by_model import by_model_sentences
+from search.report.terminal import print_answer
+from search.results.tables import Results
+from search.study.study import Study
+from trainable.config import TrialConfig
+from trainable.host.storage import Folder
+
+SPACE = """
+from ray import tune
+
+from search.explore import Ridge
+from search.study import Study
+from trainable.config import TrialConfig
+
+study = Study(
+    name="few",
+    base=TrialConfig(
+        dataset="synthetic", model="plain", pretrained="none", precision="fp32", image_size=32,
+        train_images=64, eval_images=48, width=4, epochs=2, augment="none",
+    ),
+    vary={"batch_size": tune.choice([16, 32]), "base_lr": tune.loguniform(0.01, 10.0)},
+    explore=Ridge(num_trials=6),
+)
+"""
+
+
+def trials(noise: float = 0.001) -> pd.DataFrame:
+    """A score over four batch sizes and nine peak lrs, best at 0.1 (B / 64)^0.5."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for size in (16, 64, 256, 1024):
+        for lr in np.geomspace(1e-3, 10.0, 9):
+            octaves = math.log2(lr / (0.1 * (size / 64) ** 0.5))
+            score = 0.9 - 0.003 * octaves**2 + noise * rng.standard_normal()
+            rows.append({"batch_size": size, "peak_lr": lr, "val_auroc": score})
+    return pd.DataFrame(rows).assign(
+        status="completed", collapsed=False, optimizer="sgd", base_lr=lambda t: t["peak_lr"], seed=0
+    )
+
+
+def only(table: pd.DataFrame, others: tuple[str, ...] = ()) -> ByModel:
+    (answer,) = by_model(table, others=others, metric="val_auroc", mode="max")
+    return answer
+
+
+def test_the_best_lrs_and_their_growth() -> None:
+    answer = only(trials())
+    true = 0.1 * (answer.rows["batch_size"] / 64) ** 0.5
+    assert answer.rows["lr"].to_numpy() == pytest.approx(true.to_numpy(), rel=0.3)
+    assert ((answer.rows["low"] <= true) & (true <= answer.rows["high"])).all()
+    value, low, high = answer.exponent
+    assert low < 0.5 < high
+    assert value == pytest.approx(0.5, abs=0.1)
+    assert list(answer.rows["trials"]) == [9] * 4
+    assert not answer.rows["at_edge"].any()
+    assert answer.noise_std < 0.005
+
+
+def test_a_loss_has_its_best_where_it_is_lowest() -> None:
+    table = trials().assign(val_auroc=lambda t: 1 - t["val_auroc"])
+    (answer,) = by_model(table, others=(), metric="val_auroc", mode="min")
+    assert answer.rows["lr"].to_numpy() == pytest.approx(only(trials()).rows["lr"], rel=0.05)
+
+
+def test_diverged_and_collapsed_count_as_lost_and_unfinished_trials_do_not_count() -> None:
+    table = (
+        trials()
+        .iloc[:5]
+        .assign(
+            status=["completed", "diverged", "stopped", "failed", "completed"],
+            collapsed=[False, False, False, False, True],
+        )
+    )
+    scored = scored_trials(table, metric="val_auroc", mode="max")
+    assert list(scored["lr"]) == list(table["peak_lr"].iloc[[0, 1, 4]])
+    assert np.isfinite(scored["score"]).tolist() == [True, False, False]
+
+
+def test_each_value_of_another_field_has_a_ridge() -> None:
+    both = pd.concat([trials(), trials().assign(optimizer="adam")])
+    answers = by_model(both, others=("optimizer",), metric="val_auroc", mode="max")
+    assert [answer.of for answer in answers] == ["optimizer=adam", "optimizer=sgd"]
+    few = trials()[lambda t: t["batch_size"] == 16]
+    assert by_model(few, others=(), metric="val_auroc", mode="max") == []
+
+
+def said(exponent: tuple[float, float, float], at_edge: bool = False) -> list[str]:
+    rows = pd.DataFrame(
+        {
+            "batch_size": [16, 64],
+            "lr": [0.0512, 0.1],
+            "low": [0.02, 0.05],
+            "high": [0.1, 0.2],
+            "at_edge": [at_edge, False],
+            "trials": [3, 4],
+        }
+    )
+    return by_model_sentences([ByModel(of="", rows=rows, exponent=exponent, noise_std=0.1)])
+
+
+def test_its_sentences() -> None:
+    assert said((0.6, 0.3, 1.1), at_edge=True) == [
+        "The best peak lr is 0.051 [0.02, 0.1] at batch size 16 and 0.1 [0.05, 0.2] at batch size "
+        "64; at batch size 16 the interval reaches the smallest or largest lr tried (95 % "
+        "intervals, assuming that the scores have one smooth hump at each batch size).",
+        "It grows as B^0.60 [0.30, 1.10]. Square-root scaling and linear scaling are compatible "
+        "with this; a constant rate is rejected.",
+    ]
+    assert said((0.2, 0.1, 0.3))[1] == (
+        "It grows as B^0.20 [0.10, 0.30]. A constant rate, square-root scaling and linear scaling "
+        "are rejected."
+    )
+    assert said((0.5, -0.1, 1.2))[1].endswith("linear scaling are compatible with this.")
+
+
+def test_the_terminal_has_a_row_for_each_batch_size() -> None:
+    study = Study(
+        name="s",
+        base=TrialConfig(dataset="d"),
+        vary={
+            "batch_size": tune.choice([16, 64, 256, 1024]),
+            "base_lr": tune.loguniform(0.001, 10),
+        },
+        explore=Ridge(num_trials=36),
+    )
+    table = trials().assign(
+        dataset="d",
+        reason="",
+        begins_from=None,
+        test_auroc=0.5,
+        trial_key=[str(i) for i in range(36)],
+    )
+    console = Console(file=io.StringIO(), width=120)
+    print_answer(console, study, table, Results("s", Folder("/r/s")), [])
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    at = lines.index("best learning rate of each batch size, by the model")
+    assert lines[at + 1].split()[:1] == ["batch_size"]
+    assert [line.split()[0] for line in lines[at + 2 : at + 6]] == ["16", "64", "256", "1024"]
+    assert lines[at + 6].startswith("It grows as B^0.")
+
+
+@pytest.mark.ray
+def test_a_study_runs_and_goes_on_with_more_trials(tmp_path: Path, run_joined: Run) -> None:
+    space = tmp_path / "few.py"
+    space.write_text(SPACE)
+    first = run_joined(space, tmp_path)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert "best learning rate of each batch size, by the model" in first.stdout
+    page = (tmp_path / "few" / "report.html").read_text()
+    assert "Ridge by the model" in page
+    more = run_joined(space, tmp_path, "--set", "explore.num_trials=8")
+    assert more.returncode == 0, more.stderr
+    assert "6 done before, 2 to run" in more.stdout
+    assert len(pd.read_parquet(tmp_path / "few" / "trials")) == 8
