@@ -10,7 +10,8 @@ earlier.
 Cost: 37 trials of parts of 5 epochs, 29 million patches. Preview: 31 trials, 1 minute.
 
 Expected: the loss stays up to a critical batch and rises beyond it; that batch is small at first,
-grows fast, and then stays (Merrill 2025, language models).
+grows fast, and then stays (Merrill 2025, language models). Measured (docs/findings.md): no rise up
+to 256 with square-root scaling.
 """
 
 from dataclasses import replace

@@ -8,7 +8,8 @@ Cost: 75 trials of 5 epochs, 98 million patches. Preview: 24 trials, 2 minutes o
 
 Expected: training the last two blocks is better than the head alone (Yosinski 2014; Kandel &
 Castelli 2020 train two), and decayed rates keep what the layers know (Howard & Ruder 2018).
-A preview's network has no pretrained weights to keep, so it cannot show what fine-tuning would.
+A preview's network has no pretrained weights to keep: there (docs/findings.md) all layers at one
+rate are best, and mostly the head costs 0.03 to 0.04 AUROC.
 """
 
 from dataclasses import replace

@@ -10,6 +10,7 @@ not public; the official PatchCamelyon files have a test split.
 Cost: 20 trials of 50 epochs of Kaggle's 176,020 patches, 176 million patches. Preview: 2 minutes.
 
 Expected: at the low rate AUROC falls with the batch, at the high one it rises (Tables 1 and 2).
+Measured (docs/findings.md): so with SGD; with Adam the preview's high rate is too high.
 """
 
 from ray import tune
