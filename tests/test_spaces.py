@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from search import run as command
-from search.explore import Ablation, Grid, Optuna, Pbt, Variants
+from search.explore import Ablation, Grid, Optuna, Pbt, Ridge, Variants
 from search.explore.ask import ask
 from search.results import tables
 from search.results.tables import open_folder
@@ -148,6 +148,9 @@ def tiny_settings(study: Study) -> list[str]:
         settings["batch_size"] = "16,"
     if isinstance(explore, Variants):
         settings["explore.each"] = {name: tiny_step(more) for name, more in explore.each.items()}
+    elif isinstance(explore, Ridge):  # which needs a range of rates
+        settings |= {"explore.num_trials": 4}
+        del settings["base_lr"]
     elif isinstance(explore, Pbt):
         settings |= {"explore.size": 2, "explore.generations": 2}
     elif isinstance(explore, Optuna):  # whose space may have batch sizes up to 256

@@ -10,6 +10,7 @@ from search.report.charts.surface import Chart, batch_colour, finished, layered
 
 ROW_HEIGHT = 14  # px of a batch size of a surface
 LONGEST_NAME_PX = 260
+COLUMNS = ("batch_size", "lr", "mean", "n", "surface", "low", "high")
 
 
 def best_by_batch_size_chart(analyses: Mapping[str, Analysis]) -> Chart | None:
@@ -17,9 +18,11 @@ def best_by_batch_size_chart(analyses: Mapping[str, Analysis]) -> Chart | None:
 
     None for fewer than two surfaces with a score.
     """
-    rows = pd.concat([_best(name, analysis) for name, analysis in analyses.items()])
-    if rows["surface"].nunique() < 2:
+    parts = [_best(name, analysis) for name, analysis in analyses.items()]
+    parts = [part for part in parts if len(part)]
+    if len(parts) < 2:
         return None
+    rows = pd.concat(parts)
     metric = next(iter(analyses.values())).metric
     names, sizes = list(rows["surface"].unique()), rows["batch_size"].nunique()
     y = alt.Y(
@@ -53,6 +56,8 @@ def best_by_batch_size_chart(analyses: Mapping[str, Analysis]) -> Chart | None:
 
 def _best(name: str, analysis: Analysis) -> pd.DataFrame:
     """A row per batch size: the cell of the best lr, and the lowest and highest of its seeds."""
+    if analysis.ridge.empty:  # nothing has a score
+        return pd.DataFrame(columns=COLUMNS)
     cells = analysis.cells.merge(analysis.ridge[["batch_size", "lr"]], on=["batch_size", "lr"])
     cells = cells.dropna(subset="mean").sort_values("batch_size")
     return pd.DataFrame(
