@@ -1,6 +1,7 @@
 """The model of a hump per batch size: its formulas, its draws, and which cell it asks for next."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,15 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
         expected = multivariate_normal(mean, covariance + np.diag(noise)).logpdf(points.z)
         constant = -0.5 * len(points.z) * math.log(2 * math.pi)
         assert likelihood == pytest.approx(expected - constant, rel=1e-6, abs=1e-6)
+
+
+def test_a_hump_of_no_width_is_no_error() -> None:
+    """Far in the prior's tails the basis has values of thousands beside a noise of thousandths."""
+    shapes = some_shapes()
+    shapes[0, list(model.PRIOR).index("log_width")] = math.log(1e-4)
+    shapes[:, list(model.PRIOR).index("log_noise")] = math.log(1e-5)
+    points = replace(some_points(40), loose=np.zeros(40))
+    assert np.isfinite(log_likelihood(shapes, points, FRAME)).all()
 
 
 def test_repeats_say_how_large_the_noise_is() -> None:

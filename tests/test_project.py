@@ -138,6 +138,16 @@ def test_users_type_checkers_find_our_annotations(package: str) -> None:
     assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"][package]
 
 
+def test_every_package_is_installed() -> None:
+    listed = set(PYPROJECT["tool"]["setuptools"]["packages"])
+    files = [
+        p
+        for name in ("search", "trainable", "spaces", "cluster")
+        for p in ROOT.glob(f"{name}/**/__init__.py")
+    ]
+    assert {".".join(p.parent.relative_to(ROOT).parts) for p in files} == listed
+
+
 @pytest.mark.ray
 def test_all_tests_that_start_ray_run_in_one_process(request: pytest.FixtureRequest) -> None:
     if hasattr(request.config, "workerinput"):  # under pytest-xdist

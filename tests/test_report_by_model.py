@@ -11,7 +11,7 @@ from commands import Run
 from ray import tune
 from rich.console import Console
 
-from search.analysis.humps.by_model import ByModel, by_model, scored_trials
+from search.analysis.humps.by_model import ByModel, NextTrial, by_model, scored_trials
 from search.explore import Ridge
 from search.report.sentences.by_model import by_model_sentences
 from search.report.terminal import print_answer
@@ -60,15 +60,35 @@ def only(table: pd.DataFrame, others: tuple[str, ...] = ()) -> ByModel:
 
 def test_the_best_lrs_and_their_growth() -> None:
     answer = only(trials())
-    true = 0.1 * (answer.rows["batch_size"] / 64) ** 0.5
-    assert answer.rows["lr"].to_numpy() == pytest.approx(true.to_numpy(), rel=0.3)
-    assert ((answer.rows["low"] <= true) & (true <= answer.rows["high"])).all()
+    true = 0.1 * (answer.tried["batch_size"] / 64) ** 0.5
+    assert answer.tried["lr"].to_numpy() == pytest.approx(true.to_numpy(), rel=0.3)
+    assert ((answer.tried["low"] <= true) & (true <= answer.tried["high"])).all()
     value, low, high = answer.exponent
     assert low < 0.5 < high
     assert value == pytest.approx(0.5, abs=0.1)
-    assert list(answer.rows["trials"]) == [9] * 4
-    assert not answer.rows["at_edge"].any()
+    assert list(answer.tried["trials"]) == [9] * 4
+    assert not answer.tried["at_edge"].any()
     assert answer.noise_std < 0.005
+    assert answer.next_trial.gain < 0.001  # there are nine trials at each batch size
+
+
+def test_batch_sizes_without_trials_have_predictions() -> None:
+    """Between those tried and beside them, with intervals that get wider with the distance."""
+    few = trials()[lambda t: t["batch_size"] != 256]
+    (answer,) = by_model(few, others=(), metric="val_auroc", mode="max", batch_sizes=[256])
+    predicted = answer.predicted.set_index("batch_size")
+    assert list(predicted.index) == [8, 256, 2048]
+    true = 0.1 * (predicted.index.to_numpy() / 64) ** 0.5
+    assert (predicted["low"].to_numpy() < true).all()
+    assert (true < predicted["high"].to_numpy()).all()
+    of_64 = answer.tried.set_index("batch_size").loc[64]
+    width = predicted["high"] / predicted["low"]
+    assert (width > of_64["high"] / of_64["low"]).all()
+
+
+def test_one_more_trial_is_where_least_is_known() -> None:
+    few = trials()[lambda t: (t["batch_size"] != 1024) | (t["peak_lr"] == 0.001)]
+    assert only(few).next_trial.batch_size == 1024
 
 
 def test_a_loss_has_its_best_where_it_is_lowest() -> None:
@@ -102,15 +122,17 @@ def test_each_value_of_another_field_has_a_ridge() -> None:
 def said(exponent: tuple[float, float, float], at_edge: bool = False) -> list[str]:
     rows = pd.DataFrame(
         {
-            "batch_size": [16, 64],
-            "lr": [0.0512, 0.1],
-            "low": [0.02, 0.05],
-            "high": [0.1, 0.2],
-            "at_edge": [at_edge, False],
-            "trials": [3, 4],
+            "batch_size": [16, 64, 128],
+            "lr": [0.0512, 0.1, 0.2],
+            "low": [0.02, 0.05, 0.01],
+            "high": [0.1, 0.2, 0.9],
+            "at_edge": [at_edge, False, True],
+            "trials": [3, 4, 0],
         }
     )
-    return by_model_sentences([ByModel(of="", rows=rows, exponent=exponent, noise_std=0.1)])
+    more = NextTrial(batch_size=64, lr=0.0316, gain=0.00042)
+    answer = ByModel(of="", rows=rows, exponent=exponent, noise_std=0.012, next_trial=more)
+    return by_model_sentences([answer], "val_auroc")
 
 
 def test_its_sentences() -> None:
@@ -120,6 +142,11 @@ def test_its_sentences() -> None:
         "intervals, assuming that the scores have one smooth hump at each batch size).",
         "It grows as B^0.60 [0.30, 1.10]. Square-root scaling and linear scaling are compatible "
         "with this; a constant rate is rejected.",
+        "No trial has tested this prediction of the best peak lr: 0.2 [0.01, 0.9] at batch size "
+        "128.",
+        "One more trial tells most at batch size 64 and a peak lr of 0.032: the lrs then chosen "
+        "are expected to be better by 0.0004 in val_auroc, on average over batch sizes (the noise "
+        "of one trial is 0.01).",
     ]
     assert said((0.2, 0.1, 0.3))[1] == (
         "It grows as B^0.20 [0.10, 0.30]. A constant rate, square-root scaling and linear scaling "
@@ -150,8 +177,11 @@ def test_the_terminal_has_a_row_for_each_batch_size() -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     at = lines.index("best learning rate of each batch size, by the model")
     assert lines[at + 1].split()[:1] == ["batch_size"]
-    assert [line.split()[0] for line in lines[at + 2 : at + 6]] == ["16", "64", "256", "1024"]
-    assert lines[at + 6].startswith("It grows as B^0.")
+    rows = [line.split() for line in lines[at + 2 : at + 8]]
+    assert [row[0] for row in rows] == ["8", "16", "64", "256", "1024", "2048"]
+    assert [row[-1] for row in rows] == ["predicted", "9", "9", "9", "9", "predicted"]
+    assert lines[at + 8].startswith("It grows as B^0.")
+    assert lines[at + 9].startswith("One more trial tells most at batch size ")
 
 
 @pytest.mark.ray

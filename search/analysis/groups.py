@@ -55,6 +55,15 @@ def exploration_of(about: Mapping[str, Any]) -> Exploration:
     return Exploration(kind, is_search, together)
 
 
+def choices_of(about: Mapping[str, Any], name: str) -> list[Any]:
+    """The values of a field that is chosen from a list, as study.json has it; none for a range."""
+    domain = about.get("vary", {}).get(name)
+    if isinstance(domain, dict):
+        return list(domain.get("grid_search", []))
+    values, _, kind = str(domain).rpartition(" ")
+    return list(ast.literal_eval(values)) if kind == "Categorical" else []
+
+
 def _from_repr(explore: str) -> dict[str, Any]:
     """An explorer as study.json said it before it held JSON: `Grid(widen=0, refine=0)`."""
     values: dict[str, Any] = {"kind": explore.partition("(")[0]}

@@ -18,6 +18,7 @@ from search.analysis.groups import (
     RIDGE,
     analyses,
     branches,
+    choices_of,
     exploration_of,
     others_of,
     varied_fields,
@@ -148,7 +149,13 @@ def of_study(
         unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
         stopping=stopping(trials, epochs, about, metric=metric),
         expected=verdicts(trials, about, surface_analyses, metric=metric, mode=mode),
-        by_model=by_model(trials, others=_others(about), metric=metric, mode=mode)
+        by_model=by_model(
+            trials,
+            others=_others(about),
+            metric=metric,
+            mode=mode,
+            batch_sizes=choices_of(about, "batch_size"),
+        )
         if exploration.kind == RIDGE
         else (),
     )
@@ -334,7 +341,7 @@ def _main_conclusions(findings: Findings) -> list[str]:
         return [*sentences, _best_trial(findings)]
     if findings.by_model:
         others = conclusions(findings.analyses[0], whole_grid=False)
-        return [*by_model_sentences(findings.by_model), *others]
+        return [*by_model_sentences(findings.by_model, findings.metric), *others]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
     return [*sentences, *first]
 

@@ -16,7 +16,7 @@ from search.analysis.humps.by_model import by_model
 from search.analysis.leaderboard import ablation, best_by_batch_size, leaderboard, lineage
 from search.analysis.scaling.ridge import ridge
 from search.analysis.surface import USABLE, best_cell, surface
-from search.report.sentences.by_model import growth
+from search.report.sentences.by_model import growth, next_sentence
 from search.report.sentences.expected import beside, may_differ, outcome
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
@@ -94,19 +94,22 @@ def _print_tables(
 def _print_by_model(console: Console, study: Study, trials: pd.DataFrame) -> None:
     """The best lr of each batch size with its interval, and how it grows."""
     others = [name for name in study.vary if name not in CROSSED]
-    for answer in by_model(trials, others=others, metric=study.metric, mode=study.mode):
+    sizes = study.vary["batch_size"].categories
+    how: dict[str, Any] = {"metric": study.metric, "mode": study.mode, "batch_sizes": sizes}
+    for answer in by_model(trials, others=others, **how):
         shown = Table(box=None, pad_edge=False)
         for name in ("batch_size", "best peak lr", "95 % from", "to", "trials"):
             shown.add_column(name, justify="right")
         for row in answer.rows.to_dict("records"):
             lrs = (f"{row[name]:.2g}" for name in ("lr", "low", "high"))
-            shown.add_row(str(row["batch_size"]), *lrs, str(row["trials"]))
+            shown.add_row(str(row["batch_size"]), *lrs, str(row["trials"] or "predicted"))
         title = (
             f"best learning rate of each batch size, by the model{answer.of and f': {answer.of}'}"
         )
         console.print(f"\n[italic]{title}[/italic]", highlight=False)
         console.print(shown)
         console.print(growth(answer), soft_wrap=True, highlight=False)
+        console.print(next_sentence(answer, study.metric), soft_wrap=True, highlight=False)
 
 
 def _print_expected(console: Console, study: Study, trials: pd.DataFrame, results: Results) -> None:

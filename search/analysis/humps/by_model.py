@@ -9,7 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.analysis.chance import collapsed
+from search.analysis.humps.gain import next_cells
 from search.analysis.humps.posterior import (
+    Posterior,
     best_lrs,
     fit,
     frame_of,
@@ -26,29 +28,60 @@ LEAST_TRIALS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextTrial:
+    """The training that is expected to tell most.
+
+    `gain` is how much better, on average over batch sizes, the score of the lr that is then chosen
+    is expected to be; `lr` is the peak lr.
+    """
+
+    batch_size: int
+    lr: float
+    gain: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ByModel:
     """What the model says of one surface.
 
     `rows` has `batch_size`, the best peak `lr` with its 95 % interval `low` to `high`, `at_edge`
-    (the interval reaches the smallest or largest lr tried), and the number of `trials`. `exponent`
-    is that of lr* = c B^a: the median and the ends of its 95 % interval. `noise_std` is of one
-    training.
+    (the interval reaches the smallest or largest lr tried), and the number of `trials`. Those with
+    none are predictions: batch sizes that the study did not come to, and those beside its range.
+    `exponent` is that of lr* = c B^a: the median and the ends of its 95 % interval. `noise_std` is
+    of one training.
     """
 
     of: str
     rows: pd.DataFrame
     exponent: tuple[float, float, float]
     noise_std: float
+    next_trial: NextTrial
+
+    @property
+    def tried(self) -> pd.DataFrame:
+        """The rows of batch sizes that have trials."""
+        return self.rows[self.rows["trials"] > 0]
+
+    @property
+    def predicted(self) -> pd.DataFrame:
+        """The rows of batch sizes that have none."""
+        return self.rows[self.rows["trials"] == 0]
 
 
 def by_model(
-    trials: pd.DataFrame, *, others: Sequence[str], metric: str, mode: str
+    trials: pd.DataFrame,
+    *,
+    others: Sequence[str],
+    metric: str,
+    mode: str,
+    batch_sizes: Sequence[int] = (),
 ) -> list[ByModel]:
     """One for each combination of the `others`, the fields that vary beside batch size and lr.
 
     Trials have `batch_size`, `peak_lr`, `status` and the metric. What diverged or collapsed counts
     as worse than all others; what was stopped, failed or interrupted is left out. A surface of
-    fewer than four trials, or of one batch size, is left out.
+    fewer than four trials, or of one batch size, is left out. `batch_sizes` are those that may have
+    no trial yet.
     """
     answers = []
     for values, group in trials.groupby(list(others), dropna=False) if others else [((), trials)]:
@@ -56,7 +89,7 @@ def by_model(
         scored = scored_trials(group, metric=metric, mode=mode)
         enough = len(scored) >= LEAST_TRIALS and np.isfinite(scored["score"]).any()
         if enough and scored["batch_size"].nunique() > 1:
-            answers.append(_answer(name, scored))
+            answers.append(_answer(name, scored, batch_sizes))
     return answers
 
 
@@ -71,29 +104,43 @@ def scored_trials(trials: pd.DataFrame, *, metric: str, mode: str) -> pd.DataFra
     return rows[["batch_size", "lr", "score"]].astype(float)
 
 
-def _answer(name: str, scored: pd.DataFrame) -> ByModel:
+def _answer(name: str, scored: pd.DataFrame, batch_sizes: Sequence[int]) -> ByModel:
     b, x = (np.log2(scored[column].to_numpy()) for column in ("batch_size", "lr"))
     posterior = fit(scored, frame_of(b, x), num=DRAWS)
-    sizes = sorted(scored["batch_size"].unique())
-    lrs = [np.geomspace(scored["lr"].min(), scored["lr"].max(), LRS)] * len(sizes)
-    draws = best_lrs(posterior, sizes, lrs)
-    low, middle, high = intervals(draws)
+    sizes = sorted({*scored["batch_size"], *map(float, batch_sizes)})
+    lrs = np.geomspace(scored["lr"].min(), scored["lr"].max(), LRS)
+    draws = best_lrs(posterior, sizes, [lrs] * len(sizes))
     slopes = np.polyfit(np.log2(sizes), np.log2(draws).T, 1)[0]
-    first, last = lrs[0][0], lrs[0][-1]
+    beside = _beside(sizes)
+    more = best_lrs(posterior, beside, [lrs] * len(beside))
+    low, middle, high = intervals(np.concatenate([draws, more], axis=1))
+    trials = scored.groupby("batch_size").size()
     rows = pd.DataFrame(
         {
-            "batch_size": np.asarray(sizes).astype(int),
+            "batch_size": np.asarray([*sizes, *beside]).astype(int),
             "lr": middle,
             "low": low,
             "high": high,
-            "at_edge": (low <= first) | (high >= last),
-            "trials": scored.groupby("batch_size").size().loc[sizes].to_numpy(),
+            "at_edge": (low <= lrs[0]) | (high >= lrs[-1]),
+            "trials": [int(trials.get(size, 0)) for size in (*sizes, *beside)],
         }
     )
     slope_low, slope, slope_high = np.quantile(slopes, ENDS)
     return ByModel(
         of=name,
-        rows=rows,
+        rows=rows.sort_values("batch_size", ignore_index=True),
         exponent=(float(slope), float(slope_low), float(slope_high)),
         noise_std=math.sqrt(noise_variance(posterior)) * posterior.std,
+        next_trial=_next_trial(posterior, sizes, lrs),
     )
+
+
+def _beside(sizes: Sequence[float]) -> list[float]:
+    """Half of the smallest batch size, twice the largest."""
+    return [*([sizes[0] / 2] if sizes[0] % 2 == 0 else []), sizes[-1] * 2]
+
+
+def _next_trial(posterior: Posterior, sizes: Sequence[float], lrs: Array) -> NextTrial:
+    b, x = np.repeat(np.log2(sizes), len(lrs)), np.tile(np.log2(lrs), len(sizes))
+    ((cell, gain),) = next_cells(posterior, b, x, pending=[], refused=[], num=1)
+    return NextTrial(batch_size=round(2 ** b[cell]), lr=float(2 ** x[cell]), gain=gain / len(sizes))

@@ -39,7 +39,9 @@ PRIOR_STD = np.array([std for _, std in PRIOR.values()])
 COEFFICIENT_MEAN = np.array([0.3, 0.0, 0.0, 1.0, 0.0])
 COEFFICIENT_VARIANCE = np.array([2.0, 1.0, 0.5, 1.5, 0.3]) ** 2
 LENGTH_B = 1.0  # of the rest along b
-JITTER = 1e-7
+# Added to each variance, in z's unit and as a share of it: without them near copies of a cell, or a
+# very narrow hump, have no Cholesky factor.
+JITTER, JITTER_SHARE = 1e-7, 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,7 @@ def _prior(shapes_PD: Array, points: Points, frame: Frame) -> tuple[Array, Array
     covariance += (basis * COEFFICIENT_VARIANCE) @ basis.transpose(0, 2, 1)
     diagonal = np.arange(len(points.b))
     noise = np.exp(2 * shapes_PD[:, LOG_NOISE])[:, None] / points.repeats
+    covariance[:, diagonal, diagonal] *= 1 + JITTER_SHARE
     covariance[:, diagonal, diagonal] += noise + points.loose + JITTER
     return basis, covariance
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from search.analysis.humps.model import (
     LOG_NOISE,
@@ -26,6 +27,9 @@ BEYOND = 10.0  # in shoulders: how far below the best a diverged training counts
 SLOPE_AT_SHOULDER = 0.5
 LOOSE = 0.5  # of how far a score is below the shoulder
 WIDER = 1.3  # than the draws: the intervals of best lrs
+# Threads of BLAS: on matrices as small as these several wait for one another, and while trials
+# occupy all cores, 25 times as long as one takes.
+THREADS = 1
 LEAST = 1e-12  # of a difference between scores
 ALL_LOST = -2.0  # what each counts if all diverged, where the prior's mean is about zero
 
@@ -75,13 +79,14 @@ def fit(trials: pd.DataFrame, frame: Frame, *, seed: int = 0, num: int = DRAWS) 
         }
     )
     points = _points(rows)
-    shapes = draw(
-        lambda shapes_PD: log_likelihood(shapes_PD, points, frame),
-        PRIOR_MEAN,
-        PRIOR_STD,
-        num=num,
-        rng=np.random.default_rng(seed),
-    )
+    with threadpool_limits(THREADS, user_api="blas"):
+        shapes = draw(
+            lambda shapes_PD: log_likelihood(shapes_PD, points, frame),
+            PRIOR_MEAN,
+            PRIOR_STD,
+            num=num,
+            rng=np.random.default_rng(seed),
+        )
     return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std)
 
 
@@ -125,7 +130,10 @@ def _points(rows: pd.DataFrame) -> Points:
 
 def moments(posterior: Posterior, b_M: Array, x_M: Array) -> tuple[Array, Array]:
     """The mean (M,) and covariance (M, M) of the scores of cells, over all draws of the shape."""
-    means, covariances = predict(posterior.shapes_PD, posterior.points, posterior.frame, b_M, x_M)
+    with threadpool_limits(THREADS, user_api="blas"):
+        means, covariances = predict(
+            posterior.shapes_PD, posterior.points, posterior.frame, b_M, x_M
+        )
     return means.mean(0), covariances.mean(0) + np.cov(means.T, bias=True)
 
 
@@ -143,11 +151,11 @@ def best_lrs(
     through the best and its neighbours.
     """
     b = np.repeat(np.log2(np.asarray(batch_sizes, float)), [len(x) for x in lrs])
-    means, covariances = predict(
-        posterior.shapes_PD, posterior.points, posterior.frame, b, np.log2(np.concatenate(lrs))
-    )
+    x = np.log2(np.concatenate(lrs))
+    with threadpool_limits(THREADS, user_api="blas"):
+        means, covariances = predict(posterior.shapes_PD, posterior.points, posterior.frame, b, x)
+        values, vectors = np.linalg.eigh(covariances)
     rng = np.random.default_rng(seed)
-    values, vectors = np.linalg.eigh(covariances)
     normal = rng.standard_normal(means.shape) * np.sqrt(np.clip(values, 0, None))
     surfaces = means + np.einsum("pmn,pn->pm", vectors, normal)
     rows = np.split(surfaces, np.cumsum([len(x) for x in lrs])[:-1], axis=1)

@@ -2,33 +2,69 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from search.analysis.humps.by_model import ByModel
 from search.analysis.scaling.exponent import RULES
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import listed, sentence
 
+ASSUMING = "assuming that the scores have one smooth hump at each batch size"
 
-def by_model_sentences(answers: Sequence[ByModel]) -> list[str]:
-    """Of each surface: the best lr of each batch size, and how it grows."""
-    return [text for answer in answers for text in (best_lrs_sentence(answer), growth(answer))]
+
+def by_model_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
+    """Of each surface: the best lr of each batch size, how it grows, and what is to come."""
+    return [
+        text
+        for answer in answers
+        for text in (
+            best_lrs_sentence(answer),
+            growth(answer),
+            predictions(answer),
+            next_sentence(answer, metric),
+        )
+        if text
+    ]
 
 
 def best_lrs_sentence(answer: ByModel) -> str:
-    """The best peak lr with its 95 % interval, at each batch size."""
-    parts = [
-        f"{row['lr']:.2g} [{row['low']:.2g}, {row['high']:.2g}] at batch size "
-        f"{row['batch_size']:.0f}"
-        for row in answer.rows.to_dict("records")
-    ]
-    text = f"The best peak lr{_of(answer)} is {listed(parts)}"
-    open_ends = [f"{size:.0f}" for size in answer.rows.loc[answer.rows["at_edge"], "batch_size"]]
+    """The best peak lr with its 95 % interval, at each batch size that has trials."""
+    rows = answer.tried
+    text = f"The best peak lr{_of(answer)} is {listed(_with_interval(rows))}"
+    open_ends = [f"{size:.0f}" for size in rows.loc[rows["at_edge"], "batch_size"]]
     if open_ends:
         sizes = f"batch size{'s' if len(open_ends) > 1 else ''} {listed(open_ends)}"
         text += f"; at {sizes} the interval reaches the smallest or largest lr tried"
+    return f"{text} (95 % intervals, {ASSUMING})."
+
+
+def predictions(answer: ByModel) -> str:
+    """The best peak lr of batch sizes without trials."""
+    if answer.predicted.empty:
+        return ""
     return (
-        f"{text} (95 % intervals, assuming that the scores have one smooth hump at each batch "
-        f"size)."
+        f"No trial has tested this prediction of the best peak lr{_of(answer)}: "
+        f"{listed(_with_interval(answer.predicted))}."
     )
+
+
+def next_sentence(answer: ByModel, metric: str) -> str:
+    """Where one more trial would tell most, and what it is expected to gain."""
+    more = answer.next_trial
+    return (
+        f"One more trial{_of(answer)} tells most at batch size {more.batch_size} and a peak lr of "
+        f"{more.lr:.2g}: the lrs then chosen are expected to be better by {more.gain:.1g} in "
+        f"{metric}, on average over batch sizes (the noise of one trial is "
+        f"{answer.noise_std:.1g})."
+    )
+
+
+def _with_interval(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{row['lr']:.2g} [{row['low']:.2g}, {row['high']:.2g}] at batch size "
+        f"{row['batch_size']:.0f}"
+        for row in rows.to_dict("records")
+    ]
 
 
 def growth(answer: ByModel) -> str:
