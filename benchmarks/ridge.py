@@ -7,9 +7,9 @@
 Each method asks for one training after the other, `--slots` of them under way at a time, until the
 share of the table's trainings is spent, and then recommends an lr for each batch size. Regret: how
 much worse the recommended lr's score is than the best of its batch size, both as means over seeds,
-on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv`, with a plain
-Gaussian process, a walk along the ridge, Optuna's TPE and random choice beside it. Last line: one
-JSON object.
+on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv` and the one that
+benchmarks/surface.py recorded, with a plain Gaussian process, a walk along the ridge, Optuna's TPE
+and random choice beside it. Last line: one JSON object.
 """
 
 import argparse
@@ -17,13 +17,11 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +29,7 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from benchmarks.grids import Grid, grid_of, preview_surface, step_law
 from search.analysis.foreign_table import read_own_table
 from search.analysis.humps.gain import choose
 from search.analysis.humps.posterior import best_lrs, fit, frame_of, moments
@@ -41,66 +40,9 @@ FINE = 31  # lrs of a batch size, where its best is between those of the table
 FIRST = 3  # cells at random before a Gaussian process begins
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A recorded grid: M cells with their trainings' scores, of which more is better.
-
-    -inf is a training that diverged.
-    """
-
-    batch_size: NDArray[np.int64]
-    lr: Array
-    scores: Sequence[Sequence[float]]
-
-    @property
-    def b(self) -> Array:
-        """Batch sizes in octaves."""
-        return np.log2(self.batch_size.astype(float))
-
-    @property
-    def x(self) -> Array:
-        """Learning rates in octaves."""
-        return np.log2(self.lr)
-
-    @property
-    def means(self) -> Array:
-        """(M,): the mean score of each cell; -inf if any training diverged."""
-        return np.array([np.mean(scores) for scores in self.scores])
-
-    @property
-    def rows(self) -> list[NDArray[np.intp]]:
-        """The cells of each batch size."""
-        return [np.flatnonzero(self.batch_size == size) for size in np.unique(self.batch_size)]
-
-    def trials(self, asked: Sequence[int]) -> pd.DataFrame:
-        """The trainings that were asked for: the first, second ... of a cell are its seeds."""
-        seeds = [list(asked[:i]).count(cell) for i, cell in enumerate(asked)]
-        return pd.DataFrame(
-            {
-                "batch_size": self.batch_size[list(asked)],
-                "lr": self.lr[list(asked)],
-                "score": [self.scores[c][s] for c, s in zip(asked, seeds, strict=True)],
-            }
-        )
-
-    def spent(self, asked: Sequence[int]) -> list[int]:
-        """Cells of which every training was asked for."""
-        return [c for c in set(asked) if list(asked).count(c) >= len(self.scores[c])]
-
-
 # What a method returns: the cells that it asked for, in order, and one for each batch size.
 Outcome = tuple[list[int], list[int]]
 Method = Callable[[Grid, int, int, int], Outcome]  # grid, trainings, slots, seed
-
-
-def grid_of(trials: pd.DataFrame, *, metric: str, mode: str) -> Grid:
-    """From a table with `batch_size`, `lr`, the metric and perhaps `seed`; NaN is divergence."""
-    sign = 1.0 if mode == "max" else -1.0
-    rows = trials.assign(score=(sign * trials[metric].astype(float)).fillna(-math.inf))
-    if "seed" in rows:
-        rows = rows.sort_values("seed", kind="stable")
-    cells = rows.groupby(["batch_size", "lr"])["score"].agg(list).reset_index()
-    return Grid(cells["batch_size"].to_numpy(), cells["lr"].to_numpy(float), list(cells["score"]))
 
 
 def in_slots(grid: Grid, num: int, slots: int, ask: Callable[[list[int], list[int]], int]) -> Any:
@@ -241,8 +183,7 @@ def ridge_regret(grid: Grid, chosen: Sequence[int]) -> float:
 
 def figures(grid: Grid, share: float, slots: int, seed: int) -> dict[str, Any]:
     """What `--table` prints as JSON."""
-    num = max(FIRST, round(share * sum(map(len, grid.scores))))
-    asked, chosen = ours(grid, num, slots, seed)
+    asked, chosen = ours(grid, grid.num(share), slots, seed)
     everything = [cell for cell, scores in enumerate(grid.scores) for _ in scores]
     means = grid.means
     return {
@@ -265,15 +206,18 @@ def exponent(grid: Grid, asked: Sequence[int], seed: int) -> float:
     return float(np.median(slopes))
 
 
-def compare(grids: Sequence[Grid], repetitions: int, slots: int, console: Console) -> Any:
+def compare(
+    grids: Sequence[Grid], name_of_grids: str, repetitions: int, slots: int, console: Console
+) -> Any:
     """Every method at every share; returns mean regrets."""
     found: dict[str, dict[str, float]] = {}
-    table = Table("method", *(f"{share:.0%}" for share in SHARES), title="ridge regret, mean")
+    title = f"{name_of_grids}: ridge regret, mean"
+    table = Table("method", *(f"{share:.0%}" for share in SHARES), title=title)
     for name, method in METHODS.items():
         found[name] = {}
         for share in SHARES:
             lost = [
-                ridge_regret(grid, method(grid, round(share * len(grid.x)), slots, seed)[1])
+                ridge_regret(grid, method(grid, grid.num(share), slots, seed)[1])
                 for grid in grids
                 for seed in range(repetitions)
             ]
@@ -306,12 +250,11 @@ def main() -> None:
         console.print(f"{len(grid.x)} cells, {sum(map(len, grid.scores))} trainings")
         found = figures(grid, asked.share, asked.slots, seed=0)
     else:
-        recorded = pd.read_csv(asked.data / "steplaw_moe.csv")
-        grids = [
-            grid_of(rows.dropna(subset="loss"), metric="loss", mode="min")
-            for _, rows in recorded.groupby("surface")
-        ]
-        found = compare(grids, asked.repetitions, asked.slots, console)
+        known = {"steplaw_moe": step_law(asked.data), "preview_surface": preview_surface()}
+        found = {
+            name: compare(grids, name, asked.repetitions, asked.slots, console)
+            for name, grids in known.items()
+        }
     print(json.dumps(found))
 
 

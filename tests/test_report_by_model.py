@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from search.analysis.humps.by_model import ByModel, NextTrial, by_model, scored_trials
 from search.explore import Ridge
-from search.report.sentences.by_model import by_model_sentences
+from search.report.findings import conclusions_of, numbers, of_table
+from search.report.sentences.by_model import by_model_sentences, smooth_sentences
 from search.report.terminal import print_answer
 from search.results.tables import Results
 from search.study.study import Study
@@ -119,7 +121,11 @@ def test_each_value_of_another_field_has_a_ridge() -> None:
     assert by_model(few, others=(), metric="val_auroc", mode="max") == []
 
 
-def said(exponent: tuple[float, float, float], at_edge: bool = False) -> list[str]:
+def said(
+    exponent: tuple[float, float, float],
+    at_edge: bool = False,
+    make: Callable[[list[ByModel], str], list[str]] = by_model_sentences,
+) -> list[str]:
     rows = pd.DataFrame(
         {
             "batch_size": [16, 64, 128],
@@ -131,8 +137,16 @@ def said(exponent: tuple[float, float, float], at_edge: bool = False) -> list[st
         }
     )
     more = NextTrial(batch_size=64, lr=0.0316, gain=0.00042)
-    answer = ByModel(of="", rows=rows, exponent=exponent, noise_std=0.012, next_trial=more)
-    return by_model_sentences([answer], "val_auroc")
+    answer = ByModel(
+        of="",
+        rows=rows,
+        exponent=exponent,
+        noise_std=0.012,
+        num_best=5,
+        num_cells=7,
+        next_trial=more,
+    )
+    return make([answer], "val_auroc")
 
 
 def test_its_sentences() -> None:
@@ -153,6 +167,51 @@ def test_its_sentences() -> None:
         "are rejected."
     )
     assert said((0.5, -0.1, 1.2))[1].endswith("linear scaling are compatible with this.")
+
+
+def test_the_sentences_of_a_grid_with_one_seed() -> None:
+    noise, best, interplay = said((0.6, 0.3, 1.1), make=smooth_sentences)
+    assert noise == (
+        "Assuming that scores change smoothly with batch size and lr, the noise of one trial is "
+        "about 0.01 in val_auroc, and 5 of 7 settings cannot be told from the best."
+    )
+    assert best == said((0.6, 0.3, 1.1))[0]
+    assert interplay == (
+        "By the same model batch size and lr interact: no lr is the best at all batch sizes. "
+        f"{said((0.6, 0.3, 1.1))[1]}"
+    )
+    assert said((0.2, -0.1, 0.4), make=smooth_sentences)[2].startswith(
+        "By the same model one lr may be the best at all batch sizes. It grows as B^0.20"
+    )
+
+
+def test_cells_that_cannot_be_told_from_the_best_are_counted() -> None:
+    """With noise as small as this the best set is what lies within half an octave of the top."""
+    answer = only(trials(noise=0.0002))
+    true = trials(noise=0.0)["val_auroc"]
+    clearly_best = int((true > true.max() - 0.0003).sum())
+    assert answer.num_cells == len(true)
+    assert clearly_best <= answer.num_best <= int((true > true.max() - 0.004).sum())
+
+
+def grid_file(path: Path, seeds: int) -> Path:
+    parts = [trials(0.001).assign(seed=seed) for seed in range(seeds)]
+    columns = ["batch_size", "peak_lr", "val_auroc", "seed"]
+    pd.concat(parts)[columns].to_csv(path, index=False)
+    return path
+
+
+def test_a_table_with_one_seed_has_the_model_and_one_with_more_has_not(tmp_path: Path) -> None:
+    columns = {"batch_size": "batch_size", "lr": "peak_lr", "metric": "val_auroc"}
+    one = of_table(grid_file(tmp_path / "one.csv", 1), **columns)
+    (answer,) = one.by_model
+    assert answer.exponent[0] == pytest.approx(0.5, abs=0.1)
+    said_of_one = conclusions_of(one)
+    assert any(text.startswith("Assuming that scores change smoothly") for text in said_of_one)
+    assert numbers(one)["by_model"][0]["num_cells"] == 36
+    two = of_table(grid_file(tmp_path / "two.csv", 2), **columns)
+    assert not two.by_model
+    assert not any("Assuming that scores" in text for text in conclusions_of(two))
 
 
 def test_the_terminal_has_a_row_for_each_batch_size() -> None:

@@ -1,7 +1,6 @@
 """All that a report states: the tables, an analysis a surface, the best configurations."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,7 +23,7 @@ from search.analysis.groups import (
     varied_fields,
     with_steps,
 )
-from search.analysis.humps.by_model import ByModel, by_model
+from search.analysis.humps.by_model import ByModel, by_model, has_repeats
 from search.analysis.importance import COLUMNS, importance
 from search.analysis.leaderboard import ablation, leaderboard
 from search.analysis.metric_name import mode_by_name
@@ -32,7 +31,8 @@ from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
 from search.report.numbers import as_json, expected_as_json, plain
-from search.report.sentences.by_model import by_model_sentences
+from search.report.sentences.ablation import ablation_sentences
+from search.report.sentences.by_model import by_model_sentences, smooth_sentences
 from search.report.sentences.conclusions import conclusions
 from search.report.sentences.confounds import confounds
 from search.report.sentences.expected import summary
@@ -58,7 +58,8 @@ class Findings:
     of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
     trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
     it was safe, by rung. `expected` is what the study's source reports, beside what was measured.
-    `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`).
+    `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`), or
+    where a grid has one seed.
     """
 
     name: str
@@ -149,16 +150,20 @@ def of_study(
         unplanned=_leaders(unplanned, varied_fields(whole), metric, mode),
         stopping=stopping(trials, epochs, about, metric=metric),
         expected=verdicts(trials, about, surface_analyses, metric=metric, mode=mode),
-        by_model=by_model(
-            trials,
-            others=_others(about),
-            metric=metric,
-            mode=mode,
-            batch_sizes=choices_of(about, "batch_size"),
-        )
-        if exploration.kind == RIDGE
-        else (),
+        by_model=_by_model(trials, about, metric, mode),
     )
+
+
+def _by_model(
+    trials: pd.DataFrame, about: Mapping[str, Any], metric: str, mode: str
+) -> list[ByModel]:
+    """Where trials were chosen by the model, and of a grid that has one seed a cell."""
+    kind, others = exploration_of(about).kind, _others(about)
+    is_grid = kind == "Grid" and set(CROSSED) <= set(about.get("vary", {})) and not others
+    if kind == RIDGE or (is_grid and not has_repeats(trials, "peak_lr")):
+        sizes = choices_of(about, "batch_size")
+        return by_model(trials, others=others, metric=metric, mode=mode, batch_sizes=sizes)
+    return []
 
 
 def _others(about: Mapping[str, Any]) -> list[str]:
@@ -236,6 +241,11 @@ def of_table(
         leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),
         importance=pd.DataFrame(columns=COLUMNS),
         cautions=table.cautions,
+        by_model=[]
+        if has_repeats(trials, "lr")
+        else by_model(
+            trials.assign(peak_lr=trials["lr"]), others=(), metric=table.metric, mode=mode
+        ),
     )
 
 
@@ -296,36 +306,6 @@ def _mixed(trials: pd.DataFrame, kind: str, *, num_unplanned: int) -> list[str]:
     return warnings
 
 
-def ablation_sentences(findings: Findings) -> list[str]:
-    """What each setting's steps did in all, and which of them changed most."""
-    sentences = []
-    for setting, table in findings.steps.items():
-        known = table.dropna(subset="mean")
-        if len(known) < 2:
-            sentences.append(f"Fewer than two steps have scores{_at(setting)}: nothing to compare.")
-            continue
-        first, last = known.iloc[0], known.iloc[-1]
-        text = (
-            f"From {known.index[0]} to {known.index[-1]}{_at(setting)} {findings.metric} went from "
-            f"{show(first['mean'])} to {show(last['mean'])}"
-        )
-        changes = known["change"].dropna()
-        if len(changes):
-            most = changes.abs().idxmax()
-            n, std = int(known.loc[most, "pairs"]), known.loc[most, "change_std"]
-            text += f"; {most} changed it most, by {changes[most]:+.4f}"
-            known_std = math.isfinite(std)
-            text += (
-                f" (deviation {show(std)} over {n} paired seeds)" if known_std else " (one seed)"
-            )
-        sentences.append(f"{text}.")
-    return sentences
-
-
-def _at(setting: str) -> str:
-    return f" at {setting}" if setting else ""
-
-
 def conclusions_of(findings: Findings) -> list[str]:
     """The report's sentences: of the ablation, the best surface, the search, the literature."""
     beside = summary(findings.expected)
@@ -334,16 +314,16 @@ def conclusions_of(findings: Findings) -> list[str]:
 
 def _main_conclusions(findings: Findings) -> list[str]:
     """Those of the ablation, and of the surface with the best score."""
-    sentences = ablation_sentences(findings)
+    sentences = ablation_sentences(findings.steps, findings.metric)
     if sentences and findings.analyses[0].cells.empty:
         return sentences
     if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
         return [*sentences, _best_trial(findings)]
-    if findings.by_model:
+    if exploration_of(findings.about).kind == RIDGE and findings.by_model:
         others = conclusions(findings.analyses[0], whole_grid=False)
         return [*by_model_sentences(findings.by_model, findings.metric), *others]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
-    return [*sentences, *first]
+    return [*sentences, *first, *smooth_sentences(findings.by_model, findings.metric)]
 
 
 def _search_sentences(findings: Findings) -> list[str]:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from search.analysis.chance import collapsed
 from search.analysis.humps.gain import next_cells
 from search.analysis.humps.posterior import (
+    WIDER,
     Posterior,
     best_lrs,
     fit,
     frame_of,
     intervals,
+    moments,
     noise_variance,
 )
 
@@ -48,13 +51,15 @@ class ByModel:
     (the interval reaches the smallest or largest lr tried), and the number of `trials`. Those with
     none are predictions: batch sizes that the study did not come to, and those beside its range.
     `exponent` is that of lr* = c B^a: the median and the ends of its 95 % interval. `noise_std` is
-    of one training.
+    of one training. `num_best` of the `num_cells` tried cannot be told from the best (95 %).
     """
 
     of: str
     rows: pd.DataFrame
     exponent: tuple[float, float, float]
     noise_std: float
+    num_best: int
+    num_cells: int
     next_trial: NextTrial
 
     @property
@@ -131,8 +136,24 @@ def _answer(name: str, scored: pd.DataFrame, batch_sizes: Sequence[int]) -> ByMo
         rows=rows.sort_values("batch_size", ignore_index=True),
         exponent=(float(slope), float(slope_low), float(slope_high)),
         noise_std=math.sqrt(noise_variance(posterior)) * posterior.std,
+        num_best=_num_best(posterior),
+        num_cells=len(posterior.points.b),
         next_trial=_next_trial(posterior, sizes, lrs),
     )
+
+
+def _num_best(posterior: Posterior) -> int:
+    """How many of the cells tried are not shown to be worse than the one with the best mean."""
+    mean, covariance = moments(posterior, posterior.points.b, posterior.points.x)
+    best = mean.argmax()
+    variance = covariance[best, best] + covariance.diagonal() - 2 * covariance[best]
+    margin = WIDER * norm.ppf(ENDS[-1]) * np.sqrt(np.clip(variance, 0, None))
+    return int((mean[best] - mean <= margin).sum())
+
+
+def has_repeats(trials: pd.DataFrame, lr: str) -> bool:
+    """Whether any batch size and lr was trained more than once."""
+    return bool(trials.duplicated(["batch_size", lr]).any())
 
 
 def _beside(sizes: Sequence[float]) -> list[float]:

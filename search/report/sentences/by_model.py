@@ -27,6 +27,33 @@ def by_model_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
     ]
 
 
+def smooth_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
+    """What the model adds to a grid with one seed a cell, of which nothing else knows the noise."""
+    return [
+        text
+        for answer in answers
+        for text in (_noise(answer, metric), best_lrs_sentence(answer), _interplay(answer))
+    ]
+
+
+def _noise(answer: ByModel, metric: str) -> str:
+    return (
+        f"Assuming that scores change smoothly with batch size and lr, the noise of one trial"
+        f"{_of(answer)} is about {answer.noise_std:.1g} in {metric}, and {answer.num_best} of "
+        f"{answer.num_cells} settings cannot be told from the best."
+    )
+
+
+def _interplay(answer: ByModel) -> str:
+    """Whether one lr can be the best at all batch sizes, and how the best one grows."""
+    _, low, high = answer.exponent
+    if low <= 0 <= high:
+        text = "By the same model one lr may be the best at all batch sizes"
+    else:
+        text = "By the same model batch size and lr interact: no lr is the best at all batch sizes"
+    return f"{text}. {growth(answer)}"
+
+
 def best_lrs_sentence(answer: ByModel) -> str:
     """The best peak lr with its 95 % interval, at each batch size that has trials."""
     rows = answer.tried
