@@ -74,6 +74,26 @@ def test_a_hump_of_no_width_is_no_error() -> None:
     assert np.isfinite(log_likelihood(shapes, points, FRAME)).all()
 
 
+def test_another_column_adds_a_parabola_and_moves_the_ridge() -> None:
+    """The likelihood of cells is that of cells whose lr is less by the shift, with two columns."""
+    points, (shape, *_) = some_points(), some_shapes()
+    z = np.linspace(-1.5, 1.5, 7)
+    with_column = replace(points, others=z[:, None])
+    (likelihood,) = log_likelihood(np.append(shape, 0.7)[None], with_column, FRAME)
+    mean, covariance = by_hand(shape, list(points.b), list(points.x - 0.7 * z))
+    _, unmoved = by_hand(shape, list(points.b), list(points.x))
+    # The rest does not move: its covariance is that of the cells as they are.
+    smooth = shape.copy()
+    smooth[model.LOG_ROUGH] = -30.0
+    covariance = by_hand(smooth, list(points.b), list(points.x - 0.7 * z))[1]
+    covariance += unmoved - by_hand(smooth, list(points.b), list(points.x))[1]
+    covariance += np.outer(z, z) + 0.25 * np.outer(z**2, z**2)
+    noise = math.exp(2 * shape[-1]) / points.repeats + points.loose
+    expected = multivariate_normal(mean, covariance + np.diag(noise)).logpdf(points.z)
+    constant = -0.5 * 7 * math.log(2 * math.pi)
+    assert likelihood == pytest.approx(expected - constant, abs=1e-5)
+
+
 def test_repeats_say_how_large_the_noise_is() -> None:
     singles = some_points()
     repeated = Points(
@@ -96,7 +116,9 @@ def test_repeats_say_how_large_the_noise_is() -> None:
 def test_a_prediction_is_the_conditional_normal_distribution() -> None:
     points, shapes = some_points(), some_shapes()
     b, x = [4.5, 6.0, 7.5], [-3.0, -5.0, -8.0]
-    means, covariances = predict(shapes, points, FRAME, np.array(b), np.array(x))
+    means, covariances = predict(
+        shapes, points, FRAME, np.array(b), np.array(x), np.zeros((len(b), 0))
+    )
     for shape, mean, covariance in zip(shapes, means, covariances, strict=True):
         all_mean, all_covariance = by_hand(shape, [*points.b, *b], [*points.x, *x])
         n = len(points.b)

@@ -12,7 +12,9 @@ from commands import Run
 from ray import tune
 from rich.console import Console
 
+from search.analysis.foreign_table import TableError
 from search.analysis.humps.by_model import ByModel, NextTrial, by_model, scored_trials
+from search.analysis.humps.columns import columns_of
 from search.explore import Ridge
 from search.report.findings import conclusions_of, numbers, of_table
 from search.report.sentences.by_model import by_model_sentences, smooth_sentences
@@ -25,6 +27,7 @@ from trainable.host.storage import Folder
 SPACE = """
 from ray import tune
 
+from search.analysis.humps.columns import columns_of
 from search.explore import Ridge
 from search.study import Study
 from trainable.config import TrialConfig
@@ -212,6 +215,76 @@ def test_a_table_with_one_seed_has_the_model_and_one_with_more_has_not(tmp_path:
     two = of_table(grid_file(tmp_path / "two.csv", 2), **columns)
     assert not two.by_model
     assert not any("Assuming that scores" in text for text in conclusions_of(two))
+
+
+def drawn(path: Path) -> Path:
+    """300 runs of which all was drawn: the best lr is 0.4 (1 - momentum) (B / 64)^0.5."""
+    rng = np.random.default_rng(0)
+    size = 2.0 ** rng.integers(4, 10, 300)
+    momentum = 1 - 10 ** rng.uniform(-2, 0, 300)
+    lr, decay = 10 ** rng.uniform(-4, 1, 300), 10 ** rng.uniform(-6, -2, 300)
+    octaves = np.log2(lr / (0.4 * (1 - momentum) * (size / 64) ** 0.5))
+    score = 0.9 - 0.005 * octaves**2 - 0.01 * np.log10(decay / 1e-4) ** 2
+    score = np.where(octaves > 3, 0.3, score) + 0.002 * rng.standard_normal(300)
+    columns = {"bs": size.astype(int), "rate": lr, "momentum": momentum, "decay": decay}
+    pd.DataFrame({**columns, "accuracy": score}).to_csv(path, index=False)
+    return path
+
+
+def test_columns_that_were_drawn_as_well_are_taken_in(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "drawn.csv")
+    columns = {"batch_size": "bs", "lr": "rate", "metric": "accuracy"}
+    blind = of_table(file, **columns)
+    assert any("--fields momentum weight_decay" in text for text in blind.cautions)
+    found = of_table(file, **columns, fields=["momentum", "decay"])
+    (answer,) = found.by_model
+    assert answer.noise_std < 0.5 * blind.by_model[0].noise_std
+    value, low, high = answer.exponent
+    assert low < 0.5 < high
+    assert high - low < 0.5
+    assert value == pytest.approx(0.5, abs=0.15)
+    row = answer.columns.set_index("column").loc["momentum"]
+    # From one deviation below the mean to one above, 1 - momentum falls by as much as the best lr.
+    true = (1 - row["above"]) / (1 - row["below"])
+    assert row["low"] <= true <= row["high"] < 1
+    true_lr = 0.4 * (1 - row["at"]) * (answer.tried["batch_size"] / 64) ** 0.5
+    inside = (answer.tried["low"] <= true_lr) & (true_lr <= answer.tried["high"])
+    assert inside.mean() >= 5 / 6
+    texts = conclusions_of(found)
+    assert texts[0].startswith("The best lr with momentum 0.")
+    assert "the medians of the best tenth of the runs, is" in texts[0]
+    assert [text[:20] for text in texts if "the best lr falls by" in text] == [
+        "As momentum goes fro"
+    ]
+    assert {"momentum", "decay"} <= set(found.importance["field"])
+    assert numbers(found)["by_model"][0]["columns"][0]["column"] == "momentum"
+
+
+def test_a_field_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "drawn.csv")
+    columns = {"batch_size": "bs", "lr": "rate", "metric": "accuracy"}
+    with pytest.raises(TableError, match="--fields rate: a column of this name has another"):
+        of_table(file, **columns, fields=["rate"])
+    with pytest.raises(TableError, match=r"no column 'momentun' for --fields: did you mean"):
+        of_table(file, **columns, fields=["momentun"])
+
+
+def test_a_column_has_the_scale_on_which_it_acts() -> None:
+    table = pd.DataFrame(
+        {"momentum": [0.5, 0.9, 0.98], "decay": [1e-6, 1e-4, 1e-2], "epochs": [5, 10, 15], "k": 1.0}
+    )
+    columns = columns_of(table, list(table))
+    assert {c.name: c.scale for c in columns} == {
+        "momentum": "momentum",
+        "decay": "log",
+        "epochs": "linear",
+    }
+    for column in columns:
+        z = column.standardised(table[column.name].to_numpy(float))
+        assert z.mean() == pytest.approx(0, abs=1e-12)
+        assert z.std() == pytest.approx(1)
+        back = [column.value(float(value)) for value in z]
+        assert back == pytest.approx(table[column.name].tolist())
 
 
 def test_the_terminal_has_a_row_for_each_batch_size() -> None:

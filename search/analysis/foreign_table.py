@@ -6,6 +6,7 @@ learning rate and score.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,20 @@ class TableError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTable:
-    """Trials with batch_size, lr, status and the metric's column, and cautions about them."""
+    """Trials with batch_size, lr, status, the metric's column and `fields`, and cautions."""
 
     trials: pd.DataFrame
     metric: str
+    fields: tuple[str, ...]
     cautions: tuple[str, ...]
 
 
-def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnTable:
-    """The trials of a CSV or Parquet file; the last three arguments name its columns.
+def read_own_table(
+    file: Path, *, batch_size: str, lr: str, metric: str, fields: Sequence[str] = ()
+) -> OwnTable:
+    """The trials of a CSV or Parquet file; the other arguments name its columns.
+
+    `fields` are columns of numbers that differ from run to run as well, such as momentum.
 
     A row without a finite metric counts as diverged, unless a status column (`status`, `state`)
     says that it failed or was stopped. Rows of unfinished runs are left out. A column `seed` is
@@ -64,8 +70,10 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
         raise TableError(
             f"--batch-size, --lr and --metric must name three different columns of {file}"
         )
-    for flag, name in (("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)):
+    named = [("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)]
+    for flag, name in [*named, *(("--fields", name) for name in fields)]:
         _check_exists(table, file, flag, name)
+    _check_fields(fields, [*TAKEN, batch_size, lr, metric])
     status, messages = _statuses(table.drop(columns=[batch_size, lr, metric]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
@@ -89,11 +97,35 @@ def read_own_table(file: Path, *, batch_size: str, lr: str, metric: str) -> OwnT
             "lr": rates,
             "status": status,
             name: scores,
+            **{field: _numbers(rows[field], file, ~required) for field in fields},
             **_seeds(rows.drop(columns=[batch_size, lr, metric])),
         }
     ).reset_index(drop=True)
     messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric, SEED})
-    return OwnTable(trials=trials, metric=name, cautions=tuple(messages))
+    if not fields:
+        messages += _drawn(trials)
+    return OwnTable(trials=trials, metric=name, fields=tuple(fields), cautions=tuple(messages))
+
+
+def _check_fields(fields: Sequence[str], others: Sequence[str]) -> None:
+    """Raises TableError for a field that has another meaning already."""
+    for name in fields:
+        if name in others:
+            raise TableError(
+                f"--fields {name}: a column of this name has another meaning here; leave it out, "
+                f"or rename it in the file"
+            )
+
+
+def _drawn(trials: pd.DataFrame) -> list[str]:
+    """A caution about runs whose learning rates were drawn at random."""
+    if trials["lr"].nunique() <= max(FEW, len(trials) // 2):
+        return []
+    return [
+        "The learning rates look as if they were drawn at random. If other columns were drawn as "
+        "well, name them, as in --fields momentum weight_decay: what they explain is then not "
+        "taken for noise."
+    ]
 
 
 def _seeds(rows: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:

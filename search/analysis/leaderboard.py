@@ -1,9 +1,11 @@
 """The best configurations, the steps of an ablation, and the ancestors of a trial."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from search.analysis.groups import exploration_of, with_steps
 from search.analysis.metric_name import bounds_of
 from search.analysis.surface import USABLE, contenders, with_interval
 
@@ -36,6 +38,25 @@ def best_by_batch_size(ridges: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The best mean of each surface, a row each, at each batch size, each at its own best lr."""
     rows = {name: ridge.set_index("batch_size")["mean"] for name, ridge in ridges.items()}
     return pd.DataFrame(rows).T.sort_index(axis="columns")
+
+
+def ablations(
+    trials: pd.DataFrame, about: Mapping[str, Any], *, metric: str, mode: str
+) -> dict[str, pd.DataFrame]:
+    """Each setting's table of an ablation, by the setting in words; empty for other studies."""
+    exploration = exploration_of(about)
+    if exploration.kind != "Ablation":
+        return {}
+    named, steps = with_steps(trials, about), list(exploration.steps)
+    vary = list(about.get("vary", {}))
+    by = [name for name in vary if name in named and name != "base_lr"] if len(named) else []
+    groups = named.groupby(by, dropna=False) if by else [((), named)]
+    return {
+        ", ".join(f"{n}={v}" for n, v in zip(by, values, strict=True)): ablation(
+            group, steps=steps, metric=metric, mode=mode
+        )
+        for values, group in groups
+    }
 
 
 def ablation(

@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", metavar="COL", help="column of batch sizes")
     p.add_argument("--lr", metavar="COL", help="column of learning rates")
     p.add_argument(
+        "--fields",
+        nargs="+",
+        metavar="COL",
+        help="other columns of numbers that differ from run to run, for example momentum",
+    )
+    p.add_argument(
         "--mode",
         choices=("max", "min"),
         help="which values of the metric are best; default: by its name (loss: min, accuracy: max)",
@@ -95,6 +101,7 @@ def _report_table(arguments: argparse.Namespace, console: Console) -> str:
         batch_size=arguments.batch_size,
         lr=arguments.lr,
         metric=arguments.metric,
+        fields=arguments.fields or (),
         mode=arguments.mode,
         margin=arguments.margin,
     )
@@ -112,7 +119,7 @@ def _report_table(arguments: argparse.Namespace, console: Console) -> str:
 def _report_study(arguments: argparse.Namespace, console: Console) -> str:
     if not arguments.results:
         raise ResultsError("give a study's folder, for example results/pcam_grid, or --table FILE")
-    for name in ("batch_size", "lr", "mode"):
+    for name in ("batch_size", "lr", "fields", "mode"):
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
             raise ResultsError(f"{flag} is only for --table FILE: remove it for a study")

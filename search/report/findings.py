@@ -21,18 +21,21 @@ from search.analysis.groups import (
     exploration_of,
     others_of,
     varied_fields,
-    with_steps,
 )
 from search.analysis.humps.by_model import ByModel, by_model, has_repeats
 from search.analysis.importance import COLUMNS, importance
-from search.analysis.leaderboard import ablation, leaderboard
+from search.analysis.leaderboard import ablations, leaderboard
 from search.analysis.metric_name import mode_by_name
 from search.analysis.stopping import deciding_rung, stopping, verdict
 from search.analysis.surface import USABLE
 from search.report.markup import cell_text
 from search.report.numbers import as_json, expected_as_json, plain
 from search.report.sentences.ablation import ablation_sentences
-from search.report.sentences.by_model import by_model_sentences, smooth_sentences
+from search.report.sentences.by_model import (
+    by_model_sentences,
+    scattered_sentences,
+    smooth_sentences,
+)
 from search.report.sentences.conclusions import conclusions
 from search.report.sentences.confounds import confounds
 from search.report.sentences.expected import summary
@@ -121,7 +124,7 @@ def of_study(
     unplanned = whole.drop(trials.index)
     trials = branches(trials)
     exploration = exploration_of(about)
-    steps = _ablations(trials, about, metric)
+    steps = ablations(trials, about, metric=metric, mode=mode)
     surfaces = not steps or all(name in about.get("vary", {}) for name in CROSSED)
     how: dict[str, Any] = {"metric": metric, "mode": mode, "margin": margin}
     surface_analyses = analyses(trials, epochs, about, **how) if surfaces else []
@@ -212,15 +215,18 @@ def of_table(
     batch_size: str,
     lr: str,
     metric: str,
+    fields: Sequence[str] = (),
     mode: str | None = None,
     margin: float | None = None,
 ) -> Findings:
     """From anyone's table of results. Without `mode` the metric's name tells which values are best.
 
+    `fields` are columns that differ from run to run beside batch size and lr.
+
     Raises:
         TableError: it cannot be read as one, or the name does not tell.
     """
-    table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric)
+    table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric, fields=fields)
     mode = mode or mode_by_name(metric)
     if mode is None:
         raise TableError(
@@ -228,6 +234,7 @@ def of_table(
             f"--mode min"
         )
     trials = table.trials
+    best: dict[str, Any] = {"metric": table.metric, "mode": mode}
     return Findings(
         name=file.name,
         metric=table.metric,
@@ -237,15 +244,15 @@ def of_table(
         epochs=None,
         analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr", margin=margin)],
         steps={},
-        fields=[],
-        leaders=_leaders(trials, ["batch_size", "lr"], table.metric, mode),
-        importance=pd.DataFrame(columns=COLUMNS),
+        fields=["batch_size", "lr", *fields] if fields else [],
+        leaders=_leaders(trials, ["batch_size", "lr", *fields], table.metric, mode),
+        importance=importance(trials, fields=["batch_size", "lr", *fields], **best)
+        if fields
+        else pd.DataFrame(columns=COLUMNS),
         cautions=table.cautions,
-        by_model=[]
-        if has_repeats(trials, "lr")
-        else by_model(
-            trials.assign(peak_lr=trials["lr"]), others=(), metric=table.metric, mode=mode
-        ),
+        by_model=by_model(trials.assign(peak_lr=trials["lr"]), others=(), columns=fields, **best)
+        if fields or not has_repeats(trials, "lr")
+        else [],
     )
 
 
@@ -264,25 +271,6 @@ def _leaders(trials: pd.DataFrame, by: Sequence[str], metric: str, mode: str) ->
     if scored.empty or not by:
         return pd.DataFrame()
     return leaderboard(scored, by=by, metric=metric, mode=mode, rows=LEADERS)
-
-
-def _ablations(
-    trials: pd.DataFrame, about: Mapping[str, Any], metric: str
-) -> dict[str, pd.DataFrame]:
-    """Each setting's table of an ablation, by the setting in words; empty for other studies."""
-    exploration = exploration_of(about)
-    if exploration.kind != "Ablation":
-        return {}
-    named, steps = with_steps(trials, about), list(exploration.steps)
-    vary = list(about.get("vary", {}))
-    by = [name for name in vary if name in named and name != "base_lr"] if len(named) else []
-    groups = named.groupby(by, dropna=False) if by else [((), named)]
-    return {
-        ", ".join(f"{n}={v}" for n, v in zip(by, values, strict=True)): ablation(
-            group, steps=steps, metric=metric, mode=mode_of(metric)
-        )
-        for values, group in groups
-    }
 
 
 def _mixed(trials: pd.DataFrame, kind: str, *, num_unplanned: int) -> list[str]:
@@ -319,6 +307,8 @@ def _main_conclusions(findings: Findings) -> list[str]:
         return sentences
     if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
         return [*sentences, _best_trial(findings)]
+    if "table" in findings.about and findings.fields:
+        return scattered_sentences(findings.by_model)
     if exploration_of(findings.about).kind == RIDGE and findings.by_model:
         others = conclusions(findings.analyses[0], whole_grid=False)
         return [*by_model_sentences(findings.by_model, findings.metric), *others]
@@ -374,7 +364,11 @@ def numbers(findings: Findings) -> dict[str, Any]:
             "importance": findings.importance.to_dict("records"),
             "stopping": _stopping_numbers(findings),
             "by_model": [
-                {**asdict(answer), "rows": answer.rows.to_dict("records")}
+                {
+                    **asdict(answer),
+                    "rows": answer.rows.to_dict("records"),
+                    "columns": answer.columns.to_dict("records"),
+                }
                 for answer in findings.by_model
             ],
             **expected_as_json(findings.expected, findings.about),

@@ -9,9 +9,12 @@ All lengths are in octaves: b = log2(batch size), x = log2(lr). With t = b - (th
 `level` is a parabola in t and `amplitude` a line. Their five coefficients have a normal prior, and
 `rest` is a Gaussian process, so that given the eight numbers of a `shape` the scores are jointly
 normal (Rasmussen & Williams 2006, 2.7: a Gaussian process with explicit basis functions).
+
+Where K other columns differ from trial to trial, each of them adds a parabola to the level and
+moves the ridge along a line: a shape has K more numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +41,8 @@ PRIOR_STD = np.array([std for _, std in PRIOR.values()])
 # Of the coefficients of 1, t/2, (t/2)**2, hump and hump * t/2.
 COEFFICIENT_MEAN = np.array([0.3, 0.0, 0.0, 1.0, 0.0])
 COEFFICIENT_VARIANCE = np.array([2.0, 1.0, 0.5, 1.5, 0.3]) ** 2
+OTHER_VARIANCE = np.array([1.0, 0.5]) ** 2  # of another column and its square
+SHIFT_STD = 1.0  # octaves by which one standard deviation of another column moves the ridge
 LENGTH_B = 1.0  # of the rest along b
 # Added to each variance, in z's unit and as a share of it: without them near copies of a cell, or a
 # very narrow hump, have no Cholesky factor.
@@ -60,6 +65,7 @@ class Points:
     `loose` is the variance by which a score may miss the model, beside the noise: of one from down
     a cliff it matters that it is low, not how low. `within` is the sum of squares of single scores
     about the means of their cells, with `df` degrees of freedom: what repeats tell of the noise.
+    `others` (N, K) are the other columns, each with a mean of 0 and a standard deviation of 1.
     """
 
     b: Array
@@ -69,6 +75,18 @@ class Points:
     loose: Array
     within: float = 0.0
     df: int = 0
+    others: Array = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def others_NK(self) -> Array:
+        """The other columns; without any, N rows of none."""
+        return self.others if self.others.size else np.zeros((len(self.b), 0))
+
+
+def shape_prior(num_others: int) -> tuple[Array, Array]:
+    """Means and standard deviations of the numbers of a shape."""
+    mean = np.concatenate([PRIOR_MEAN, np.zeros(num_others)])
+    return mean, np.concatenate([PRIOR_STD, np.full(num_others, SHIFT_STD)])
 
 
 def ridge_x(shapes_PD: Array, b_M: Array, frame: Frame) -> Array:
@@ -83,7 +101,8 @@ def log_likelihood(shapes_PD: Array, points: Points, frame: Frame) -> Array:
     """(P,): of the scores, for each shape; but for a constant."""
     basis, covariance = _prior(shapes_PD, points, frame)
     lower = np.linalg.cholesky(covariance)
-    whitened = np.linalg.solve(lower, (points.z - basis @ COEFFICIENT_MEAN)[..., None])[..., 0]
+    mean = basis @ _coefficients(basis)[0]
+    whitened = np.linalg.solve(lower, (points.z - mean)[..., None])[..., 0]
     log_noise = shapes_PD[:, LOG_NOISE]
     log_diagonal = np.log(np.diagonal(lower, axis1=1, axis2=2))
     of_means = -0.5 * (whitened**2).sum(1) - log_diagonal.sum(1)
@@ -92,28 +111,29 @@ def log_likelihood(shapes_PD: Array, points: Points, frame: Frame) -> Array:
 
 
 def predict(
-    shapes_PD: Array, points: Points, frame: Frame, b_M: Array, x_M: Array
+    shapes_PD: Array, points: Points, frame: Frame, b_M: Array, x_M: Array, others_MK: Array
 ) -> tuple[Array, Array]:
     """Means (P, M) and covariances (P, M, M) of the scores without noise at other cells."""
     basis, covariance = _prior(shapes_PD, points, frame)
-    basis_there = _basis(shapes_PD, b_M, x_M, frame)
+    basis_there = _basis(shapes_PD, b_M, x_M, others_MK, frame)
+    coefficient_mean, coefficient_variance = _coefficients(basis)
     between = _rest(shapes_PD, points.b, points.x, b_M, x_M)
-    between += (basis * COEFFICIENT_VARIANCE) @ basis_there.transpose(0, 2, 1)
+    between += (basis * coefficient_variance) @ basis_there.transpose(0, 2, 1)
     lower = np.linalg.cholesky(covariance)
-    residual = (points.z - basis @ COEFFICIENT_MEAN)[..., None]
+    residual = (points.z - basis @ coefficient_mean)[..., None]
     solved = np.linalg.solve(lower, np.concatenate([between, residual], axis=2))
     gain, whitened = solved[..., :-1], solved[..., -1]
-    means = basis_there @ COEFFICIENT_MEAN + np.einsum("pnm,pn->pm", gain, whitened)
+    means = basis_there @ coefficient_mean + np.einsum("pnm,pn->pm", gain, whitened)
     there = _rest(shapes_PD, b_M, x_M, b_M, x_M)
-    there += (basis_there * COEFFICIENT_VARIANCE) @ basis_there.transpose(0, 2, 1)
+    there += (basis_there * coefficient_variance) @ basis_there.transpose(0, 2, 1)
     return means, there - gain.transpose(0, 2, 1) @ gain
 
 
 def _prior(shapes_PD: Array, points: Points, frame: Frame) -> tuple[Array, Array]:
-    """The basis (P, N, 5) and the covariance (P, N, N) of the scores before any is known."""
-    basis = _basis(shapes_PD, points.b, points.x, frame)
+    """The basis (P, N, 5 + 2K) and covariance (P, N, N) of the scores before any is known."""
+    basis = _basis(shapes_PD, points.b, points.x, points.others_NK, frame)
     covariance = _rest(shapes_PD, points.b, points.x, points.b, points.x)
-    covariance += (basis * COEFFICIENT_VARIANCE) @ basis.transpose(0, 2, 1)
+    covariance += (basis * _coefficients(basis)[1]) @ basis.transpose(0, 2, 1)
     diagonal = np.arange(len(points.b))
     noise = np.exp(2 * shapes_PD[:, LOG_NOISE])[:, None] / points.repeats
     covariance[:, diagonal, diagonal] *= 1 + JITTER_SHARE
@@ -121,14 +141,23 @@ def _prior(shapes_PD: Array, points: Points, frame: Frame) -> tuple[Array, Array
     return basis, covariance
 
 
-def _basis(shapes_PD: Array, b_M: Array, x_M: Array, frame: Frame) -> Array:
-    """(P, M, 5): 1, t/2, (t/2)**2, hump, hump * t/2."""
-    u = x_M[None, :] - ridge_x(shapes_PD, b_M, frame)
+def _coefficients(basis_PMC: Array) -> tuple[Array, Array]:
+    """Mean and variance (C,) of the coefficients of a basis."""
+    num_others = (basis_PMC.shape[-1] - len(COEFFICIENT_MEAN)) // 2
+    mean = np.concatenate([COEFFICIENT_MEAN, np.zeros(2 * num_others)])
+    return mean, np.concatenate([COEFFICIENT_VARIANCE, *[OTHER_VARIANCE] * num_others])
+
+
+def _basis(shapes_PD: Array, b_M: Array, x_M: Array, others_MK: Array, frame: Frame) -> Array:
+    """(P, M, 5 + 2K): 1, t/2, (t/2)**2, hump, hump * t/2; each other column and its square."""
+    moved = shapes_PD[:, len(PRIOR) :] @ others_MK.T
+    u = x_M[None, :] - ridge_x(shapes_PD, b_M, frame) - moved
     skew = np.where(u > 0, 0.5, -0.5) * shapes_PD[:, SKEW, None]
     v = (u / np.exp(shapes_PD[:, LOG_WIDTH, None] + skew)) ** 2
     hump = -v / np.sqrt(1 + v)
     t = np.broadcast_to((b_M - frame.middle_b) / 2, hump.shape)
-    return np.stack([np.ones_like(hump), t, t**2, hump, hump * t], axis=-1)
+    others = [np.broadcast_to(z**power, hump.shape) for z in others_MK.T for power in (1, 2)]
+    return np.stack([np.ones_like(hump), t, t**2, hump, hump * t, *others], axis=-1)
 
 
 def _rest(shapes_PD: Array, b_N: Array, x_N: Array, b_M: Array, x_M: Array) -> Array:

@@ -10,19 +10,21 @@ from threadpoolctl import threadpool_limits
 
 from search.analysis.humps.model import (
     LOG_NOISE,
-    PRIOR_MEAN,
-    PRIOR_STD,
     Frame,
     Points,
     log_likelihood,
     predict,
+    shape_prior,
 )
 from search.analysis.humps.sampler import draw
 
 Array = NDArray[np.float64]
 
 DRAWS = 192
-SHOULDER = 2.0  # in medians of the distance to the best: what is further away counts by its log
+# In quantiles of the distance to the best: what is further away counts by its log. Of trials drawn
+# at random most may be on the cliff.
+SHOULDER, MIDDLE, SCATTERED = 2.0, 0.5, 0.25
+MOST_POINTS = 250  # that tell the shape
 BEYOND = 10.0  # in shoulders: how far below the best a diverged training counts
 SLOPE_AT_SHOULDER = 0.5
 LOOSE = 0.5  # of how far a score is below the shoulder
@@ -38,13 +40,15 @@ ALL_LOST = -2.0  # what each counts if all diverged, where the prior's mean is a
 class Posterior:
     """Draws of the shape, with what they were drawn from.
 
-    `std` turns the model's unit of score into the metric's, near the best.
+    `std` turns the model's unit of score into the metric's, near the best. `others_at` (K,) are the
+    values of the other columns at which questions are answered.
     """
 
     points: Points
     frame: Frame
     shapes_PD: Array
     std: float
+    others_at: Array
 
 
 def frame_of(b_M: Array, x_M: Array) -> Frame:
@@ -60,13 +64,22 @@ def frame_of(b_M: Array, x_M: Array) -> Frame:
     )
 
 
-def fit(trials: pd.DataFrame, frame: Frame, *, seed: int = 0, num: int = DRAWS) -> Posterior:
+def fit(
+    trials: pd.DataFrame,
+    frame: Frame,
+    *,
+    others: Sequence[str] = (),
+    seed: int = 0,
+    num: int = DRAWS,
+) -> Posterior:
     """Draws of the posterior of trials with `batch_size`, peak `lr` and `score` (more is better).
 
     A score of -inf is a training that diverged. Without trials, the draws are those of the prior.
+    `others` are columns that differ from trial to trial, with a mean of 0 and a standard deviation
+    of 1; answers are then for what the best tenth of the trials has (medians).
     """
     scores = trials["score"].to_numpy(float)
-    below, shoulder = _below_best(scores)
+    below, shoulder = _below_best(scores, SCATTERED if others else MIDDLE)
     near = -shoulder * np.log1p(below / shoulder)
     std = max(float(near.std()), LEAST) if len(near) else 1.0
     rows = pd.DataFrame(
@@ -76,21 +89,30 @@ def fit(trials: pd.DataFrame, frame: Frame, *, seed: int = 0, num: int = DRAWS) 
             "z": (near - near.mean()) / std if np.isfinite(scores).any() else ALL_LOST,
             "slope": 1 / (1 + below / shoulder),
             "loose": (LOOSE * np.maximum(-near - shoulder * np.log(2), 0) / std) ** 2,
+            **{name: trials[name].to_numpy(float) for name in others},
         }
     )
-    points = _points(rows)
+    points = _points(rows, others)
+    some = _some(rows, others, seed)
     with threadpool_limits(THREADS, user_api="blas"):
         shapes = draw(
-            lambda shapes_PD: log_likelihood(shapes_PD, points, frame),
-            PRIOR_MEAN,
-            PRIOR_STD,
+            lambda shapes_PD: log_likelihood(shapes_PD, some, frame),
+            *shape_prior(len(others)),
             num=num,
             rng=np.random.default_rng(seed),
         )
-    return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std)
+    best = rows.nlargest(max(1, len(rows) // 10), "z")
+    at = best[list(others)].median().to_numpy(float)
+    return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std, others_at=at)
 
 
-def _below_best(scores: Array) -> tuple[Array, float]:
+def _some(rows: pd.DataFrame, others: Sequence[str], seed: int) -> Points:
+    """The points that tell the shape: of many, some, since the time grows with their cube."""
+    few = rows.sample(MOST_POINTS, random_state=seed) if len(rows) > MOST_POINTS else rows
+    return _points(few, others)
+
+
+def _below_best(scores: Array, quantile: float) -> tuple[Array, float]:
     """How far each score is below the best, and the shoulder.
 
     Near the best a difference counts as it is, beyond the shoulder by its logarithm: a hump is
@@ -100,19 +122,19 @@ def _below_best(scores: Array) -> tuple[Array, float]:
     if not finite.any():
         return np.full(len(scores), BEYOND), 1.0
     below = scores[finite].max() - scores[finite]
-    shoulder = max(SHOULDER * float(np.median(below)), LEAST)
+    shoulder = max(SHOULDER * float(np.quantile(below, quantile)), LEAST)
     all_below = np.full(len(scores), max(float(below.max()), BEYOND * shoulder))
     all_below[finite] = below
     return all_below, shoulder
 
 
-def _points(rows: pd.DataFrame) -> Points:
+def _points(rows: pd.DataFrame, others: Sequence[str]) -> Points:
     """The cells of single scores, with what their repeats say of the noise.
 
     On a cliff repeats differ for reasons of their own: only those above the shoulder count, where
     a difference of scores is one of z times `slope`.
     """
-    by_cell = rows.groupby(["b", "x"])
+    by_cell = rows.groupby(["b", "x", *others])
     cells = by_cell["z"].agg(["mean", "count", "var"]).reset_index()
     slope, loose = by_cell["slope"].mean().to_numpy(), by_cell["loose"].mean().to_numpy()
     repeated = (cells["count"] > 1) & (slope >= SLOPE_AT_SHOULDER)
@@ -125,6 +147,7 @@ def _points(rows: pd.DataFrame) -> Points:
         loose=loose,
         within=float((cells["var"] * df / slope**2)[repeated].sum()),
         df=int(df[repeated].sum()),
+        others=cells[list(others)].to_numpy(float),
     )
 
 
@@ -132,9 +155,14 @@ def moments(posterior: Posterior, b_M: Array, x_M: Array) -> tuple[Array, Array]
     """The mean (M,) and covariance (M, M) of the scores of cells, over all draws of the shape."""
     with threadpool_limits(THREADS, user_api="blas"):
         means, covariances = predict(
-            posterior.shapes_PD, posterior.points, posterior.frame, b_M, x_M
+            posterior.shapes_PD, posterior.points, posterior.frame, b_M, x_M, _at(posterior, b_M)
         )
     return means.mean(0), covariances.mean(0) + np.cov(means.T, bias=True)
+
+
+def _at(posterior: Posterior, b_M: Array) -> Array:
+    """The other columns of M cells."""
+    return np.tile(posterior.others_at, (len(b_M), 1))
 
 
 def noise_variance(posterior: Posterior) -> float:
@@ -153,7 +181,9 @@ def best_lrs(
     b = np.repeat(np.log2(np.asarray(batch_sizes, float)), [len(x) for x in lrs])
     x = np.log2(np.concatenate(lrs))
     with threadpool_limits(THREADS, user_api="blas"):
-        means, covariances = predict(posterior.shapes_PD, posterior.points, posterior.frame, b, x)
+        means, covariances = predict(
+            posterior.shapes_PD, posterior.points, posterior.frame, b, x, _at(posterior, b)
+        )
         values, vectors = np.linalg.eigh(covariances)
     rng = np.random.default_rng(seed)
     normal = rng.standard_normal(means.shape) * np.sqrt(np.clip(values, 0, None))

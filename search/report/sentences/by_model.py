@@ -36,6 +36,36 @@ def smooth_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
     ]
 
 
+def scattered_sentences(answers: Sequence[ByModel]) -> list[str]:
+    """Of runs of which other columns were drawn as well: the best lr at the best of the rest."""
+    sentences = []
+    for answer in answers:
+        at = [f"{row['column']} {row['at']:.3g}" for row in answer.columns.to_dict("records")]
+        where = f" with {listed(at)}, the medians of the best tenth of the runs," if at else ""
+        best = best_lrs_sentence(answer).replace("The best peak lr", f"The best lr{where}", 1)
+        sentences += [best, _interplay(answer), *_moved(answer)]
+    return sentences
+
+
+def _moved(answer: ByModel) -> list[str]:
+    """Which other columns move the best lr."""
+    return [
+        f"As {row['column']} goes from {row['below']:.3g} to {row['above']:.3g}, the best lr "
+        f"{'falls' if row['factor'] < 1 else 'rises'} by a factor of "
+        f"{_factor(row['factor'])} [{_ends(row['low'], row['high'])}]."
+        for row in answer.columns.to_dict("records")
+        if not row["low"] <= 1 <= row["high"]
+    ]
+
+
+def _factor(value: float) -> str:
+    return f"{max(value, 1 / value):.2g}"
+
+
+def _ends(low: float, high: float) -> str:
+    return ", ".join(sorted((_factor(low), _factor(high)), key=float))
+
+
 def _noise(answer: ByModel, metric: str) -> str:
     return (
         f"Assuming that scores change smoothly with batch size and lr, the noise of one trial"
