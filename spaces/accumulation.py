@@ -19,6 +19,7 @@ from search.explore import Variants
 from search.study import Better, Study
 from spaces.bases import PLAIN, SMALL
 
+RESIDUAL = {"model": "residual", "depth": 6, "width": 12}
 WHERE = {"norm": "batch", "batch_size": "highest"}
 study = Study(
     name="accumulation",
@@ -30,5 +31,5 @@ study = Study(
     },
     explore=Variants(each={"in one piece": {}, "accumulated": {"microbatch_size": 16}}),
     expect=(Better("variant", "accumulated", "in one piece", source="Hoffer 2017", where=WHERE),),
-    preview={**SMALL, "batch_size": [16, 256], "base_lr": [0.3, 1.0, 3.0]},
+    preview={**SMALL, **RESIDUAL, "batch_size": [16, 256], "base_lr": [0.3, 1.0, 3.0]},
 )

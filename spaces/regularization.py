@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, object]] = {
     "mixup": {"mixup_alpha": 0.2},
     "early stopping": {"early_stop_patience": 3},
 }
-FEW = {"augment": "none", "train_images": 512, "epochs": 20, "eval_epochs": 2}
+FEW = {"augment": "none", "width": 12, "train_images": 512, "epochs": 20, "eval_epochs": 4}
 study = Study(
     name="regularization",
     base=replace(PLAIN, augment="none", train_images=8192, epochs=60, eval_epochs=2),
