@@ -119,6 +119,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory, make_study: Callable[..., R
     own = [(b, lr, 0.9 - abs(np.log10(lr)) / 9) for b in (32, 64, 128) for lr in (0.1, 1.0, 10.0)]
     columns = ["config/batch_size", "config/lr", "accuracy"]
     pd.DataFrame(own, columns=columns).to_csv(folder / "trials.csv", index=False)
+    rng = np.random.default_rng(0)
+    names = ["lr", "top_1", "momentum", "weight_decay", "label_smoothing", "epochs"]
+    drawn = pd.DataFrame(rng.uniform(0.1, 0.9, (24, len(names))), columns=names)
+    drawn.assign(batch_size=[32, 64, 128] * 8).to_csv(folder / "runs.csv", index=False)
     return folder
 
 

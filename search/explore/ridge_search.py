@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from ray.tune.search.sample import Categorical
 
-from search.analysis.chance import collapsed
+from search.analysis.humps.by_model import scored_trials
 from search.analysis.humps.gain import first_cells, next_cells
 from search.analysis.humps.posterior import Posterior, best_lrs, fit, frame_of, intervals
 from search.explore import choices
@@ -195,26 +195,21 @@ class RidgeSearch:
 
     def _posterior(self, setting: Setting, tables: Tables) -> Posterior:
         rows = [
-            (setting.b[cell], setting.x[cell], self._score(tables.ended[trial.key]))
+            {
+                **tables.ended[trial.key],
+                "batch_size": 2 ** setting.b[cell],
+                "peak_lr": 2 ** setting.x[cell],
+            }
             for of, cell, trial in self.trials
             if of is setting and trial.key in tables.ended
         ]
         if setting.known is None or setting.known[0] != len(rows):
-            scored = [row for row in rows if not math.isnan(row[2])]
-            trials = pd.DataFrame(scored, columns=["b", "x", "score"], dtype=float)
-            trials = trials.assign(batch_size=2 ** trials["b"], lr=2 ** trials["x"])
+            names = ["batch_size", "peak_lr", "status", self.study.metric]
+            table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=names)
+            trials = scored_trials(table, metric=self.study.metric, mode=self.study.mode)
             posterior = fit(trials, setting.frame, seed=self.explore.sampling_seed)
             setting.known = (len(rows), posterior)
         return setting.known[1]
-
-    def _score(self, row: Mapping[str, Any]) -> float:
-        """More is better; -inf where the lr was too high, NaN where there is nothing to learn."""
-        if row["status"] == "diverged" or collapsed(pd.DataFrame([row])).all():
-            return -math.inf
-        if row["status"] != "completed":
-            return math.nan
-        score = float(row[self.study.metric])
-        return score if self.study.mode == "max" else -score
 
     def _knows_enough(self, tables: Tables) -> bool:
         """Whether each best lr is known as precisely as was asked for."""

@@ -36,6 +36,7 @@ from search.report.sentences.by_model import (
     scattered_sentences,
     smooth_sentences,
 )
+from search.report.sentences.caveats import cautions
 from search.report.sentences.conclusions import conclusions
 from search.report.sentences.confounds import confounds
 from search.report.sentences.expected import summary
@@ -309,11 +310,16 @@ def _main_conclusions(findings: Findings) -> list[str]:
         return [*sentences, _best_trial(findings)]
     if "table" in findings.about and findings.fields:
         return scattered_sentences(findings.by_model)
-    if exploration_of(findings.about).kind == RIDGE and findings.by_model:
+    if _is_ridge(findings):
         others = conclusions(findings.analyses[0], whole_grid=False)
         return [*by_model_sentences(findings.by_model, findings.metric), *others]
     first: list[str] = as_json(findings.analyses[0])["conclusions"]
     return [*sentences, *first, *smooth_sentences(findings.by_model, findings.metric)]
+
+
+def _is_ridge(findings: Findings) -> bool:
+    """Whether trials were chosen by the model, and are enough for it."""
+    return exploration_of(findings.about).kind == RIDGE and bool(findings.by_model)
 
 
 def _search_sentences(findings: Findings) -> list[str]:
@@ -341,7 +347,7 @@ def _best_trial(findings: Findings) -> str:
 
 def cautions_of(findings: Findings) -> list[str]:
     """The report's own cautions before those of the surface with the best score."""
-    first: list[str] = as_json(findings.analyses[0])["cautions"]
+    first = cautions(findings.analyses[0], whole_grid=not _is_ridge(findings))
     nothing = findings.analyses[0].cells.empty and bool(findings.steps)
     return [*findings.cautions, *(first[:1] if nothing else first)]
 

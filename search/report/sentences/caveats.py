@@ -15,9 +15,13 @@ PLAYBOOK = (
 )
 
 
-def cautions(analysis: Analysis) -> list[str]:
-    """What a reader should know before acting on the conclusions."""
-    makers = (_ended_early, _binning, _unreplicated, _loose_edges, _mixed_origins, _no_front)
+def cautions(analysis: Analysis, *, whole_grid: bool = True) -> list[str]:
+    """What a reader should know before acting on the conclusions.
+
+    What a grid lacks is left out where trials were chosen one by one.
+    """
+    of_grid = (_binning, _unreplicated, _loose_edges) if whole_grid else ()
+    makers = (_ended_early, *of_grid, _mixed_origins, _no_front)
     return [PLAYBOOK, *(text for make in makers for text in make(analysis))]
 
 
