@@ -57,8 +57,8 @@ def test_a_whole_surface_of_one_batch_size_has_the_playbooks_caution_alone() -> 
 
 def test_trials_that_were_chosen_one_by_one_lack_nothing_of_a_grid() -> None:
     found = of({(16, 0.1): [0.8], (16, 0.2): [0.7], (32, 0.1): [0.9], (32, 0.2): [0.8]})
-    assert len(cautions(found)) > 1  # one seed, and best rates at the edge
-    assert cautions(found, whole_grid=False) == [PLAYBOOK]
+    assert len(cautions(found)) > 2  # one seed, and best rates at the edge
+    assert cautions(found, whole_grid=False) == [PLAYBOOK, NO_EVALUATIONS]
 
 
 def test_of_nothing_there_is_nothing_else_to_beware_of() -> None:
