@@ -9,7 +9,8 @@ Cost: 96 trials of 10 epochs, 252 million patches. Preview: 48 trials, 2 minutes
 
 Expected: sigmoid stays at chance at this depth, and tanh does not (Glorot & Bengio 2010); nor do
 rectifiers (Glorot 2011); without normalization SELU is ahead of ReLU (Klambauer 2017, in fully
-connected networks).
+connected networks). Measured (docs/findings.md): the first two are reproduced; SELU against ReLU is
+not resolved, and at batch 256 most diverge.
 """
 
 from dataclasses import replace

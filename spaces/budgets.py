@@ -6,7 +6,7 @@ At equal epochs a batch of 16 makes sixteen times the updates of one of 256. Her
 also gets as many updates, and has its own best rate in both. Equal seconds: the report's table of
 scores at equal cost.
 
-Cost: 30 trials of 5 epochs or 5,120 updates, 28 million patches. Preview: 30 trials, 2 minutes.
+Cost: 30 trials of 5 epochs or 5,120 updates, 28 million patches. Preview: 30 trials, 3 minutes.
 
 Expected: at equal epochs small batches score better, at equal updates large ones (Hoffer 2017);
 no batch is too large once its rate is tuned and the updates are there (Shallue 2018). Measured

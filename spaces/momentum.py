@@ -5,7 +5,7 @@
 Every momentum has the same effective rates, lr / (1 - momentum): if that is all, the surfaces of
 all momenta look alike, column by column.
 
-Cost: 60 trials of 5 epochs, 79 million patches. Preview: 32 trials, 2 minutes on two cores.
+Cost: 60 trials of 5 epochs, 79 million patches. Preview: 32 trials, 3 minutes on two cores.
 
 Expected: the effective rate decides in fine-tuning (Li 2020); momentum by itself helps only where
 the effective rate is large, so at large batches (Fu 2023). Measured (docs/findings.md): at 16 it

@@ -5,7 +5,7 @@
 Best rates differ a thousandfold, so each has its own. Those of SGD, momentum, LARS and
 schedule-free SGD grow linearly with the batch, the others as its square root.
 
-Cost: 120 trials of 5 epochs, 157 million patches. Preview: 48 trials, 3 minutes on two cores.
+Cost: 120 trials of 5 epochs, 157 million patches. Preview: 48 trials, 4 minutes on two cores.
 
 Expected: momentum helps most at the largest batch (Shallue 2018); LARS pays only at batches beyond
 16,000 (He 2019). Measured (docs/findings.md): momentum +0.013 AUROC at 256; at 16 all are alike.

@@ -6,7 +6,7 @@ The flagship with Adam and rates that grow with the square root of the batch, ov
 1,024: Li 2024 has the best rate rise up to the gradient noise scale and fall beyond it. The betas
 stay: `--set lr_scaling=malladi` (batch sizes below 2,560) scales them too.
 
-Cost: 49 trials of 5 epochs, 64 million patches. Preview: 35 trials, 2 minutes on two cores.
+Cost: 49 trials of 5 epochs, 64 million patches. Preview: 35 trials, 4 minutes on two cores.
 
 Expected: the best peak rate grows as the square root of the batch (Malladi 2022), and less than
 that at the largest batches (Li 2024). Measured (docs/findings.md): B^0.61 [0.13, 1.09].

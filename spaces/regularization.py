@@ -7,8 +7,8 @@ and validation scores. Each way alone, at its own best rate.
 
 Cost: 48 trials of 60 epochs of 8,192 patches, 24 million patches. Preview: 32 trials, 2 minutes.
 
-Expected: flips, which make new images, help most; smoothing and mixup add a little (He 2019);
-early stopping saves time rather than score.
+Expected: flips, which make new images, help most; smoothing and mixup add a little (He 2019); early
+stopping saves time rather than score. Measured (docs/findings.md): flips add 0.024 AUROC.
 """
 
 from dataclasses import replace

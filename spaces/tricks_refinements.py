@@ -6,7 +6,7 @@ Table 6 of "Bag of Tricks" (He 2019), on top of the tricks of its Table 4, each 
 rate. Distillation needs a teacher: `--set distill_from=...` teaches all steps. The paper trains 200
 epochs with mixup; here all steps have the same budget.
 
-Cost: 36 trials of 30 epochs, 283 million patches. Preview: 24 trials, 2 minutes on two cores.
+Cost: 36 trials of 30 epochs, 283 million patches. Preview: 24 trials, 3 minutes on two cores.
 
 Expected: +0.8 % accuracy by cosine, +0.4 % by label smoothing, +0.8 % by mixup (ResNet-50-D).
 Measured (docs/findings.md): +1.0 %, +0.2 % (noise), -0.3 %: six epochs are few for mixup.
