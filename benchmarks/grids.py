@@ -66,8 +66,13 @@ class Grid:
 
 
 def grid_of(trials: pd.DataFrame, *, metric: str, mode: str) -> Grid:
-    """From a table with `batch_size`, `lr`, the metric and perhaps `seed`; NaN is divergence."""
+    """From a table with `batch_size`, `lr`, the metric and perhaps `seed`; NaN is divergence.
+
+    With a column `status`, only runs that completed or diverged count.
+    """
     sign = 1.0 if mode == "max" else -1.0
+    if "status" in trials:
+        trials = trials[trials["status"].isin(("completed", "diverged"))]
     rows = trials.assign(score=(sign * trials[metric].astype(float)).fillna(-math.inf))
     if "seed" in rows:
         rows = rows.sort_values("seed", kind="stable")

@@ -33,6 +33,7 @@ from benchmarks.grids import Grid, grid_of, preview_surface, step_law
 from search.analysis.foreign_table import read_own_table
 from search.analysis.humps.gain import choose
 from search.analysis.humps.posterior import best_lrs, fit, frame_of, moments
+from search.report.numbers import plain
 
 Array = NDArray[np.float64]
 SHARES = (0.15, 0.25, 0.33)
@@ -91,7 +92,8 @@ def plain_gp(grid: Grid, num: int, slots: int, seed: int) -> Outcome:
 def gp_scores(grid: Grid, asked: Sequence[int]) -> tuple[Array, Array]:
     """Mean and standard deviation (M,) of all cells."""
     score = grid.trials(asked)["score"].to_numpy(float)
-    score = np.where(np.isfinite(score), score, np.min(score[np.isfinite(score)], initial=0.0))
+    finite = score[np.isfinite(score)]
+    score = np.where(np.isfinite(score), score, finite.min() if len(finite) else 0.0)
     kernel = ConstantKernel() * Matern([1.0, 1.0], (0.1, 10), nu=2.5) + WhiteKernel(1e-2)
     places = np.stack([grid.b - grid.b.mean(), grid.x - grid.x.mean()], axis=1) / 2
     model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
@@ -237,16 +239,15 @@ def main() -> None:
     parser.add_argument("--lr", metavar="COL")
     parser.add_argument("--metric", metavar="COL")
     parser.add_argument("--mode", choices=("max", "min"), default="max")
-    parser.add_argument("--seed-column", metavar="COL")
+    parser.add_argument("--seed-column", metavar="COL", default="seed")
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--slots", type=int, default=1)
     asked = parser.parse_args()
     console = Console()
     if asked.table:
         columns = {"batch_size": asked.batch_size, "lr": asked.lr, "metric": asked.metric}
-        own = read_own_table(asked.table, **columns)
-        trials = own.trials.rename(columns={asked.seed_column: "seed"})
-        grid = grid_of(trials, metric=own.metric, mode=asked.mode)
+        own = read_own_table(asked.table, **columns, seed=asked.seed_column)
+        grid = grid_of(own.trials, metric=own.metric, mode=asked.mode)
         console.print(f"{len(grid.x)} cells, {sum(map(len, grid.scores))} trainings")
         found = figures(grid, asked.share, asked.slots, seed=0)
     else:
@@ -255,7 +256,7 @@ def main() -> None:
             name: compare(grids, name, asked.repetitions, asked.slots, console)
             for name, grids in known.items()
         }
-    print(json.dumps(found))
+    print(json.dumps(plain(found)))
 
 
 if __name__ == "__main__":

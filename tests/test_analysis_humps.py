@@ -11,7 +11,15 @@ from scipy.stats import multivariate_normal, norm
 from search.analysis.humps import model
 from search.analysis.humps.gain import choose, first_cells, next_cells
 from search.analysis.humps.model import Frame, Points, log_likelihood, predict, ridge_x
-from search.analysis.humps.posterior import best_lrs, fit, frame_of, moments, noise_variance
+from search.analysis.humps.posterior import (
+    _best,
+    best_lrs,
+    fit,
+    frame_of,
+    intervals,
+    moments,
+    noise_variance,
+)
 from search.analysis.humps.sampler import draw
 
 FRAME = Frame(middle_b=6.0, low_x=-10.0, high_x=0.0)
@@ -207,12 +215,10 @@ def test_intervals_of_the_best_lr_hold_it_and_get_narrower() -> None:
     for seed in range(4):
         for num in (10, 30):
             posterior = fit(search(num, noise=0.002, seed=seed), frame_of(b, x), seed=seed)
-            low, high = np.quantile(
-                np.log2(best_lrs(posterior, SIZES, lrs)), [0.025, 0.975], axis=0
-            )
+            low, _, high = np.log2(intervals(best_lrs(posterior, list(SIZES), lrs)))
             held += list((low <= best_x(np.log2(SIZES))) & (best_x(np.log2(SIZES)) <= high))
             widths.append((num, float(np.mean(high - low))))
-    assert np.mean(held) >= 0.85
+    assert np.mean(held) >= 0.9
     mean_width = pd.DataFrame(widths, columns=["num", "width"]).groupby("num")["width"].mean()
     assert mean_width[30] < mean_width[10]
 
@@ -277,5 +283,25 @@ def test_divergence_is_information() -> None:
     mean, _ = moments(posterior, b, x)
     above, below = (np.flatnonzero((b == 6.0) & (x == value)) for value in (-3.0, -7.0))
     assert mean[above] < mean[below]
-    lost = trials.assign(score=-math.inf)  # nothing has a score
-    assert choose(lost, frame_of(b, x), b, x, pending=[], refused=rows, num=1)[0] not in rows
+
+
+def test_while_all_trials_diverge_the_next_lr_is_lower() -> None:
+    """Nothing has a score: what is known is that all of these lrs are too high."""
+    b, x = cells()
+    asked: list[int] = []
+    for _ in range(7):
+        trials = trained(asked, noise=0.0, seed=0).assign(score=-math.inf)
+        (cell,) = choose(trials, frame_of(b, x), b, x, pending=[], refused=[], num=1)
+        if len(asked) >= 3:
+            assert x[cell] < max(x[asked])
+            assert cell not in asked
+        asked.append(cell)
+    assert min(x[asked]) <= min(x[asked[:3]]) - 2
+
+
+def test_lrs_need_not_be_evenly_spaced() -> None:
+    """The top of a parabola is found between any three lrs."""
+    lrs = np.exp(np.array([0.0, 0.5, 2.0, 2.3, 4.0]))
+    scores = -((np.log(lrs) - 1.4) ** 2)
+    assert _best(scores[None], lrs) == pytest.approx([math.exp(1.4)])
+    assert _best(np.log(lrs)[None], lrs) == pytest.approx([lrs[-1]])

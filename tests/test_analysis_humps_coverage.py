@@ -88,6 +88,7 @@ class Held:
     """Of one search: which best lrs were in their intervals, and the exponent's draws."""
 
     best: NDArray[np.bool_]
+    octaves: float  # the mean width of the intervals
     slopes: Array
     true_slope: float
 
@@ -114,7 +115,8 @@ def held(seed: int, *, num: int, noise: float, outside: bool = False) -> Held:
     # An interval that reaches the end of the range is open there: the page says so.
     is_in = ((low <= true) | (low <= FINE[0])) & ((true <= high) | (high >= FINE[-1]))
     slopes = np.polyfit(B, np.log2(draws).T, 1)[0]
-    return Held(is_in, slopes, float(np.polyfit(B, surface.best(B), 1)[0]))
+    octaves = float(np.log2(high / low).mean())
+    return Held(is_in, octaves, slopes, float(np.polyfit(B, surface.best(B), 1)[0]))
 
 
 def test_intervals_hold_the_best_lr_and_the_exponent() -> None:
@@ -123,6 +125,23 @@ def test_intervals_hold_the_best_lr_and_the_exponent() -> None:
     assert np.mean([answer.best for answer in answers]) >= 0.87
     assert sum(answer.exponent for answer in answers) >= 12
     assert abs(np.mean([answer.bias for answer in answers])) < 0.5
+    assert np.mean([answer.octaves for answer in answers]) < 5  # of a range of ten
+
+
+def test_of_a_flat_surface_no_rule_is_rejected() -> None:
+    """Scores without a hump say nothing of the exponent: a constant lr and linear growth remain."""
+    b, x = np.repeat(B, len(X)), np.tile(X, len(B))
+    rows = np.arange(0, len(b), 5)
+    remain = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scores = 0.8 + 0.003 * rng.standard_normal(len(rows))
+        trials = pd.DataFrame({"batch_size": 2 ** b[rows], "lr": 2 ** x[rows], "score": scores})
+        posterior = fit(trials, frame_of(b, x), seed=seed, num=384)
+        draws = best_lrs(posterior, list(SIZES), [FINE] * len(SIZES))
+        low, high = np.quantile(np.polyfit(B, np.log2(draws).T, 1)[0], (0.025, 0.975))
+        remain.append(low <= 0 and high >= 1)
+    assert np.mean(remain) >= 5 / 6
 
 
 def test_where_the_best_lr_is_outside_of_the_range_the_interval_is_open() -> None:

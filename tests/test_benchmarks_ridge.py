@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import ridge, surface
-from benchmarks.grids import Grid, grid_of, preview_surface
+from benchmarks.grids import grid_of, preview_surface
 
 
 def recorded(seeds: int = 1) -> pd.DataFrame:
@@ -93,7 +93,14 @@ def test_what_diverged_is_below_all() -> None:
         mode="min",
     )
     assert [list(scores) for scores in grid.scores] == [[-2.0], [-np.inf]]
-    assert isinstance(grid, Grid)
+
+
+def test_stopped_and_failed_runs_of_a_table_do_not_count() -> None:
+    table = pd.DataFrame({"batch_size": 16, "lr": [0.1, 0.2, 0.3], "loss": [2.0, 1.0, np.nan]})
+    grid = grid_of(
+        table.assign(status=["completed", "stopped", "failed"]), metric="loss", mode="min"
+    )
+    assert list(grid.lr) == [0.1]
 
 
 def test_curves_of_the_recorded_surface() -> None:

@@ -142,6 +142,35 @@ def test_divergence_at_high_rates_is_no_failure(tmp_path: Path) -> None:
     assert statuses.count("completed") >= 8
 
 
+def test_a_cell_that_failed_is_not_tried_again(tmp_path: Path) -> None:
+    """All trials of the largest batch size run out of memory: the others get the rest."""
+    declared, known = study(), no_tables(tmp_path)
+    every: list[PlannedTrial] = []
+    while new := ask(declared, known, 1):
+        every += new
+        failed = new[0].config.batch_size == 256
+        end(
+            known,
+            new,
+            declared,
+            score,
+            lambda _, failed=failed: "failed" if failed else "completed",
+        )
+    cells = [(t.config.batch_size, t.config.base_lr) for t in every if t.config.batch_size == 256]
+    assert len(cells) == len(set(cells)) == 2
+    assert len(every) == 20
+
+
+def test_it_ends_where_every_cell_failed(tmp_path: Path) -> None:
+    lrs = {"batch_size": tune.choice([16, 32]), "base_lr": tune.grid_search([0.1, 0.2, 0.4])}
+    declared, known = study(vary=lrs), no_tables(tmp_path)
+    every: list[PlannedTrial] = []
+    while new := ask(declared, known, 1):
+        every += new
+        end(known, new, declared, score, lambda _: "failed")
+    assert len(every) == 4 == total(declared, known)  # two of each batch size
+
+
 def test_the_learning_rates_of_a_range() -> None:
     lrs = lrs_of(tune.loguniform(0.01, 10.0))
     assert lrs[0] == 0.01

@@ -13,7 +13,7 @@ from ray import tune
 from rich.console import Console
 
 from search.analysis.foreign_table import TableError
-from search.analysis.humps.by_model import ByModel, NextTrial, by_model, scored_trials
+from search.analysis.humps.by_model import ByModel, NextTrial, by_model, has_repeats, scored_trials
 from search.analysis.humps.columns import columns_of
 from search.explore import Ridge
 from search.report.findings import conclusions_of, numbers, of_table
@@ -27,7 +27,6 @@ from trainable.host.storage import Folder
 SPACE = """
 from ray import tune
 
-from search.analysis.humps.columns import columns_of
 from search.explore import Ridge
 from search.study import Study
 from trainable.config import TrialConfig
@@ -127,16 +126,17 @@ def test_each_value_of_another_field_has_a_ridge() -> None:
 def said(
     exponent: tuple[float, float, float],
     at_edge: bool = False,
-    make: Callable[[list[ByModel], str], list[str]] = by_model_sentences,
+    make: Callable[..., list[str]] = by_model_sentences,
+    mode: str = "max",
 ) -> list[str]:
     rows = pd.DataFrame(
         {
-            "batch_size": [16, 64, 128],
-            "lr": [0.0512, 0.1, 0.2],
-            "low": [0.02, 0.05, 0.01],
-            "high": [0.1, 0.2, 0.9],
-            "at_edge": [at_edge, False, True],
-            "trials": [3, 4, 0],
+            "batch_size": [16, 64, 128, 256],
+            "lr": [0.0512, 0.1, 0.2, 0.4],
+            "low": [0.02, 0.05, 0.01, 0.01],
+            "high": [0.1, 0.2, 0.9, 10.0],
+            "at_edge": [at_edge, False, False, True],
+            "trials": [3, 4, 0, 0],
         }
     )
     more = NextTrial(batch_size=64, lr=0.0316, gain=0.00042)
@@ -149,7 +149,7 @@ def said(
         num_cells=7,
         next_trial=more,
     )
-    return make([answer], "val_auroc")
+    return make([answer], metric="val_auroc", mode=mode)
 
 
 def test_its_sentences() -> None:
@@ -157,19 +157,25 @@ def test_its_sentences() -> None:
         "The best peak lr is 0.051 [0.02, 0.1] at batch size 16 and 0.1 [0.05, 0.2] at batch size "
         "64; at batch size 16 the interval reaches the smallest or largest lr tried (95 % "
         "intervals, assuming that the scores have one smooth hump at each batch size).",
-        "It grows as B^0.60 [0.30, 1.10]. Square-root scaling and linear scaling are compatible "
-        "with this; a constant rate is rejected.",
-        "No trial has tested this prediction of the best peak lr: 0.2 [0.01, 0.9] at batch size "
-        "128.",
-        "One more trial tells most at batch size 64 and a peak lr of 0.032: the lrs then chosen "
-        "are expected to be better by 0.0004 in val_auroc, on average over batch sizes (the noise "
-        "of one trial is 0.01).",
+        "The best peak lr grows as B^0.60 [0.30, 1.10]. Square-root scaling and linear scaling are "
+        "compatible with this; a constant rate is rejected.",
+        "Predicted best peak lr, tested by no trial: 0.2 [0.01, 0.9] at batch size 128. At batch "
+        "size 256 it may lie outside of the lrs tried.",
+        "One more trial tells most at batch size 64 and a peak lr of 0.032: val_auroc at the lrs "
+        "then chosen is expected to rise by 0.0004 on average over batch sizes (the noise of one "
+        "trial is 0.01).",
     ]
     assert said((0.2, 0.1, 0.3))[1] == (
-        "It grows as B^0.20 [0.10, 0.30]. A constant rate, square-root scaling and linear scaling "
-        "are rejected."
+        "The best peak lr grows as B^0.20 [0.10, 0.30]. A constant rate, square-root scaling and "
+        "linear scaling are rejected."
     )
     assert said((0.5, -0.1, 1.2))[1].endswith("linear scaling are compatible with this.")
+    assert said((-0.3, -0.5, -0.1))[1].startswith(
+        "The best peak lr falls as B^-0.30 [-0.50, -0.10]"
+    )
+    assert said((0.5, 0.4, 0.6), mode="min")[3].count("is expected to fall by 0.0004") == 1
+    nothing = said((math.nan,) * 3)[1]
+    assert nothing.startswith("How the best peak lr grows is unknown: this needs two batch sizes")
 
 
 def test_the_sentences_of_a_grid_with_one_seed() -> None:
@@ -180,12 +186,13 @@ def test_the_sentences_of_a_grid_with_one_seed() -> None:
     )
     assert best == said((0.6, 0.3, 1.1))[0]
     assert interplay == (
-        "By the same model batch size and lr interact: no lr is the best at all batch sizes. "
-        f"{said((0.6, 0.3, 1.1))[1]}"
+        f"By the same model no peak lr is the best at all batch sizes. {said((0.6, 0.3, 1.1))[1]}"
     )
     assert said((0.2, -0.1, 0.4), make=smooth_sentences)[2].startswith(
-        "By the same model one lr may be the best at all batch sizes. It grows as B^0.20"
+        "By the same model one peak lr may be the best at all batch sizes. The best peak lr grows"
     )
+    unknown = said((math.nan,) * 3, make=smooth_sentences)[2]
+    assert unknown.startswith("How the best peak lr grows is unknown")
 
 
 def test_cells_that_cannot_be_told_from_the_best_are_counted() -> None:
@@ -260,6 +267,101 @@ def test_columns_that_were_drawn_as_well_are_taken_in(tmp_path: Path) -> None:
     assert numbers(found)["by_model"][0]["columns"][0]["column"] == "momentum"
 
 
+def test_batch_sizes_that_were_drawn_get_answers_at_powers_of_two() -> None:
+    rng = np.random.default_rng(0)
+    size = np.unique(rng.integers(16, 512, 60))
+    rng.shuffle(size)
+    lr = 10 ** rng.uniform(-4, 1, len(size))
+    octaves = np.log2(lr / (0.1 * (size / 64) ** 0.5))
+    table = pd.DataFrame({"batch_size": size, "peak_lr": lr, "val_auroc": 0.9 - 0.003 * octaves**2})
+    answer = only(table.assign(status="completed"))
+    assert set(answer.tried["batch_size"]) >= {32, 64, 128, 256}
+    assert answer.tried["trials"].sum() == len(size)
+    true = 0.1 * (answer.tried["batch_size"] / 64) ** 0.5
+    inside = (answer.tried["low"] <= true) & (true <= answer.tried["high"])
+    assert inside.mean() >= 0.8
+    assert answer.exponent[1] < 0.5 < answer.exponent[2]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param(trials()[lambda t: t["peak_lr"] == 0.001], id="one lr"),
+        pytest.param(trials().iloc[[0, 10, 20, 30]], id="one lr a batch size"),
+        pytest.param(trials()[lambda t: t["batch_size"] == 16], id="one batch size"),
+        pytest.param(trials().assign(status="diverged"), id="no score"),
+        pytest.param(trials().assign(status="failed"), id="nothing trained"),
+    ],
+)
+def test_what_is_no_surface_has_no_answer(table: pd.DataFrame) -> None:
+    assert by_model(table, others=(), metric="val_auroc", mode="max") == []
+
+
+def test_scores_of_which_most_are_equal_have_an_answer() -> None:
+    table = trials(noise=0.0).assign(val_auroc=lambda t: t["val_auroc"].clip(upper=0.88))
+    answer = only(table)
+    assert (answer.rows["low"] < answer.rows["high"]).all()
+
+
+def test_a_large_table_has_an_answer_from_some_of_its_runs() -> None:
+    rng = np.random.default_rng(0)
+    n = 4000
+    size, lr = 2.0 ** rng.integers(4, 9, n), 10 ** rng.uniform(-3, 1, n)
+    octaves = np.log2(lr / (0.1 * (size / 64) ** 0.5))
+    score = 0.9 - 0.003 * octaves**2 + 0.002 * rng.standard_normal(n)
+    table = pd.DataFrame({"batch_size": size, "peak_lr": lr, "val_auroc": score})
+    value, low, high = only(table.assign(status="completed")).exponent
+    assert low < 0.5 < high
+    assert value == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_the_best_lr_is_outside_of_the_range_no_exponent_is_made_up() -> None:
+    """Below 0.01 the scores only rise with the lr: the ends of the range are no best lrs."""
+    few = trials()[lambda t: t["peak_lr"] < 0.005 * (t["batch_size"] / 64) ** 0.5 * 8]
+    answer = only(few)
+    assert answer.tried["at_edge"].all()
+    assert math.isnan(answer.exponent[0])
+
+
+def test_a_grid_is_one_of_single_seeds_though_a_cell_was_run_twice() -> None:
+    table = trials()
+    twice = pd.concat([table, table.iloc[:3], table.assign(status="failed")])
+    assert not has_repeats(twice, "peak_lr")
+    assert has_repeats(pd.concat([table, table]), "peak_lr")
+
+
+def test_scores_that_guessing_reaches_have_no_answer(tmp_path: Path) -> None:
+    table = trials()[["batch_size", "peak_lr", "val_auroc"]]
+    table["val_auroc"] = 0.5 - 0.01 * np.random.default_rng(0).random(len(table))
+    table.to_csv(tmp_path / "guessed.csv", index=False)
+    columns = {"batch_size": "batch_size", "lr": "peak_lr", "metric": "val_auroc"}
+    found = of_table(tmp_path / "guessed.csv", **columns)
+    assert not found.by_model
+    assert len(conclusions_of(found)) == 1
+
+
+def test_fields_without_enough_runs_are_no_empty_page(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "drawn.csv")
+    pd.read_csv(file).iloc[:3].to_csv(file, index=False)
+    columns = {"batch_size": "bs", "lr": "rate", "metric": "accuracy"}
+    found = of_table(file, **columns, fields=["momentum", "decay", "momentum"])
+    assert found.fields == ["batch_size", "lr", "momentum", "decay"]
+    assert conclusions_of(found)
+
+
+def test_runs_without_a_value_are_counted_and_left_out(tmp_path: Path) -> None:
+    file = drawn(tmp_path / "drawn.csv")
+    table = pd.read_csv(file)
+    table.loc[:99, "decay"] = np.nan
+    table.assign(constant=0.1).to_csv(file, index=False)
+    columns = {"batch_size": "bs", "lr": "rate", "metric": "accuracy"}
+    found = of_table(file, **columns, fields=["momentum", "decay", "constant"])
+    assert "100 of 300 runs have no decay: the model leaves them out." in found.cautions
+    (answer,) = found.by_model
+    assert list(answer.columns["column"]) == ["momentum", "decay"]
+    assert answer.tried["trials"].sum() == 200
+
+
 def test_a_field_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     file = drawn(tmp_path / "drawn.csv")
     columns = {"batch_size": "bs", "lr": "rate", "metric": "accuracy"}
@@ -279,6 +381,10 @@ def test_a_column_has_the_scale_on_which_it_acts() -> None:
         "decay": "log",
         "epochs": "linear",
     }
+    # Half of a deviation below the mean lies no value, on a scale that zeros keep from being log.
+    (zeros,) = columns_of(pd.DataFrame({"decay": [0.0, 0.0, 0.0, 1.0]}), ["decay"])
+    assert zeros.value(-1.0) == 0.0
+    assert columns_of(pd.DataFrame({"k": [0.1] * 100}), ["k"]) == []
     for column in columns:
         z = column.standardised(table[column.name].to_numpy(float))
         assert z.mean() == pytest.approx(0, abs=1e-12)
@@ -312,7 +418,7 @@ def test_the_terminal_has_a_row_for_each_batch_size() -> None:
     rows = [line.split() for line in lines[at + 2 : at + 8]]
     assert [row[0] for row in rows] == ["8", "16", "64", "256", "1024", "2048"]
     assert [row[-1] for row in rows] == ["predicted", "9", "9", "9", "9", "predicted"]
-    assert lines[at + 8].startswith("It grows as B^0.")
+    assert lines[at + 8].startswith("The best peak lr grows as B^0.")
     assert lines[at + 9].startswith("One more trial tells most at batch size ")
 
 

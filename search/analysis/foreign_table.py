@@ -31,6 +31,7 @@ TAKEN = (
     *("batch_size", "lr", "grid_lr", "peak", "status", "seed", "trial_key"),
     *("mean", "std", "n", "low", "high"),
 )
+TAKEN_BY_THE_MODEL = ("score", "peak_lr", "collapsed")
 SEED = "seed"  # a column of this name tells which rows are pairs
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
 LARGEST_WHOLE = 2**53  # up to here floats represent every integer
@@ -52,15 +53,21 @@ class OwnTable:
 
 
 def read_own_table(
-    file: Path, *, batch_size: str, lr: str, metric: str, fields: Sequence[str] = ()
+    file: Path,
+    *,
+    batch_size: str,
+    lr: str,
+    metric: str,
+    fields: Sequence[str] = (),
+    seed: str = SEED,
 ) -> OwnTable:
     """The trials of a CSV or Parquet file; the other arguments name its columns.
 
     `fields` are columns of numbers that differ from run to run as well, such as momentum.
 
     A row without a finite metric counts as diverged, unless a status column (`status`, `state`)
-    says that it failed or was stopped. Rows of unfinished runs are left out. A column `seed` is
-    kept: rows with the same seed are then compared in pairs.
+    says that it failed or was stopped. Rows of unfinished runs are left out. The column of seeds is
+    kept, if there is one: rows with the same seed are then compared in pairs.
 
     Raises:
         TableError: the file cannot be read, a column is missing or contains wrong values.
@@ -71,9 +78,12 @@ def read_own_table(
             f"--batch-size, --lr and --metric must name three different columns of {file}"
         )
     named = [("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)]
-    for flag, name in [*named, *(("--fields", name) for name in fields)]:
+    named += [("--fields", name) for name in fields]
+    named += [("--seed-column", seed)] if seed != SEED else []
+    for flag, name in named:
         _check_exists(table, file, flag, name)
-    _check_fields(fields, [*TAKEN, batch_size, lr, metric])
+    fields = list(dict.fromkeys(fields))
+    _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, batch_size, lr, metric, seed])
     status, messages = _statuses(table.drop(columns=[batch_size, lr, metric]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
@@ -98,12 +108,11 @@ def read_own_table(
             "status": status,
             name: scores,
             **{field: _numbers(rows[field], file, ~required) for field in fields},
-            **_seeds(rows.drop(columns=[batch_size, lr, metric])),
+            **_seeds(rows.drop(columns=[batch_size, lr, metric]), seed),
         }
     ).reset_index(drop=True)
-    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric, SEED})
-    if not fields:
-        messages += _drawn(trials)
+    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric, seed})
+    messages += _without_a_value(trials, fields) if fields else _drawn(trials)
     return OwnTable(trials=trials, metric=name, fields=tuple(fields), cautions=tuple(messages))
 
 
@@ -117,6 +126,16 @@ def _check_fields(fields: Sequence[str], others: Sequence[str]) -> None:
             )
 
 
+def _without_a_value(trials: pd.DataFrame, fields: Sequence[str]) -> list[str]:
+    """A caution for each field that some runs have no value of."""
+    missing = {name: int(trials[name].isna().sum()) for name in fields}
+    return [
+        f"{num} of {len(trials)} runs have no {name}: the model leaves them out."
+        for name, num in missing.items()
+        if num
+    ]
+
+
 def _drawn(trials: pd.DataFrame) -> list[str]:
     """A caution about runs whose learning rates were drawn at random."""
     if trials["lr"].nunique() <= max(FEW, len(trials) // 2):
@@ -128,11 +147,11 @@ def _drawn(trials: pd.DataFrame) -> list[str]:
     ]
 
 
-def _seeds(rows: pd.DataFrame) -> dict[str, "pd.Series[Any]"]:
+def _seeds(rows: pd.DataFrame, seed: str) -> dict[str, "pd.Series[Any]"]:
     """The column of seeds, if there is one; names of seeds as text."""
-    if SEED not in rows:
+    if seed not in rows:
         return {}
-    seeds = rows[SEED]
+    seeds = rows[seed]
     return {SEED: seeds if is_numeric_dtype(seeds) else seeds.map(str, na_action="ignore")}
 
 

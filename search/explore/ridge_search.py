@@ -26,6 +26,7 @@ from trainable.training.schedule import peak_lr
 MOST_LRS = 25  # of a range, at each batch size
 LEAST_STEP = 1 / 3  # octaves between two of them
 DIGITS = 3  # of an lr
+HOPELESS = 2  # failures of a batch size that has no other trial
 
 Array = NDArray[np.float64]
 
@@ -144,7 +145,11 @@ class RidgeSearch:
             return new
         self.knows_enough = self._knows_enough(tables)
         while room > 0 and len(self.trials) < self.explore.num_trials and not self.knows_enough:
-            trial = self._ask(tables)
+            place = self._best_cell(tables)
+            if place is None:
+                self.knows_enough = True  # there is nothing else that could be trained
+                break
+            trial = self._ask(*place)
             new.append(trial)
             room -= trial.key not in tables.ended
         return new
@@ -155,9 +160,8 @@ class RidgeSearch:
         self.trials.append((setting, cell, trial))
         return trial
 
-    def _ask(self, tables: Tables) -> PlannedTrial:
-        """The trial that tells most, of all settings; noted in a file before it starts."""
-        setting, cell = self._best_cell(tables)
+    def _ask(self, setting: Setting, cell: int) -> PlannedTrial:
+        """A trial of this cell, with its next seed; noted in a file before it starts."""
         config = with_seed(setting.cells[cell], self.study.base.seed + setting.asked.count(cell))
         names = [*self.study.vary, "seed"]
         changes = {name: getattr(config, name) for name in names}
@@ -167,7 +171,8 @@ class RidgeSearch:
         self.choices[number] = choice
         return self._note(setting, cell, config)
 
-    def _best_cell(self, tables: Tables) -> tuple[Setting, int]:
+    def _best_cell(self, tables: Tables) -> tuple[Setting, int] | None:
+        """The cell that tells most, of all settings; None where all cells failed."""
         for setting in self.settings:  # each begins with the same few cells
             if left := [cell for cell in setting.first if cell not in setting.asked]:
                 return setting, left[0]
@@ -179,10 +184,12 @@ class RidgeSearch:
                 setting.b,
                 setting.x,
                 pending=self._pending(setting, tables),
-                refused=[],
+                refused=self._failed(setting, tables),
                 num=1,
             )
         ]
+        if not best:
+            return None
         _, number, cell = max(best)
         return self.settings[number], cell
 
@@ -192,6 +199,23 @@ class RidgeSearch:
             for of, cell, trial in self.trials
             if of is setting and trial.key not in tables.ended
         ]
+
+    def _failed(self, setting: Setting, tables: Tables) -> list[int]:
+        """Cells of which a trial failed, for example for memory: another seed would fail too.
+
+        All cells of a batch size of which two trials failed and none ended otherwise.
+        """
+        ended = [
+            (cell, tables.ended[trial.key]["status"])
+            for of, cell, trial in self.trials
+            if of is setting and trial.key in tables.ended
+        ]
+        failed = {cell for cell, status in ended if status == "failed"}
+        for b in np.unique(setting.b):
+            statuses = [status for cell, status in ended if setting.b[cell] == b]
+            if statuses.count("failed") == len(statuses) >= HOPELESS:
+                failed |= set(np.flatnonzero(setting.b == b).tolist())
+        return sorted(failed)
 
     def _posterior(self, setting: Setting, tables: Tables) -> Posterior:
         rows = [
@@ -223,11 +247,15 @@ class RidgeSearch:
 
 
 def intervals_within(posterior: Posterior, setting: Setting, factor: float) -> bool:
-    """Whether the 95 % interval of each best lr is within a factor of its middle."""
+    """Whether the 95 % interval of each best lr is within a factor of its middle.
+
+    One that reaches the smallest or largest lr is open: the best lr may lie outside.
+    """
     sizes = setting.batch_sizes
     lrs = [2 ** setting.x[setting.b == np.log2(float(size))] for size in sizes]
     low, _, high = intervals(best_lrs(posterior, sizes, lrs))
-    return bool((high / low <= factor**2).all())
+    closed = (low > [x[0] for x in lrs]) & (high < [x[-1] for x in lrs])
+    return bool((closed & (high / low <= factor**2)).all())
 
 
 def _values(study: Study, name: str) -> Sequence[object]:

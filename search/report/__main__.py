@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="COL",
         help="other columns of numbers that differ from run to run, for example momentum",
     )
+    p.add_argument("--seed-column", metavar="COL", default="seed", help="default: seed, if any")
     p.add_argument(
         "--mode",
         choices=("max", "min"),
@@ -102,6 +103,7 @@ def _report_table(arguments: argparse.Namespace, console: Console) -> str:
         lr=arguments.lr,
         metric=arguments.metric,
         fields=arguments.fields or (),
+        seed=arguments.seed_column,
         mode=arguments.mode,
         margin=arguments.margin,
     )

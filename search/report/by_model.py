@@ -8,8 +8,9 @@ from search.report.sentences.by_model import growth
 LEGEND = (
     "By a model in which the scores of each batch size have one hump over log lr, whose place "
     "moves smoothly with log batch size. It uses all trials, also those at other batch sizes, so "
-    "few trials are enough; its intervals hold where the scores do have such a shape. A batch size "
-    "without trials has a prediction."
+    "few trials are enough; its intervals hold where the scores do have such a shape. Before any "
+    "trial it expects an exponent of 0.45, give or take 0.6. A batch size without trials has a "
+    "prediction."
 )
 COLUMNS = {
     "batch_size": "batch size",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
+from search.analysis.chance import nothing_beat_chance
 from search.analysis.expected import Verdict, verdicts
 from search.analysis.foreign_table import TableError, read_own_table
 from search.analysis.groups import (
@@ -40,6 +41,7 @@ from search.report.sentences.caveats import cautions
 from search.report.sentences.conclusions import conclusions
 from search.report.sentences.confounds import confounds
 from search.report.sentences.expected import summary
+from search.report.sentences.scaling import scaling
 from search.report.sentences.search import importance_sentence, stopping_sentence
 from search.report.sentences.wording import listed
 from search.results import files
@@ -164,6 +166,8 @@ def _by_model(
     """Where trials were chosen by the model, and of a grid that has one seed a cell."""
     kind, others = exploration_of(about).kind, _others(about)
     is_grid = kind == "Grid" and set(CROSSED) <= set(about.get("vary", {})) and not others
+    if nothing_beat_chance(trials, metric=metric):
+        return []
     if kind == RIDGE or (is_grid and not has_repeats(trials, "peak_lr")):
         sizes = choices_of(about, "batch_size")
         return by_model(trials, others=others, metric=metric, mode=mode, batch_sizes=sizes)
@@ -217,6 +221,7 @@ def of_table(
     lr: str,
     metric: str,
     fields: Sequence[str] = (),
+    seed: str = "seed",
     mode: str | None = None,
     margin: float | None = None,
 ) -> Findings:
@@ -227,7 +232,10 @@ def of_table(
     Raises:
         TableError: it cannot be read as one, or the name does not tell.
     """
-    table = read_own_table(file, batch_size=batch_size, lr=lr, metric=metric, fields=fields)
+    table = read_own_table(
+        file, batch_size=batch_size, lr=lr, metric=metric, fields=fields, seed=seed
+    )
+    fields = table.fields
     mode = mode or mode_by_name(metric)
     if mode is None:
         raise TableError(
@@ -252,7 +260,8 @@ def of_table(
         else pd.DataFrame(columns=COLUMNS),
         cautions=table.cautions,
         by_model=by_model(trials.assign(peak_lr=trials["lr"]), others=(), columns=fields, **best)
-        if fields or not has_repeats(trials, "lr")
+        if (fields or not has_repeats(trials, "lr"))
+        and not nothing_beat_chance(trials, metric=table.metric)
         else [],
     )
 
@@ -308,13 +317,17 @@ def _main_conclusions(findings: Findings) -> list[str]:
         return sentences
     if not findings.analyses[0].cells["mean"].notna().any() and len(findings.leaders):
         return [*sentences, _best_trial(findings)]
-    if "table" in findings.about and findings.fields:
+    best = findings.analyses[0]
+    how = {"metric": findings.metric, "mode": findings.mode}
+    if "table" in findings.about and findings.fields and findings.by_model:
         return scattered_sentences(findings.by_model)
     if _is_ridge(findings):
-        others = conclusions(findings.analyses[0], whole_grid=False)
-        return [*by_model_sentences(findings.by_model, findings.metric), *others]
-    first: list[str] = as_json(findings.analyses[0])["conclusions"]
-    return [*sentences, *first, *smooth_sentences(findings.by_model, findings.metric)]
+        others = conclusions(best, whole_grid=False)
+        return [*by_model_sentences(findings.by_model, **how), *others]
+    first: list[str] = as_json(best)["conclusions"]
+    if findings.by_model:  # the model's exponent, not a second one from the scatter about a line
+        first = [text for text in first if text != scaling(best)]
+    return [*sentences, *first, *smooth_sentences(findings.by_model, **how)]
 
 
 def _is_ridge(findings: Findings) -> bool:

@@ -94,6 +94,8 @@ def _print_tables(
 def _print_by_model(console: Console, study: Study, trials: pd.DataFrame) -> None:
     """The best lr of each batch size with its interval, and how it grows."""
     others = [name for name in study.vary if name not in CROSSED]
+    if nothing_beat_chance(trials, metric=study.metric):
+        return
     sizes = study.vary["batch_size"].categories
     how: dict[str, Any] = {"metric": study.metric, "mode": study.mode, "batch_sizes": sizes}
     for answer in by_model(trials, others=others, **how):
@@ -109,7 +111,8 @@ def _print_by_model(console: Console, study: Study, trials: pd.DataFrame) -> Non
         console.print(f"\n[italic]{title}[/italic]", highlight=False)
         console.print(shown)
         console.print(growth(answer), soft_wrap=True, highlight=False)
-        console.print(next_sentence(answer, study.metric), soft_wrap=True, highlight=False)
+        more = next_sentence(answer, metric=study.metric, mode=study.mode)
+        console.print(more, soft_wrap=True, highlight=False)
 
 
 def _print_expected(console: Console, study: Study, trials: pd.DataFrame, results: Results) -> None:

@@ -14,6 +14,7 @@ from search.analysis.humps.columns import Column, columns_of
 from search.analysis.humps.gain import next_cells
 from search.analysis.humps.model import PRIOR
 from search.analysis.humps.posterior import (
+    LEAST_LRS,
     WIDER,
     Posterior,
     best_lrs,
@@ -29,7 +30,9 @@ Array = NDArray[np.float64]
 LRS = 31  # of a batch size, between which the best lr is sought
 DRAWS = 384
 ENDS = (0.025, 0.5, 0.975)
-LEAST_TRIALS = 4
+LEAST_SIZES, LEAST_SCORES = 2, 3
+MOST_TRIALS = 500  # whose covariances fit into memory
+OPEN = 0.25  # of the draws at an end of the range: the best lr may be outside
 MANY, DRAWS_OF_MANY = 150, 128  # trials, whose covariances take long
 MOST_SIZES = 12  # batch sizes that an answer has
 
@@ -54,11 +57,12 @@ class ByModel:
     `rows` has `batch_size`, the best peak `lr` with its 95 % interval `low` to `high`, `at_edge`
     (the interval reaches the smallest or largest lr tried), and the number of `trials`. Those with
     none are predictions: batch sizes that the study did not come to, and those beside its range.
-    `exponent` is that of lr* = c B^a: the median and the ends of its 95 % interval. `noise_std` is
-    of one training. `num_best` of the `num_cells` tried cannot be told from the best (95 %).
-    `columns` has a row for each other column that was taken in: `column`, the value `at` which the
-    best lrs hold, and by which `factor` (95 %: `low` to `high`) the best lr changes as the column
-    goes from `below` to `above`, one standard deviation on either side of its mean.
+    `exponent` is that of lr* = c B^a, over batch sizes whose best lr is inside of the range: the
+    median and the ends of its 95 % interval, or NaN. `noise_std` is of one training. `num_best` of
+    the `num_cells` tried cannot be told from the best (95 %). `columns` has a row for each other
+    column that was taken in: `column`, the value `at` which the best lrs hold, and by which
+    `factor` (95 %: `low` to `high`) the best lr changes as the column goes from `below` to `above`,
+    one standard deviation on either side of its mean.
     """
 
     of: str
@@ -93,19 +97,31 @@ def by_model(
     """One for each combination of the `others`, the fields that vary beside batch size and lr.
 
     Trials have `batch_size`, `peak_lr`, `status` and the metric. What diverged or collapsed counts
-    as worse than all others; what was stopped, failed or interrupted is left out. A surface of
-    fewer than four trials, or of one batch size, is left out. `batch_sizes` are those that may have
-    no trial yet. `columns` differ from trial to trial, as where all was drawn at random: what they
-    explain is no noise.
+    as worse than all others; what was stopped, failed or interrupted is left out. So is a surface
+    without two batch sizes, three lrs and three scores; of a very large one, 500 trials are used.
+    `batch_sizes` are those that may have no trial yet. `columns` differ from trial to trial, as
+    where all was drawn at random: what they explain is no noise.
     """
     answers = []
     for values, group in trials.groupby(list(others), dropna=False) if others else [((), trials)]:
         name = ", ".join(f"{n}={v}" for n, v in zip(others, values, strict=True))
         scored = scored_trials(group, metric=metric, mode=mode, columns=columns)
-        enough = len(scored) >= LEAST_TRIALS and np.isfinite(scored["score"]).any()
-        if enough and scored["batch_size"].nunique() > 1:
-            answers.append(_answer(name, scored, batch_sizes, columns_of(scored, columns)))
+        if _is_enough(scored):
+            few = scored.sample(min(MOST_TRIALS, len(scored)), random_state=0).sort_index()
+            answers.append(_answer(name, few, batch_sizes, columns_of(few, columns)))
     return answers
+
+
+def _is_enough(scored: pd.DataFrame) -> bool:
+    """Whether there is a surface: over two batch sizes and three lrs, with some scores."""
+    cells = len(scored[["batch_size", "lr"]].drop_duplicates())
+    num_sizes = _octave(scored["batch_size"]).nunique()
+    return bool(
+        num_sizes >= LEAST_SIZES
+        and scored["lr"].nunique() >= LEAST_LRS
+        and cells >= num_sizes + LEAST_SIZES
+        and np.isfinite(scored["score"]).sum() >= LEAST_SCORES
+    )
 
 
 def scored_trials(
@@ -137,43 +153,81 @@ def _answer(
         num=DRAWS_OF_MANY if len(scored) > MANY else DRAWS,
     )
     sizes = sorted({*_sizes(scored["batch_size"]), *map(float, batch_sizes)})
-    lrs = np.geomspace(scored["lr"].min(), scored["lr"].max(), LRS)
-    draws = best_lrs(posterior, sizes, [lrs] * len(sizes))
-    slopes = np.polyfit(np.log2(sizes), np.log2(draws).T, 1)[0]
+    lrs = [_lrs(scored, size) for size in sizes]
+    draws = best_lrs(posterior, sizes, lrs)
+    slope_low, slope, slope_high = _exponent(sizes, draws, lrs)
+    return ByModel(
+        of=name,
+        rows=_with_predictions(posterior, scored, sizes, lrs, draws),
+        exponent=(slope, slope_low, slope_high),
+        noise_std=math.sqrt(noise_variance(posterior)) * posterior.std,
+        num_best=_num_best(posterior),
+        num_cells=len(scored.drop_duplicates(["batch_size", "lr"])),
+        next_trial=_next_trial(posterior, sizes, lrs),
+        columns=_columns(posterior, columns),
+    )
+
+
+def _with_predictions(
+    posterior: Posterior,
+    scored: pd.DataFrame,
+    sizes: Sequence[float],
+    lrs: Sequence[Array],
+    draws_PK: Array,
+) -> pd.DataFrame:
+    """The rows of an answer: of the sizes, and of those beside them."""
     beside = _beside(sizes)
-    more = best_lrs(posterior, beside, [lrs] * len(beside))
-    low, middle, high = intervals(np.concatenate([draws, more], axis=1))
-    trials = scored.groupby("batch_size").size()
+    of_beside = [_lrs(scored, size) for size in beside]
+    more = best_lrs(posterior, beside, of_beside)
+    low, middle, high = intervals(np.concatenate([draws_PK, more], axis=1))
+    ranges = np.array([(x[0], x[-1]) for x in (*lrs, *of_beside)])
+    num_trials = _octave(scored["batch_size"]).value_counts()
     rows = pd.DataFrame(
         {
             "batch_size": np.asarray([*sizes, *beside]).astype(int),
             "lr": middle,
             "low": low,
             "high": high,
-            "at_edge": (low <= lrs[0]) | (high >= lrs[-1]),
-            "trials": [int(trials.get(size, 0)) for size in (*sizes, *beside)],
+            "at_edge": (low <= ranges[:, 0]) | (high >= ranges[:, 1]),
+            "trials": [int(num_trials.get(size, 0)) for size in (*sizes, *beside)],
         }
     )
-    slope_low, slope, slope_high = np.quantile(slopes, ENDS)
-    return ByModel(
-        of=name,
-        rows=rows.sort_values("batch_size", ignore_index=True),
-        exponent=(float(slope), float(slope_low), float(slope_high)),
-        noise_std=math.sqrt(noise_variance(posterior)) * posterior.std,
-        num_best=_num_best(posterior),
-        num_cells=len(posterior.points.b),
-        next_trial=_next_trial(posterior, sizes, lrs),
-        columns=_columns(posterior, columns),
-    )
+    return rows.sort_values("batch_size", ignore_index=True)
 
 
 def _sizes(batch_sizes: "pd.Series[float]") -> list[float]:
-    """Those tried; of many, as where they were drawn, powers of two between the ends."""
-    sizes = sorted(batch_sizes.unique())
-    if len(sizes) <= MOST_SIZES:
-        return sizes
-    low, high = np.log2(sizes[0]), np.log2(sizes[-1])
-    return [float(2**b) for b in range(math.ceil(low), math.floor(high) + 1)]
+    """Those tried; of many, as where they were drawn, powers of two."""
+    return sorted(_octave(batch_sizes).unique())
+
+
+def _octave(batch_sizes: "pd.Series[float]") -> "pd.Series[float]":
+    """The sizes as they are; of many, the power of two that is nearest to each."""
+    if batch_sizes.nunique() <= MOST_SIZES:
+        return batch_sizes
+    return 2.0 ** np.log2(batch_sizes).round()
+
+
+def _lrs(scored: pd.DataFrame, size: float) -> Array:
+    """Where the best lr of a batch size is sought: in its own range, if it has one, else in all."""
+    own = scored.loc[scored["batch_size"] == size, "lr"]
+    lrs = own if own.nunique() >= LEAST_LRS else scored["lr"]
+    return np.geomspace(lrs.min(), lrs.max(), LRS)
+
+
+def _exponent(
+    sizes: Sequence[float], draws_PK: Array, lrs: Sequence[Array]
+) -> tuple[float, float, float]:
+    """The ends of the 95 % interval with the median between them; NaN of fewer than two sizes.
+
+    Over batch sizes whose best lr is inside of the range.
+    """
+    first, last = np.array([x[0] for x in lrs]), np.array([x[-1] for x in lrs])
+    inside = ((draws_PK <= first) | (draws_PK >= last)).mean(0) <= OPEN
+    if inside.sum() < LEAST_SIZES:
+        return math.nan, math.nan, math.nan
+    slopes = np.polyfit(np.log2(sizes)[inside], np.log2(draws_PK[:, inside]).T, 1)[0]
+    low, middle, high = np.quantile(slopes, ENDS)
+    return float(low), float(middle), float(high)
 
 
 def _columns(posterior: Posterior, columns: Sequence[Column]) -> pd.DataFrame:
@@ -205,16 +259,17 @@ def _num_best(posterior: Posterior) -> int:
 
 
 def has_repeats(trials: pd.DataFrame, lr: str) -> bool:
-    """Whether any batch size and lr was trained more than once."""
-    return bool(trials.duplicated(["batch_size", lr]).any())
+    """Whether more than half of the batch sizes and lrs were trained more than once."""
+    ended = trials[trials["status"].isin(("completed", "diverged"))]
+    return bool(ended.groupby(["batch_size", lr]).size().median() > 1)
 
 
 def _beside(sizes: Sequence[float]) -> list[float]:
-    """Half of the smallest batch size, twice the largest."""
+    """Half of the smallest batch size, if it has a half, and twice the largest."""
     return [*([sizes[0] / 2] if sizes[0] % 2 == 0 else []), sizes[-1] * 2]
 
 
-def _next_trial(posterior: Posterior, sizes: Sequence[float], lrs: Array) -> NextTrial:
-    b, x = np.repeat(np.log2(sizes), len(lrs)), np.tile(np.log2(lrs), len(sizes))
+def _next_trial(posterior: Posterior, sizes: Sequence[float], lrs: Sequence[Array]) -> NextTrial:
+    b, x = np.repeat(np.log2(sizes), LRS), np.log2(np.concatenate(lrs))
     ((cell, gain),) = next_cells(posterior, b, x, pending=[], refused=[], num=1)
     return NextTrial(batch_size=round(2 ** b[cell]), lr=float(2 ** x[cell]), gain=gain / len(sizes))

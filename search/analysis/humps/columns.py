@@ -24,17 +24,19 @@ class Column:
     scale: str
     mean: float
     std: float
+    lowest: float
+    highest: float
 
     def standardised(self, values: Array) -> Array:
         """The values on that scale."""
         return (_on_scale(values, self.scale) - self.mean) / self.std
 
     def value(self, z: float) -> float:
-        """The value that is at z on that scale."""
-        on_scale = self.mean + z * self.std
-        if self.scale == "linear":
-            return on_scale
-        return float(np.exp(on_scale) if self.scale == "log" else 1 - np.exp(-on_scale))
+        """The value that is at z on that scale; none beyond those of the column."""
+        value = self.mean + z * self.std
+        if self.scale != "linear":
+            value = float(np.exp(value) if self.scale == "log" else 1 - np.exp(-value))
+        return min(max(value, self.lowest), self.highest)
 
 
 def columns_of(trials: pd.DataFrame, names: Sequence[str]) -> list[Column]:
@@ -48,10 +50,11 @@ def columns_of(trials: pd.DataFrame, names: Sequence[str]) -> list[Column]:
             scale = "momentum"
         elif low > 0 and high >= LOG_RATIO * low:
             scale = "log"
-        on_scale = _on_scale(values, scale)
-        if on_scale.std() > 0:
+        if low < high:
+            on_scale = _on_scale(values, scale)
+            ends = {"lowest": float(low), "highest": float(high)}
             mean, std = float(on_scale.mean()), float(on_scale.std())
-            columns.append(Column(name=name, scale=scale, mean=mean, std=std))
+            columns.append(Column(name=name, scale=scale, mean=mean, std=std, **ends))
     return columns
 
 

@@ -34,6 +34,9 @@ WIDER = 1.3  # than the draws: the intervals of best lrs
 THREADS = 1
 LEAST = 1e-12  # of a difference between scores
 ALL_LOST = -2.0  # what each counts if all diverged, where the prior's mean is about zero
+SHADOW, SHADOW_Z = 2.0, 0.5  # octaves above a trial that diverged, and how much lower that counts
+OTHER = "other_"  # how the other columns are named here
+LEAST_LRS = 3  # of a batch size, that tell its range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +57,16 @@ class Posterior:
 def frame_of(b_M: Array, x_M: Array) -> Frame:
     """The frame of cells: the middle batch size, and the range of lrs that is usual there.
 
-    The lrs of other batch sizes may be others, as where the lr is scaled by the batch size.
+    The lrs of other batch sizes may be others, as where the lr is scaled by the batch size. Where
+    most batch sizes have one or two lrs, as in a table of runs drawn at random, the range is that
+    of all.
     """
-    sizes = np.unique(b_M)
+    sizes, counts = np.unique(b_M, return_counts=True)
+    groups = [x_M[b_M == b] for b in sizes] if np.median(counts) >= LEAST_LRS else [x_M]
     return Frame(
         middle_b=float(sizes.mean()),
-        low_x=float(np.mean([x_M[b_M == b].min() for b in sizes])),
-        high_x=float(np.mean([x_M[b_M == b].max() for b in sizes])),
+        low_x=float(np.mean([group.min() for group in groups])),
+        high_x=float(np.mean([group.max() for group in groups])),
     )
 
 
@@ -78,22 +84,10 @@ def fit(
     `others` are columns that differ from trial to trial, with a mean of 0 and a standard deviation
     of 1; answers are then for what the best tenth of the trials has (medians).
     """
-    scores = trials["score"].to_numpy(float)
-    below, shoulder = _below_best(scores, SCATTERED if others else MIDDLE)
-    near = -shoulder * np.log1p(below / shoulder)
-    std = max(float(near.std()), LEAST) if len(near) else 1.0
-    rows = pd.DataFrame(
-        {
-            "b": np.log2(trials["batch_size"].to_numpy(float)),
-            "x": np.log2(trials["lr"].to_numpy(float)),
-            "z": (near - near.mean()) / std if np.isfinite(scores).any() else ALL_LOST,
-            "slope": 1 / (1 + below / shoulder),
-            "loose": (LOOSE * np.maximum(-near - shoulder * np.log(2), 0) / std) ** 2,
-            **{name: trials[name].to_numpy(float) for name in others},
-        }
-    )
-    points = _points(rows, others)
-    some = _some(rows, others, seed)
+    rows, std = _rows(trials, others)
+    names = [name for name in rows if name.startswith(OTHER)]
+    points = _points(rows, names)
+    some = _some(rows, names, seed)
     with threadpool_limits(THREADS, user_api="blas"):
         shapes = draw(
             lambda shapes_PD: log_likelihood(shapes_PD, some, frame),
@@ -102,8 +96,39 @@ def fit(
             rng=np.random.default_rng(seed),
         )
     best = rows.nlargest(max(1, len(rows) // 10), "z")
-    at = best[list(others)].median().to_numpy(float)
+    at = best[names].median().to_numpy(float)
     return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std, others_at=at)
+
+
+def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, float]:
+    """Each trial's b, x, z and the rest of a point, and the standard deviation that z divides by.
+
+    What diverges at one lr does so at higher ones. So where the highest lr of a batch size diverged
+    it has a shadow above it: nothing else would say on which side of the hump it is.
+    """
+    scores = trials["score"].to_numpy(float)
+    rows = pd.DataFrame(
+        {
+            "b": np.log2(trials["batch_size"].to_numpy(float)),
+            "x": np.log2(trials["lr"].to_numpy(float)),
+            **{f"{OTHER}{k}": trials[name].to_numpy(float) for k, name in enumerate(others)},
+        }
+    )
+    if np.isfinite(scores).any():
+        below, shoulder = _below_best(scores, SCATTERED if others else MIDDLE)
+        near = -shoulder * np.log1p(below / shoulder)
+        std = max(float(near.std()), LEAST)
+        rows["z"] = (near - near.mean()) / std
+        rows["slope"] = 1 / (1 + below / shoulder)
+        rows["loose"] = (LOOSE * np.maximum(-near - shoulder * np.log(2), 0) / std) ** 2
+    else:
+        rows, std = rows.assign(z=ALL_LOST, slope=0.0, loose=0.0), 1.0
+    if others:  # there are trials everywhere
+        return rows, std
+    highest = rows["x"] == rows.groupby("b")["x"].transform("max")
+    shadows = rows[highest & np.isneginf(scores)].drop_duplicates("b")
+    shadows = shadows.assign(x=shadows["x"] + SHADOW, z=shadows["z"] - SHADOW_Z, slope=0.0)
+    return pd.concat([rows, shadows], ignore_index=True), std
 
 
 def _some(rows: pd.DataFrame, others: Sequence[str], seed: int) -> Points:
@@ -119,10 +144,9 @@ def _below_best(scores: Array, quantile: float) -> tuple[Array, float]:
     tenths of a percent high, and a cliff tens of percent. Diverged is below all others.
     """
     finite = np.isfinite(scores)
-    if not finite.any():
-        return np.full(len(scores), BEYOND), 1.0
     below = scores[finite].max() - scores[finite]
-    shoulder = max(SHOULDER * float(np.quantile(below, quantile)), LEAST)
+    apart = below[below > 0]  # of scores in steps many may be equal to the best
+    shoulder = max(SHOULDER * float(np.quantile(apart, quantile)), LEAST) if len(apart) else 1.0
     all_below = np.full(len(scores), max(float(below.max()), BEYOND * shoulder))
     all_below[finite] = below
     return all_below, shoulder
@@ -175,8 +199,8 @@ def best_lrs(
 ) -> Array:
     """(P, K): for each draw of the surface the best lr of each of K batch sizes.
 
-    Among the `lrs` of that batch size, evenly spaced in their logarithm; between them by a parabola
-    through the best and its neighbours.
+    Among the `lrs` of that batch size, at least three; between them by a parabola through the best
+    and its neighbours.
     """
     b = np.repeat(np.log2(np.asarray(batch_sizes, float)), [len(x) for x in lrs])
     x = np.log2(np.concatenate(lrs))
@@ -204,13 +228,16 @@ def intervals(draws_PK: Array) -> tuple[Array, Array, Array]:
 
 
 def _best(scores_PM: Array, lr_M: Array) -> Array:
-    """(P,): where each row of scores has its top."""
+    """(P,): where each row of scores has its top; between lrs by a parabola through three."""
+    x = np.log(lr_M)
     best = scores_PM.argmax(1)
     inner = np.clip(best, 1, len(lr_M) - 2)
     rows = np.arange(len(scores_PM))
-    left, middle, right = (scores_PM[rows, inner + k] for k in (-1, 0, 1))
-    curvature = left - 2 * middle + right
+    to_left, to_right = x[inner] - x[inner - 1], x[inner + 1] - x[inner]
+    middle = scores_PM[rows, inner]
+    left, right = scores_PM[rows, inner - 1] - middle, scores_PM[rows, inner + 1] - middle
+    slope = to_left**2 * right - to_right**2 * left
+    curvature = to_left * right + to_right * left
     is_top = (best == inner) & (curvature < 0)
-    shift = np.where(is_top, 0.5 * (left - right) / np.where(is_top, curvature, -1.0), 0.0)
-    step = np.log(lr_M[1] / lr_M[0])
-    return np.asarray(np.exp(np.log(lr_M[best]) + shift * step))
+    shift = np.where(is_top, -0.5 * slope / np.where(is_top, curvature, -1.0), 0.0)
+    return np.asarray(np.exp(x[best] + shift))

@@ -1,5 +1,6 @@
 """Sentences on the best lr of each batch size by the model of humps."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,7 +13,7 @@ from search.report.sentences.wording import listed, sentence
 ASSUMING = "assuming that the scores have one smooth hump at each batch size"
 
 
-def by_model_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
+def by_model_sentences(answers: Sequence[ByModel], *, metric: str, mode: str) -> list[str]:
     """Of each surface: the best lr of each batch size, how it grows, and what is to come."""
     return [
         text
@@ -21,13 +22,13 @@ def by_model_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
             best_lrs_sentence(answer),
             growth(answer),
             predictions(answer),
-            next_sentence(answer, metric),
+            next_sentence(answer, metric=metric, mode=mode),
         )
         if text
     ]
 
 
-def smooth_sentences(answers: Sequence[ByModel], metric: str) -> list[str]:
+def smooth_sentences(answers: Sequence[ByModel], *, metric: str, mode: str) -> list[str]:
     """What the model adds to a grid with one seed a cell, of which nothing else knows the noise."""
     return [
         text
@@ -75,13 +76,12 @@ def _noise(answer: ByModel, metric: str) -> str:
 
 
 def _interplay(answer: ByModel) -> str:
-    """Whether one lr can be the best at all batch sizes, and how the best one grows."""
+    """Whether one peak lr can be the best at all batch sizes, and how the best one grows."""
     _, low, high = answer.exponent
-    if low <= 0 <= high:
-        text = "By the same model one lr may be the best at all batch sizes"
-    else:
-        text = "By the same model batch size and lr interact: no lr is the best at all batch sizes"
-    return f"{text}. {growth(answer)}"
+    if math.isnan(low):
+        return growth(answer)
+    may = "one peak lr may be" if low <= 0 <= high else "no peak lr is"
+    return f"By the same model {may} the best at all batch sizes. {growth(answer)}"
 
 
 def best_lrs_sentence(answer: ByModel) -> str:
@@ -97,22 +97,30 @@ def best_lrs_sentence(answer: ByModel) -> str:
 
 def predictions(answer: ByModel) -> str:
     """The best peak lr of batch sizes without trials."""
-    if answer.predicted.empty:
-        return ""
-    return (
-        f"No trial has tested this prediction of the best peak lr{_of(answer)}: "
-        f"{listed(_with_interval(answer.predicted))}."
-    )
+    is_open = answer.predicted["at_edge"]
+    known, unknown = answer.predicted[~is_open], answer.predicted.loc[is_open, "batch_size"]
+    texts = []
+    if len(known):
+        texts.append(
+            f"Predicted best peak lr{_of(answer)}, tested by no trial: "
+            f"{listed(_with_interval(known))}."
+        )
+    if len(unknown):
+        sizes = (
+            f"batch size{'s' if len(unknown) > 1 else ''} {listed([f'{b:.0f}' for b in unknown])}"
+        )
+        texts.append(f"At {sizes} it may lie outside of the lrs tried.")
+    return " ".join(texts)
 
 
-def next_sentence(answer: ByModel, metric: str) -> str:
+def next_sentence(answer: ByModel, *, metric: str, mode: str) -> str:
     """Where one more trial would tell most, and what it is expected to gain."""
     more = answer.next_trial
     return (
         f"One more trial{_of(answer)} tells most at batch size {more.batch_size} and a peak lr of "
-        f"{more.lr:.2g}: the lrs then chosen are expected to be better by {more.gain:.1g} in "
-        f"{metric}, on average over batch sizes (the noise of one trial is "
-        f"{answer.noise_std:.1g})."
+        f"{more.lr:.2g}: {metric} at the lrs then chosen is expected to "
+        f"{'rise' if mode == 'max' else 'fall'} by {more.gain:.1g} on average over batch sizes "
+        f"(the noise of one trial is {answer.noise_std:.1g})."
     )
 
 
@@ -127,9 +135,15 @@ def _with_interval(rows: pd.DataFrame) -> list[str]:
 def growth(answer: ByModel) -> str:
     """How the best lr grows, and which scaling rules that allows."""
     value, low, high = answer.exponent
+    if math.isnan(value):
+        return (
+            f"How the best peak lr{_of(answer)} grows is unknown: this needs two batch sizes whose "
+            f"best lr is surely inside of the range tried."
+        )
     allowed = [RULE_WORDS[rule] for rule, power in RULES.items() if low <= power <= high]
     refused = [RULE_WORDS[rule] for rule, power in RULES.items() if not low <= power <= high]
-    text = f"It grows as B^{value:.2f} [{low:.2f}, {high:.2f}]{_of(answer)}."
+    verb = "grows" if value >= 0 else "falls"
+    text = f"The best peak lr{_of(answer)} {verb} as B^{value:.2f} [{low:.2f}, {high:.2f}]."
     if allowed:
         text += f" {sentence(listed(allowed))} {_are(allowed)} compatible with this"
         text += f"; {listed(refused)} {_are(refused)} rejected." if refused else "."
