@@ -59,51 +59,69 @@ uv run python -m benchmarks.findings --data DIR                               # 
 ```"""
 # What the numbers of a section mean.
 REMARKS = {
-    "pcam_grid": "The best base rate is 0.3 or 1 at every batch size: linear scaling fits. "
-    "Square-root scaling fits as well, since the curves are flat near their tops.",
-    "pcam_grid_adam": "Adam's best rate grows about as the square root of the batch; five batch "
-    "sizes and three seeds do not exclude linear growth.",
-    "optimizers": "Each at its own best rate, all eight are within 0.005 of each other at batch "
-    "16. At 256, with 40 updates, plain SGD and schedule-free SGD fall behind by 0.015 to 0.02.",
-    "budgets": "At equal epochs the batch size hardly matters. At equal updates the batch of 256, "
-    "which then sees sixteen times the images, is ahead by 0.027: what small batches have is more "
-    "updates.",
-    "normalization": "From batch 16 to 256 BatchNorm with recomputed statistics loses 0.004, with "
-    "running averages 0.017: after 40 updates they lag. Group normalization needs many more "
-    "updates than there are.",
-    "warmup": "At the best rate the three differ by at most 0.003, which is noise. At the highest "
-    "one most trials fail with and without warmup.",
-    "weight_decay": "Up to 0.3, weight decay makes no difference in five epochs. At 3 and batch "
-    "16, the time scale is ahead by 0.0013: as expected, and within the noise.",
-    "momentum": "At batch 16 momentum makes no difference at equal lr / (1 - momentum). At 256, "
-    "0.9 is ahead of none by 0.025, and 0.98 is too slow for 40 updates.",
-    "schedules": "Cosine is ahead at both batch sizes, but by little more than the noise; steps "
-    "and a batch that grows lose most at 256, where 40 updates leave them few.",
-    "layers": "Without pretrained weights there is nothing to keep near the input: lower rates "
-    "there only cost. Fine-tuning is another matter.",
-    "pcam_kandel": "With SGD the paper's crossing appears: the low rate wants small batches, the "
-    "high one large batches. With Adam the high rate trains nothing in this small network.",
-    "tricks_refinements": "Cosine decay adds what the paper reports. Smoothing adds little, and "
-    "six epochs are too few for mixup, for which the paper trained longer.",
-    "tricks_efficient": "In six epochs a residual network whose blocks begin as the identity "
-    "(zero gamma) is behind; what the paper saw after 120 epochs is not visible here.",
-    "critical_branch": "With square-root scaling the loss after three more epochs is the same up "
-    "to batch 256. With linear scaling it parts at 256: 0.505 against 0.492.",
-    "critical_batch": "A batch of 256 reaches the target after 23 updates and one of 16 after 210: "
-    "nine times fewer with sixteen times the batch, so it costs more images.",
-    "activations": "Sigmoid learns next to nothing at this depth. Every other function trains at "
-    "batch 16 and the lowest rates. Without normalization rectifiers, ELU and SELU diverge at the "
-    "higher ones, above all at batch 256, where tanh goes on.",
-    "depth_width": "In three seconds thirty plain convolutions learn least of all. Their residual "
-    "twin is ahead on average, but its seeds differ too much to say so. Six layers, wide or "
-    "narrow, are ahead of both.",
-    "regularization": "On 512 images flips help most and dropout some. Colour and erasing on top "
-    "of flips cost more than they give in twenty epochs, and early stopping changes no score.",
-    "accumulation": "At batch 16, which is one microbatch, the scores are equal to the last digit. "
-    "At 256 and the best rate they differ by 0.0003 with group normalization and by 0.003 with "
-    "BatchNorm, which is noise.",
-    "data_size": "With 256 images a batch of 256 loses 0.017 to one of 16; with 4,000 images "
-    "0.006. The best base rate stays between 0.3 and 1.",
+    "pcam_grid": "The best base rate is 0.3 or 1 at every batch size: linear scaling "
+    "fits. Square-root scaling fits as well, since the curves are flat near their tops.",
+    "pcam_grid_adam": "Adam's best rate grows about as the square root of the batch; five "
+    "batch sizes and three seeds do not exclude linear growth.",
+    "optimizers": "Each at its own best rate, all eight are within 0.005 of each other at "
+    "batch 16. At 256, with 40 updates, plain SGD and schedule-free SGD fall behind by 0.015 "
+    "to 0.02.",
+    "budgets": "At equal epochs the batch size hardly matters. At equal updates the batch "
+    "of 256, which then sees sixteen times the images, is ahead by 0.027: what small batches "
+    "have is more updates.",
+    "normalization": "From batch 16 to 256 BatchNorm with recomputed statistics loses "
+    "0.004, with running averages 0.017: after 40 updates they lag. Group normalization needs "
+    "many more updates than there are.",
+    "warmup": "At the best rate the three differ by at most 0.003, which is noise. At the "
+    "highest one most trials fail with and without warmup.",
+    "weight_decay": "Up to 0.3, weight decay makes no difference in five epochs. At 3 and "
+    "batch 16, the time scale is ahead by 0.0013: as expected, and within the noise.",
+    "momentum": "At batch 16 momentum makes no difference at equal lr / (1 - momentum). "
+    "At 256, 0.9 is ahead of none by 0.025, and 0.98 is too slow for 40 updates.",
+    "schedules": "Cosine is ahead at both batch sizes, but by little more than the noise; "
+    "steps and a batch that grows lose most at 256, where 40 updates leave them few.",
+    "layers": "Without pretrained weights there is nothing to keep near the input: lower "
+    "rates there only cost. Fine-tuning is another matter.",
+    "pcam_kandel": "With SGD the paper's crossing appears: the low rate wants small "
+    "batches, the high one large batches. With Adam the high rate trains nothing in this "
+    "small network.",
+    "tricks_refinements": "Cosine decay adds what the paper reports. Smoothing adds "
+    "little, and six epochs are too few for mixup, for which the paper trained longer.",
+    "tricks_efficient": "In six epochs a residual network whose blocks begin as the "
+    "identity (zero gamma) is behind; what the paper saw after 120 epochs is not visible "
+    "here.",
+    "critical_branch": "With square-root scaling the loss after three more epochs is the "
+    "same up to batch 256. With linear scaling it parts at 256: 0.505 against 0.492.",
+    "critical_batch": "A batch of 256 reaches the target after 23 updates and one of 16 "
+    "after 210: nine times fewer with sixteen times the batch, so it costs more images.",
+    "activations": "Sigmoid learns next to nothing at this depth. Every other function "
+    "trains at batch 16 and the lowest rates. Without normalization rectifiers, ELU and SELU "
+    "diverge at the higher ones, above all at batch 256, where tanh goes on.",
+    "depth_width": "In three seconds thirty plain convolutions learn least of all. Their "
+    "residual twin is ahead on average, but its seeds differ too much to say so. Six layers, "
+    "wide or narrow, are ahead of both.",
+    "regularization": "On 512 images flips help most and dropout some. Colour and erasing "
+    "on top of flips cost more than they give in twenty epochs, and early stopping changes no "
+    "score.",
+    "accumulation": "At batch 16, which is one microbatch, the scores are equal to the "
+    "last digit. At 256 and the best rate they differ by 0.0003 with group normalization and "
+    "by 0.003 with BatchNorm, which is noise.",
+    "pcam_asha": "Of 35 configurations ASHA stopped 21, and the ridge is that of the "
+    "grid. Its interval is too narrow: what was stopped is not in it, and means are of one "
+    "seed but for the best three.",
+    "pcam_ridge": "Sixteen trials, none at batch 32 or 128, say which rates are good, not "
+    "how they grow: curves as flat as these need more trials for that.",
+    "pcam_optuna": "Three times forty configurations, of which 101 trials were stopped, "
+    "end where the grid's best cells are: batch 16 to 64, an effective rate near its best. "
+    "Nothing is learnt of batch 256.",
+    "pcam_conditional": "AdamW's best, at batch 32, are ahead of SGD's by less than 0.01; "
+    "the search tried few rates of SGD.",
+    "pcam_pbt": "It ends at batch 16 and at 256 with scores that cannot be told apart, as "
+    "the grid does.",
+    "tricks_architectures": "The preview has other networks than the paper, so it "
+    "measures none of its numbers; its three are within the noise of each other.",
+    "data_size": "With 256 images a batch of 256 loses 0.017 to one of 16; with 4,000 "
+    "images 0.006. The best base rate stays between 0.3 and 1.",
 }
 
 

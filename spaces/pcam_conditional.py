@@ -8,7 +8,7 @@ most trials. The space is a function that asks Optuna for one choice after the o
 Cost: 30 trials of at most 5 epochs, 39 million patches less what is stopped. Preview: 1 minute.
 
 Expected: either may end ahead, each near its own best rate (Choi 2019: AdamW is not behind once
-tuned). In a preview these lie at the upper end of both ranges.
+tuned). In a preview these lie at the upper end of both ranges. Measured: docs/findings.md.
 """
 
 from dataclasses import replace

@@ -11,6 +11,7 @@ from test_report_scaling_sentences import peaked
 
 from search.analysis.analysis import Analysis, analyse
 from search.report.sentences.caveats import cautions
+from search.report.sentences.conclusions import conclusions
 
 # Each sentence once, so that another wording is one edit.
 PLAYBOOK = (
@@ -59,6 +60,14 @@ def test_trials_that_were_chosen_one_by_one_lack_nothing_of_a_grid() -> None:
     found = of({(16, 0.1): [0.8], (16, 0.2): [0.7], (32, 0.1): [0.9], (32, 0.2): [0.8]})
     assert len(cautions(found)) > 2  # one seed, and best rates at the edge
     assert cautions(found, whole_grid=False) == [PLAYBOOK, NO_EVALUATIONS]
+
+
+def test_the_best_of_trials_that_were_chosen_one_by_one_is_no_ranking() -> None:
+    found = of({(16, 0.1): [0.8], (16, 0.2): [0.7], (32, 0.1): [0.9, 0.92], (32, 0.2): [0.8]})
+    assert conclusions(found, whole_grid=False)[0] == (
+        "The best mean score is val_auroc 0.91, at batch size 32 with base_lr 0.1 (2 trials); the "
+        "best of many is partly luck."
+    )
 
 
 def test_of_nothing_there_is_nothing_else_to_beware_of() -> None:

@@ -14,7 +14,7 @@ from search.analysis.surface import best_cell, contenders
 from search.report.sentences.interaction import crossing, interaction
 from search.report.sentences.scaling import lr_to_use, scaling, stable
 from search.report.sentences.wording import cell_words, how_to_replicate, replicate, sentence, sizes
-from search.study.shown import show
+from search.study.shown import number_of, show
 
 LARGE = 1e4  # sizes that would be shown with an exponent
 NOTHING_BEAT_CHANCE = (
@@ -40,9 +40,19 @@ def conclusions(analysis: Analysis, *, whole_grid: bool = True) -> list[str]:
         return [
             NOTHING_BEAT_CHANCE.format(show(best_auroc(analysis.trials, metric=analysis.metric)))
         ]
-    of_grid = (scaling, lr_to_use, interaction, crossing, stable) if whole_grid else ()
-    makers = (_best, _near, *of_grid, _targets, _noise_scale)
+    of_grid = (_best, _near, scaling, lr_to_use, interaction, crossing, stable)
+    makers = (*(of_grid if whole_grid else (_best_mean,)), _targets, _noise_scale)
     return [text for make in makers if (text := make(analysis))]
+
+
+def _best_mean(analysis: Analysis) -> str:
+    """The best setting as it was measured, without a claim that it is the best."""
+    best = best_cell(analysis.cells, mode=analysis.mode)
+    trials = number_of(int(best["n"]), "trial")
+    return (
+        f"The best mean score is {analysis.metric} {show(best['mean'])}, at "
+        f"{cell_words(best, analysis)} ({trials}); the best of many is partly luck."
+    )
 
 
 def _best(analysis: Analysis) -> str:
