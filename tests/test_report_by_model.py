@@ -291,6 +291,12 @@ def test_batch_sizes_that_were_drawn_get_answers_at_powers_of_two() -> None:
         pytest.param(trials()[lambda t: t["batch_size"] == 16], id="one batch size"),
         pytest.param(trials().assign(status="diverged"), id="no score"),
         pytest.param(trials().assign(status="failed"), id="nothing trained"),
+        pytest.param(
+            trials().assign(
+                status=lambda t: np.where(t["val_auroc"] < 0.85, "stopped", "completed")
+            ),
+            id="the worse ones were stopped",
+        ),
     ],
 )
 def test_what_is_no_surface_has_no_answer(table: pd.DataFrame) -> None:

@@ -97,8 +97,9 @@ def by_model(
     """One for each combination of the `others`, the fields that vary beside batch size and lr.
 
     Trials have `batch_size`, `peak_lr`, `status` and the metric. What diverged or collapsed counts
-    as worse than all others; what was stopped, failed or interrupted is left out. So is a surface
-    without two batch sizes, three lrs and three scores; of a very large one, 500 trials are used.
+    as worse than all others; what failed or was interrupted is left out. So is a surface without
+    two batch sizes, three lrs and three scores, and one with stopped trials, whose scores are
+    missing where they are low. Of a very large one, 500 trials are used.
     `batch_sizes` are those that may have no trial yet. `columns` differ from trial to trial, as
     where all was drawn at random: what they explain is no noise.
     """
@@ -106,7 +107,7 @@ def by_model(
     for values, group in trials.groupby(list(others), dropna=False) if others else [((), trials)]:
         name = ", ".join(f"{n}={v}" for n, v in zip(others, values, strict=True))
         scored = scored_trials(group, metric=metric, mode=mode, columns=columns)
-        if _is_enough(scored):
+        if _is_enough(scored) and not (group["status"] == "stopped").any():
             few = scored.sample(min(MOST_TRIALS, len(scored)), random_state=0).sort_index()
             answers.append(_answer(name, few, batch_sizes, columns_of(few, columns)))
     return answers
