@@ -128,6 +128,7 @@ def said(
     at_edge: bool = False,
     make: Callable[..., list[str]] = by_model_sentences,
     mode: str = "max",
+    gain: float = 0.0042,
 ) -> list[str]:
     rows = pd.DataFrame(
         {
@@ -139,7 +140,7 @@ def said(
             "trials": [3, 4, 0, 0],
         }
     )
-    more = NextTrial(batch_size=64, lr=0.0316, gain=0.00042)
+    more = NextTrial(batch_size=64, lr=0.0316, gain=gain)
     answer = ByModel(
         of="",
         rows=rows,
@@ -162,7 +163,7 @@ def test_its_sentences() -> None:
         "Predicted best peak lr, tested by no trial: 0.2 [0.01, 0.9] at batch size 128. At batch "
         "size 256 it may lie outside of the lrs tried.",
         "One more trial tells most at batch size 64 and a peak lr of 0.032: val_auroc at the lrs "
-        "then chosen is expected to rise by 0.0004 on average over batch sizes (the noise of one "
+        "then chosen is expected to rise by 0.004 on average over batch sizes (the noise of one "
         "trial is 0.01).",
     ]
     assert said((0.2, 0.1, 0.3))[1] == (
@@ -173,7 +174,12 @@ def test_its_sentences() -> None:
     assert said((-0.3, -0.5, -0.1))[1].startswith(
         "The best peak lr falls as B^-0.30 [-0.50, -0.10]"
     )
-    assert said((0.5, 0.4, 0.6), mode="min")[3].count("is expected to fall by 0.0004") == 1
+    assert said((0.5, 0.4, 0.6), mode="min")[3].count("is expected to fall by 0.004") == 1
+    assert said((0.5, 0.4, 0.6), gain=0.0004)[3] == (
+        "One more trial would tell little, wherever it is: val_auroc at the lrs then chosen is "
+        "expected to rise by 0.0004 or less, on average over batch sizes (the noise of one trial "
+        "is 0.01)."
+    )
     nothing = said((math.nan,) * 3)[1]
     assert nothing.startswith("How the best peak lr grows is unknown: this needs two batch sizes")
 
@@ -425,7 +431,7 @@ def test_the_terminal_has_a_row_for_each_batch_size() -> None:
     assert [row[0] for row in rows] == ["8", "16", "64", "256", "1024", "2048"]
     assert [row[-1] for row in rows] == ["predicted", "9", "9", "9", "9", "predicted"]
     assert lines[at + 8].startswith("The best peak lr grows as B^0.")
-    assert lines[at + 9].startswith("One more trial tells most at batch size ")
+    assert lines[at + 9].startswith("One more trial would tell little, wherever it is: ")
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ from search.analysis.scaling.exponent import RULES
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import listed, sentence
 
+LITTLE = 0.1  # of the noise of a trial: what one more can gain by it is not worth training
 ASSUMING = "assuming that the scores have one smooth hump at each batch size"
 
 
@@ -116,11 +117,17 @@ def predictions(answer: ByModel) -> str:
 def next_sentence(answer: ByModel, *, metric: str, mode: str) -> str:
     """Where one more trial would tell most, and what it is expected to gain."""
     more = answer.next_trial
+    rise = f"{'rise' if mode == 'max' else 'fall'} by {more.gain:.1g}"
+    noise = f"the noise of one trial is {answer.noise_std:.1g}"
+    if more.gain < LITTLE * answer.noise_std:
+        return (
+            f"One more trial{_of(answer)} would tell little, wherever it is: {metric} at the lrs "
+            f"then chosen is expected to {rise} or less, on average over batch sizes ({noise})."
+        )
     return (
         f"One more trial{_of(answer)} tells most at batch size {more.batch_size} and a peak lr of "
-        f"{more.lr:.2g}: {metric} at the lrs then chosen is expected to "
-        f"{'rise' if mode == 'max' else 'fall'} by {more.gain:.1g} on average over batch sizes "
-        f"(the noise of one trial is {answer.noise_std:.1g})."
+        f"{more.lr:.2g}: {metric} at the lrs then chosen is expected to {rise} on average over "
+        f"batch sizes ({noise})."
     )
 
 
