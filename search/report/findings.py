@@ -64,8 +64,8 @@ class Findings:
     of a table. `cautions` come beside those of the analyses. `unplanned` are the best settings of
     trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
     it was safe, by rung. `expected` is what the study's source reports, beside what was measured.
-    `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`), or
-    where a grid has one seed.
+    `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`), and that
+    of a table whose cells have one seed.
     """
 
     name: str
@@ -163,15 +163,11 @@ def of_study(
 def _by_model(
     trials: pd.DataFrame, about: Mapping[str, Any], metric: str, mode: str
 ) -> list[ByModel]:
-    """Where trials were chosen by the model, and of a grid that has one seed a cell."""
-    kind, others = exploration_of(about).kind, _others(about)
-    is_grid = kind == "Grid" and set(CROSSED) <= set(about.get("vary", {})) and not others
-    if nothing_beat_chance(trials, metric=metric):
+    """Of a study that chose its trials by the model."""
+    if exploration_of(about).kind != RIDGE or nothing_beat_chance(trials, metric=metric):
         return []
-    if kind == RIDGE or (is_grid and not has_repeats(trials, "peak_lr")):
-        sizes = choices_of(about, "batch_size")
-        return by_model(trials, others=others, metric=metric, mode=mode, batch_sizes=sizes)
-    return []
+    sizes = choices_of(about, "batch_size")
+    return by_model(trials, others=_others(about), metric=metric, mode=mode, batch_sizes=sizes)
 
 
 def _others(about: Mapping[str, Any]) -> list[str]:
