@@ -27,6 +27,21 @@ def test_command_says_what_is_there_and_draws_it(
         assert drawn.size[0] > 500
 
 
+def test_the_sheet_has_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten classes a row each: the images of each are drawn in one grey of their own."""
+    for label in range(10):
+        for split in ("train", "val", "test"):
+            place = tmp_path / "greys" / split / f"class_{label}"
+            place.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (32, 32), (25 * label + number,) * 3).save(place / f"{number}.png")
+    sheet = tmp_path / "sheet.png"
+    assert look_at(tmp_path / "greys", monkeypatch, "--out", str(sheet)) == 0
+    with Image.open(sheet) as drawn:
+        colours = {colour for _, colour in drawn.getcolors(1 << 16) or []}
+    assert {(25 * label,) * 3 for label in range(10)} <= colours
+
+
 def look_at(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(sys, "argv", ["trainable.data", str(folder), *more])

@@ -27,7 +27,7 @@ from trainable.data.sources import VOID, DataError, Images, Source, Targets
 from trainable.data.splits import BY_IMAGE
 
 ROWS, COLUMNS = 4, 10
-MOST_CLASSES = 20  # that are listed one by one
+MOST_CLASSES = 20  # that are listed and drawn
 
 
 def describe(data: Dataset) -> Table:
@@ -99,18 +99,19 @@ def overlaid(image: Images, own: Targets) -> Images:
 
 
 def contact_sheet(data: Dataset) -> Image.Image:
-    """Training images with their labels, one band per class."""
+    """Training images with their labels: a band for each class, of two rows if there are few."""
     if data.train.targets_N is not None:
         return sheet_with_targets(data, data.train.targets_N)
     side = max(64, min(128, data.train.images_NHWC.shape[1]))
     cell = side + 14
-    bands = min(len(data.classes), ROWS)
-    sheet = Image.new("RGB", (COLUMNS * cell, bands * 2 * cell), "white")
+    bands = min(len(data.classes), MOST_CLASSES)
+    rows = 2 if bands <= ROWS else 1
+    sheet = Image.new("RGB", (COLUMNS * cell, bands * rows * cell), "white")
     draw = ImageDraw.Draw(sheet)
     for band in range(bands):
-        index = np.flatnonzero(data.train.labels_N == band)[: 2 * COLUMNS]
+        index = np.flatnonzero(data.train.labels_N == band)[: rows * COLUMNS]
         for k, i in enumerate(index):
-            x, y = k % COLUMNS * cell, (2 * band + k // COLUMNS) * cell
+            x, y = k % COLUMNS * cell, (rows * band + k // COLUMNS) * cell
             patch = Image.fromarray(np.asarray(data.train.images_NHWC[i]))
             sheet.paste(patch.resize((side, side)), (x + 2, y))
             draw.text((x + 2, y + side), data.classes[band][:16], fill="black")
