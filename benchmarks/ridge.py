@@ -7,8 +7,8 @@
 Each method asks for one training after the other, `--slots` of them under way at a time, until the
 share of the table's trainings is spent, and then recommends an lr for each batch size. Regret: how
 much worse the recommended lr's score is than the best of its batch size, both as means over seeds,
-on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv` and the one that
-benchmarks/surface.py recorded, with a plain Gaussian process, a walk along the ridge, Optuna's TPE
+on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv`, and that of
+benchmarks/surface.py if it was recorded, with a plain Gaussian process, a walk along the ridge, Optuna's TPE
 and random choice beside it. Last line: one JSON object.
 """
 
@@ -30,6 +30,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from benchmarks.grids import Grid, grid_of, preview_surface, step_law
+from benchmarks.surface import RECORDED
 from search.analysis.foreign_table import read_own_table
 from search.analysis.humps.gain import choose
 from search.analysis.humps.posterior import best_lrs, fit, frame_of, moments
@@ -251,7 +252,9 @@ def main() -> None:
         console.print(f"{len(grid.x)} cells, {sum(map(len, grid.scores))} trainings")
         found = figures(grid, asked.share, asked.slots, seed=0)
     else:
-        known = {"steplaw_moe": step_law(asked.data), "preview_surface": preview_surface()}
+        known = {"steplaw_moe": step_law(asked.data)}
+        if RECORDED.exists():
+            known["preview_surface"] = preview_surface()
         found = {
             name: compare(grids, name, asked.repetitions, asked.slots, console)
             for name, grids in known.items()

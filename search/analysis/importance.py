@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.analysis.surface import LEVEL, SEED
+from search.analysis.surface import LEVEL, LOG_RATIO, SEED
 from trainable.config import WORST
 
 LEAST_TRIALS = 20
@@ -18,7 +18,6 @@ COLUMNS = ["field", "importance", "by_chance", "stands_out"]
 # A shuffle of 2,000 trials takes 0.03 s, so that these are shuffled 39 times, and 400 199 times.
 SHUFFLED_TRIALS, LEAST_SHUFFLES, MOST_SHUFFLES = 80_000, 39, 199
 COMPARED = ("completed", "stopped", "diverged")
-LOG_RATIO = 30.0  # if largest / smallest value is at least this, the axis is logarithmic
 
 
 def importance(

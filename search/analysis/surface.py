@@ -17,6 +17,7 @@ LEVEL = 0.95  # of all intervals
 SIGNIFICANT = 0.05  # of all tests
 DRAWS = 2000  # of bootstraps
 SEED = 0
+LOG_RATIO = 30.0  # if largest / smallest value is at least this, the axis is logarithmic
 
 
 def usable(trials: pd.DataFrame, *, metric: str) -> pd.DataFrame:

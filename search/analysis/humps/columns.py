@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from search.analysis.importance import LOG_RATIO
+from search.analysis.surface import LOG_RATIO
 
 Array = NDArray[np.float64]
 
