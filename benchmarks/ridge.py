@@ -8,8 +8,8 @@ Each method asks for one training after the other, `--slots` of them under way a
 share of the table's trainings is spent, and then recommends an lr for each batch size. Regret: how
 much worse the recommended lr's score is than the best of its batch size, both as means over seeds,
 on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv`, and that of
-benchmarks/surface.py if it was recorded, with a plain Gaussian process, a walk along the ridge, Optuna's TPE
-and random choice beside it. Last line: one JSON object.
+benchmarks/surface.py if it was recorded, with a plain Gaussian process, a walk along the ridge,
+Optuna's TPE and random choice beside it. Last line: one JSON object.
 """
 
 import argparse
