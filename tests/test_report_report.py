@@ -306,21 +306,6 @@ def test_another_metric_and_another_folder(make_study: MakeStudy, tmp_path: Path
     assert numbers(results)["metric"] == "test_auroc"
 
 
-def interrupted(process: "subprocess.Popen[str]") -> int:
-    """Its exit status after Ctrl-C; again if the first one arrives where Python ignores it.
-
-    In a finalizer, for example, where an exception is printed and forgotten.
-    """
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        try:
-            return process.wait(20)
-        except subprocess.TimeoutExpired:
-            continue
-    process.kill()
-    return process.wait()
-
-
 def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
     results = make_study(seeds=1)
     folder = Path(results.folder.uri)
@@ -336,7 +321,8 @@ def test_watch_writes_anew_until_ctrl_c(make_study: MakeStudy) -> None:
         )
         assert until(lambda: html.stat().st_mtime_ns > before)
         time.sleep(1)
-        assert interrupted(watching) == 0
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
     assert "refresh" not in html.read_text()[:2000]
     assert sum(json.loads((folder / "report.json").read_text())["status_counts"].values()) == 7
 
