@@ -128,7 +128,6 @@ def test_curves_of_the_recorded_surface() -> None:
     assert np.isnan(table["val_auroc"].iloc[-1])
 
 
-@pytest.mark.skipif(not surface.RECORDED.exists(), reason="not recorded yet")
 def test_the_recorded_surface_is_whole() -> None:
     (grid,) = preview_surface()
     assert sorted(set(grid.batch_size)) == [8, 16, 32, 64, 128, 256, 512, 1024]

@@ -181,14 +181,14 @@ def test_a_later_command_does_not_ask_the_points_again(tmp_path: Path) -> None:
 
 def test_tpes_first_third_is_random() -> None:
     for num_configs, startup in ((4, 10), (31, 10), (34, 11), (90, 30)):
-        made: Any = sampler_of(Optuna(num_configs=num_configs), asked=0)
+        made: Any = sampler_of(Optuna(num_configs=num_configs), "tpe", asked=0)
         assert made._n_startup_trials == startup
 
 
 def test_tpe_models_what_varies_together_whatever_optunas_defaults() -> None:
-    made: Any = sampler_of(Optuna(num_configs=4), asked=0)
+    made: Any = sampler_of(Optuna(num_configs=4), "tpe", asked=0)
     assert (made._multivariate, made._group, made._constant_liar) == (True, False, True)
-    made = sampler_of(Optuna(num_configs=4, space=drawn_once), asked=0)
+    made = sampler_of(Optuna(num_configs=4, space=drawn_once), "tpe", asked=0)
     assert (made._multivariate, made._group) == (True, True)
 
 

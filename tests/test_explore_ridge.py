@@ -191,7 +191,7 @@ def test_the_learning_rates_of_a_range() -> None:
         ({"vary": {**VARY, "base_lr": tune.choice([0.1, 1.0])}}, "at least 3 learning rates"),
         ({"seeds": 3}, "leave out seeds and leaders"),
         ({"leaders": Leaders(top=1, seeds=3)}, "leave out seeds and leaders"),
-        ({"stop": Asha()}, "leave out stop"),
+        ({"stop": Asha()}, "Ridge needs final scores, or forecasts of them"),
         ({"explore": {"num_trials": 0}}, "num_trials"),
         ({"explore": {"num_trials": 9, "until": 1.0}}, "until is a factor above 1"),
     ],

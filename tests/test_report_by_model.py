@@ -115,6 +115,33 @@ def test_diverged_and_collapsed_count_as_lost_and_unfinished_trials_do_not_count
     assert np.isfinite(scored["score"]).tolist() == [True, False, False]
 
 
+def test_stopped_trials_count_with_their_forecasts() -> None:
+    """Without forecasts there is no answer: scores are missing where they are low."""
+    table = trials().assign(forecast=np.nan, forecast_std=np.nan)
+    low = table["val_auroc"] < table.groupby("batch_size")["val_auroc"].transform("max") - 0.02
+    table.loc[low, "status"] = "stopped"
+    assert by_model(table, others=(), metric="val_auroc", mode="max") == []
+    table.loc[low, "forecast"] = table["val_auroc"]
+    table.loc[low, ["val_auroc", "forecast_std"]] = [0.5, 0.002]
+    scored = scored_trials(table, metric="val_auroc", mode="max")
+    assert scored["score"].tolist() == trials()["val_auroc"].tolist()
+    assert scored["std"].tolist() == [0.002 if stopped else 0.0 for stopped in low]
+    answer = only(table)
+    assert answer.tried["lr"].to_numpy() == pytest.approx(only(trials()).tried["lr"], rel=0.3)
+    losses = table.assign(**{name: -table[name] for name in ("val_auroc", "forecast")})
+    again = scored_trials(losses, metric="val_auroc", mode="min")
+    assert again["score"].tolist() == scored["score"].tolist()
+
+
+def test_a_vague_forecast_tells_little() -> None:
+    """The scores of the smaller half of the batch sizes are forecasts: precise, or vague."""
+    table = trials().assign(forecast=lambda t: t["val_auroc"], forecast_std=0.0005)
+    table.loc[table["batch_size"] <= 64, "status"] = "stopped"
+    precise, vague = only(table), only(table.assign(forecast_std=0.05))
+    width = [answer.tried["high"] / answer.tried["low"] for answer in (precise, vague)]
+    assert (width[1] > 1.5 * width[0])[:2].all()
+
+
 def test_each_value_of_another_field_has_a_ridge() -> None:
     both = pd.concat([trials(), trials().assign(optimizer="adam")])
     answers = by_model(both, others=("optimizer",), metric="val_auroc", mode="max")

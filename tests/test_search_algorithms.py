@@ -288,7 +288,7 @@ def test_searches_that_cannot_be_are_refused(changes: dict[str, Any], message: s
 
 
 def test_names_of_explorers_are_checked() -> None:
-    with pytest.raises(ValueError, match="sampler must be one of tpe, gp"):
+    with pytest.raises(ValueError, match="sampler must be one of auto, tpe, gp"):
         Optuna(num_configs=2, sampler="bayes")
     with pytest.raises(ValueError, match="objectives must be of train_wall_s"):
         Optuna(num_configs=2, objectives=["speed"])
@@ -406,7 +406,8 @@ def test_a_later_command_compares_with_the_trials_of_an_earlier_one(stop: Any) -
     learned = EarlyStopping(stop, grace=11, total=100)
     for i in range(60):
         rows = [{"score": 0.8 + i / 1000, "examples_seen": n} for n in seen]
-        learned.learn(f"past{i}", 16, rows)
+        config = {"batch_size": 16, "total_images": 100}
+        learned.learn(f"past{i}", config, rows, status="stopped")
     alone = Played("alone")
     fresh.on_trial_add(None, alone)
     worse = {"score": 0.3, "examples_seen": 40}

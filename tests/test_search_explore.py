@@ -81,7 +81,7 @@ def test_names_are_of_those_that_there_are() -> None:
 def test_what_is_not_said_is_as_the_readme_and_the_papers_have_it() -> None:
     assert (Grid().widen, Grid().refine) == (0, 0)
     search = Optuna(num_configs=1)
-    assert (search.sampler, search.warm_start, search.space) == ("tpe", None, None)
+    assert (search.sampler, search.warm_start, search.space) == ("auto", None, None)
     assert (tuple(search.points), tuple(search.objectives), search.sampling_seed) == ((), (), 0)
     assert (Random(num_configs=1).sampling_seed, tuple(Random(num_configs=1).points)) == (0, ())
     # Jaderberg 2017: a quarter is replaced, and a value is drawn anew with probability 1/4.

@@ -77,7 +77,7 @@ def test_two_settings_that_are_right_only_together_are_applied_together() -> Non
     [
         ("explore.num_configs=0", "num_configs must be a whole number >= 1, got 0"),
         ("explore.num_configs=many", "num_configs must be a whole number >= 1, got 'many'"),
-        ("explore.sampler=tpee", "sampler must be one of tpe, gp"),
+        ("explore.sampler=tpee", "sampler must be one of auto, tpe, gp"),
         ("stop.reduction_factor=4", "the study has no stop, so stop.reduction_factor cannot be"),
         ("leaders.seeds=5", "the study has no leaders, so leaders.seeds cannot be set: add it"),
         # The nearest name that there is.

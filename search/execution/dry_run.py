@@ -364,10 +364,11 @@ def _stopping(study: Study, *, train_images: int) -> tuple[dict[str, Any], str]:
     if scheduler is None or study.stop is None:
         return {}, ""
     among = {"by_batch_size": study.stop.by_batch_size}
+    total = max(timetable(config, train_images=train_images).total for config in study.configs)
     if isinstance(study.stop, Asha | HyperBand):
         factor = study.stop.reduction_factor
-        rungs = rungs_of(grace=scheduler.grace, total=scheduler.total, factor=factor)
+        rungs = rungs_of(grace=scheduler.grace, total=int(total), factor=factor)
         rule = f"where one of {factor:g} goes on at each of {len(rungs)} rungs"
         return {"rungs": rungs, "factor": factor, **among}, rule
-    rungs = [scheduler.grace / scheduler.total]
-    return {"rungs": rungs, "factor": 2.0, **among}, "where the half below the median stops at once"
+    rungs = [scheduler.grace / total]
+    return {"rungs": rungs, "factor": 2.0, **among}, "where the worse half stops at once"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from search.execution.forecast_stopping import ForecastStopping
 from search.execution.gauges import Gauges
 from search.execution.hosts import Hosts, nodes_with_cores
 from search.execution.nodes import Needs, Newcomers
@@ -23,6 +24,7 @@ from trainable.host import storage
 from trainable.host.signals import before_interrupt
 from trainable.host.storage import StorageError, TakenOverError
 from trainable.ray_adaptor import bundle_of
+from trainable.training.schedule import peak_lr
 
 MOST_FORGOTTEN = 100  # ended trials on Ray's list, before they are taken off it
 # How often a trial's worker may be lost without a new evaluation in between: by itself (the
@@ -59,7 +61,10 @@ class Recorder(TrialProgressCallback):
     """
 
     def __init__(
-        self, setting: Setting, progress: Progress, scheduler: EarlyStopping | None
+        self,
+        setting: Setting,
+        progress: Progress,
+        scheduler: EarlyStopping | ForecastStopping | None,
     ) -> None:
         """Begin with nothing expected."""
         self.setting, self.progress, self.scheduler = setting, progress, scheduler
@@ -180,8 +185,17 @@ class Recorder(TrialProgressCallback):
         reason = self.scheduler.reasons.get(trial.trial_id) if self.scheduler else None
         key = self._key(trial)
         if reason is not None and key in self.under_way:
-            self._end(key, self._so_far("stopped", reason, self.under_way[key]))
+            row = self._so_far("stopped", reason, self.under_way[key])
+            self._end(key, row | self._forecast_of(trial))
         self._forget(trial)
+
+    def _forecast_of(self, trial: Any) -> dict[str, float]:
+        """The final score that a stopped trial was forecast to have, in the metric's own sign."""
+        if not isinstance(self.scheduler, ForecastStopping):
+            return {}
+        predicted = self.scheduler.forecasts.pop(trial.trial_id)
+        sign = 1.0 if self.setting.study.mode == "max" else -1.0
+        return {"forecast": sign * predicted.mean, "forecast_std": predicted.std}
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker was lost: what follows is another attempt.
@@ -318,6 +332,7 @@ class Recorder(TrialProgressCallback):
         return {
             "status": status,
             "reason": reason,
+            "peak_lr": peak_lr(self.planned[row["trial_key"]].config),
             **{name: value for name, value in scores.items() if name in tables.TRIALS.names},
             "examples_seen": row["examples_seen"],
             "epochs_completed": row["epoch"],

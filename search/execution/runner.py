@@ -20,13 +20,15 @@ MOST_PENDING = os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "32")
 from ray import tune
 
 from cluster.connect import Cluster, look_again
+from search.execution.forecast_stopping import ForecastStopping
 from search.execution.hosts import NoHostError
+from search.execution.in_order import InOrder
 from search.execution.nodes import LOOK_S
 from search.execution.progress import Progress
 from search.execution.queue import Queue
 from search.execution.recorder import MOST_LOST_WORKERS, Recorder, Setting
 from search.execution.resources import places, resources_of
-from search.execution.schedulers import EarlyStopping, InOrder, scheduler_of
+from search.execution.schedulers import EarlyStopping, scheduler_of
 from search.execution.watchdog import forget_beats, host_memory_survived
 from search.explore.ask import total
 from search.study.explorer import PlannedTrial
@@ -110,7 +112,7 @@ def _looked_at(cluster: Cluster) -> Callable[[], Cluster]:
 
 
 def _tuner(
-    name: str, queue: Queue, scheduler: EarlyStopping | None, record: Recorder, scratch: str
+    name: str, queue: Queue, scheduler: InOrder | None, record: Recorder, scratch: str
 ) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(train_trial, bundle_of),
@@ -150,19 +152,23 @@ def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str
         "checkpoint_every_s": setting.study.checkpoint_every_s,
         "num_cpus": setting.study.cpus_per_trial,
     }
-    images = timetable(trial.config, train_images=setting.train_images).total
     return {
         "key": trial.key,
         "name": f"b{trial.config.batch_size}-lr{trial.config.base_lr:g}-seed{trial.config.seed}",
         "batch_size": trial.config.batch_size,
-        "total_images": images,  # what its own batches fill, which may be less than the largest
+        "total_images": _images(trial, setting),
         "whole": trial.whole,
         "resources": resources_of(setting.study, cluster, trial.config),
         "task": json.dumps(task),
     }
 
 
-def _teach(scheduler: EarlyStopping, setting: Setting, record: Recorder) -> None:
+def _images(trial: PlannedTrial, setting: Setting) -> float:
+    """What a trial's own batches fill, which may be less than the largest budget."""
+    return timetable(trial.config, train_images=setting.train_images).total
+
+
+def _teach(scheduler: EarlyStopping | ForecastStopping, setting: Setting, record: Recorder) -> None:
     """Tell the scheduler how the trials of earlier commands went."""
     for trial in setting.tables.asked:
         if trial.key in setting.tables.ended:
@@ -173,7 +179,12 @@ def _teach(scheduler: EarlyStopping, setting: Setting, record: Recorder) -> None
                 }
                 for row in record.rows_held(trial.key)
             ]
-            scheduler.learn(trial.key, trial.config.batch_size, evaluations)
+            config = {
+                "batch_size": trial.config.batch_size,
+                "total_images": _images(trial, setting),
+            }
+            status = setting.tables.ended[trial.key]["status"]
+            scheduler.learn(trial.key, config, evaluations, status=status)
 
 
 def _stopping_in(error: BaseException | None) -> OSError | RuntimeError | None:

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
-from search.explore import Asha, HyperBand, Median
+from search.execution.forecast_stopping import ForecastStopping
+from search.execution.in_order import InOrder
+from search.explore import Asha, Forecast, HyperBand, Median
 from search.study.explorer import Stopper
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -23,26 +25,16 @@ def first_rung(study: Study, configs: Sequence[TrialConfig], *, train_images: in
     return int(max(grace, *(table.warmup for table in tables)))
 
 
-def scheduler_of(study: Study, *, train_images: int) -> "EarlyStopping | None":
+def scheduler_of(study: Study, *, train_images: int) -> "EarlyStopping | ForecastStopping | None":
     """The scheduler that a study's `stop` asks for, its rungs on the scale of images."""
     if study.stop is None:
         return None
     tables = [timetable(config, train_images=train_images) for config in study.configs]
-    return EarlyStopping(
-        study.stop,
-        grace=first_rung(study, study.configs, train_images=train_images),
-        total=int(max(table.total for table in tables)),
-    )
-
-
-class InOrder(FIFOScheduler):
-    """Every trial to its end, in the order in which the queue handed them out."""
-
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None: Tune starts what is pending in order by itself.
-
-        Ray's own scheduler looks through all trials at each step, which takes ever longer.
-        """
+    grace = first_rung(study, study.configs, train_images=train_images)
+    if isinstance(study.stop, Forecast):
+        return ForecastStopping(study.stop, grace=grace)
+    total = int(max(table.total for table in tables))
+    return EarlyStopping(study.stop, grace=grace, total=total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +89,16 @@ class EarlyStopping(InOrder):
             hard_stop=True,
         )
 
-    def learn(self, key: str, batch_size: int, evaluations: Sequence[Mapping[str, float]]) -> None:
+    def learn(
+        self,
+        key: str,
+        config: Mapping[str, Any],
+        evaluations: Sequence[Mapping[str, float]],
+        *,
+        status: str,
+    ) -> None:
         """Take in a trial of an earlier command: its `score` and `examples_seen`, oldest first."""
-        past = _Past(key, {"batch_size": batch_size})
+        past = _Past(key, config)
         inner = self._of(past)
         inner.on_trial_add(None, past)
         for evaluation in evaluations:

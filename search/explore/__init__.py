@@ -12,13 +12,14 @@ from search.explore.optuna import Optuna
 from search.explore.pbt import Pbt
 from search.explore.random import Random
 from search.explore.ridge import Ridge
-from search.explore.stop import Asha, HyperBand, Median
+from search.explore.stop import Asha, Forecast, HyperBand, Median
 from search.explore.variants import Variants
 
 __all__ = [
     "Ablation",
     "Asha",
     "Branch",
+    "Forecast",
     "Grid",
     "HyperBand",
     "Leaders",

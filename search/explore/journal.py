@@ -42,6 +42,7 @@ from trainable.record import finite_score
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logger = logging.getLogger(__name__)
+MOST_FOR_GP = 200  # configurations
 
 
 def distribution_of(domain: Any) -> BaseDistribution:
@@ -100,8 +101,25 @@ def _is_among_numbers(domain: Any) -> bool:
     )
 
 
-def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
-    """The sampler by its name; after `asked` trials it does not draw the first ones again.
+def chosen_sampler(study: Study, explore: Optuna) -> str:
+    """The name of the sampler, where that is `auto` the one that fits the study.
+
+    A Gaussian process needs the same numbers in every configuration, and final scores: it learns
+    nothing from trials that were stopped. Its time grows with their cube.
+    """
+    if explore.sampler != "auto":
+        return explore.sampler
+    has_categories = any(
+        isinstance(domain, CategoricalDistribution)
+        for domain in distributions_of(study.vary).values()
+    )
+    is_simple = explore.space is None and not explore.objectives and not has_categories
+    is_small = explore.num_configs <= MOST_FOR_GP
+    return "gp" if is_simple and is_small and study.stop is None else "tpe"
+
+
+def sampler_of(explore: Optuna, name: str, *, asked: int) -> optuna.samplers.BaseSampler:
+    """The sampler of this name; after `asked` trials it does not draw the first ones again.
 
     TPE's first third is random, as much as BOHB draws at random (Falkner et al. 2018,
     arXiv:1807.01774): with Optuna's ten it ended worse than random draws on one of the two
@@ -125,7 +143,7 @@ def sampler_of(explore: Optuna, *, asked: int) -> optuna.samplers.BaseSampler:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group
-        return samplers[explore.sampler]()
+        return samplers[name]()
 
 
 class Journal:
@@ -156,7 +174,9 @@ class Journal:
         )
         self.choices = choices.read(self.folder)
         self.optuna = self._new_study(None)
-        self.optuna.sampler = sampler_of(explore, asked=self.num_chosen)
+        self.optuna.sampler = sampler_of(
+            explore, chosen_sampler(study, explore), asked=self.num_chosen
+        )
         self.is_kept = False
         self.num_refused = 0
         for params, values in self._past_scores():

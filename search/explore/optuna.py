@@ -10,7 +10,7 @@ from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
 from trainable.config import TrialConfig
 
-SAMPLERS = ("tpe", "gp", "cmaes", "random", "nsga2")
+SAMPLERS = ("auto", "tpe", "gp", "cmaes", "random", "nsga2")
 OBJECTIVES = {"train_wall_s": "min", "peak_memory_gib": "min", "examples_seen": "min"}
 JOURNAL = "optuna.journal"
 EXAMPLES_SEED = 0
@@ -21,14 +21,16 @@ class Optuna:
     """So many configurations suggested by an Optuna sampler, which learns from those that ended.
 
     `points` are tried first; `warm_start` is another study's results folder whose trials the
-    sampler knows from the start. `space` is Optuna's define-by-run function, for spaces in which
-    one choice decides which others there are: it takes an Optuna trial and returns fields; `vary`
-    is then empty. With `objectives` beside the study's metric (`train_wall_s`, `peak_memory_gib`,
-    `examples_seen`) the sampler seeks the trade-off, which `tpe` and `nsga2` can.
+    sampler knows from the start. `auto` is `gp`, a Gaussian process, for up to 200 configurations
+    of numbers that all run to their end, and else `tpe`. `space` is Optuna's define-by-run
+    function, for spaces in which one choice decides which others there are: it takes an Optuna
+    trial and returns fields; `vary` is then empty. With `objectives` beside the study's metric
+    (`train_wall_s`, `peak_memory_gib`, `examples_seen`) the sampler seeks the trade-off, which
+    `tpe` and `nsga2` can.
     """
 
     num_configs: int
-    sampler: str = "tpe"
+    sampler: str = "auto"
     points: Sequence[Mapping[str, object]] = ()
     warm_start: str | None = None
     space: Callable[[Any], Mapping[str, object]] | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from ray.tune.search.sample import Categorical
 
 from search.explore.plan import asked, drawn_from
+from search.explore.stop import Forecast
 from search.study.domains import is_log
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study, check_number
@@ -59,8 +60,10 @@ class Ridge:
                 "Ridge repeats a cell where that helps: leave out seeds and leaders, and raise "
                 "num_trials"
             )
-        if study.stop:
-            raise ValueError("Ridge needs final scores: leave out stop")
+        if study.stop is not None and not isinstance(study.stop, Forecast):
+            raise ValueError(
+                "Ridge needs final scores, or forecasts of them: stop is Forecast() or None"
+            )
 
     def configs(self, study: Study) -> list[TrialConfig]:
         """None: each depends on how the others ended."""

@@ -228,7 +228,7 @@ class RidgeSearch:
             if of is setting and trial.key in tables.ended
         ]
         if setting.known is None or setting.known[0] != len(rows):
-            names = ["batch_size", "peak_lr", "status", self.study.metric]
+            names = ["batch_size", "peak_lr", "status", "forecast", self.study.metric]
             table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=names)
             trials = scored_trials(table, metric=self.study.metric, mode=self.study.mode)
             posterior = fit(trials, setting.frame, seed=self.explore.sampling_seed)

@@ -1,6 +1,6 @@
 """Which trials are stopped before their budget is spent: declarations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from search.study.study import Study, check_number
 
@@ -69,6 +69,31 @@ class HyperBand:
         """Check the factor and the share."""
         check_factor(self.reduction_factor)
         check_grace(self.grace_share)
+
+    def check(self, study: Study) -> None:
+        """Raises ValueError where the budget is in seconds."""
+        check_budget(study, "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Stop a trial whose curve shows that it will not be the best of its batch size.
+
+    Its final score is forecast from what similar trials of the study have gained after the same
+    share of their budget. It is stopped where even the upper end of the 95 % interval is below the
+    best final score of its batch size. Not before `grace_share` of the budget, the end of warmup,
+    and `min_trials` that ran to their end. A stopped trial's row has its `forecast` and
+    `forecast_std`, by which `Ridge` still learns from it.
+    """
+
+    grace_share: float = 1 / 9
+    min_trials: int = 6
+    by_batch_size: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        """Check the share and the count."""
+        check_grace(self.grace_share)
+        check_number("min_trials", self.min_trials, whole=True, low=2)
 
     def check(self, study: Study) -> None:
         """Raises ValueError where the budget is in seconds."""

@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 STATUSES = ("completed", "stopped", "diverged", "failed", "interrupted")
 ENDED = STATUSES[:-1]  # an interrupted trial goes on
 # Beside a study's metric.
-WEIGHED = ("train_wall_s", "peak_memory_gib", "examples_seen", "val_auroc", "collapsed")
+WEIGHED = (
+    *("train_wall_s", "peak_memory_gib", "examples_seen", "val_auroc", "collapsed"),
+    *("forecast", "forecast_std"),
+)
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ID = [
@@ -54,6 +57,8 @@ TRIALS = pa.schema(
         ("reason", pa.string()),
         *_columns(TrialConfig, leave_out=["seed", "microbatch_size"]),
         *_columns(TrialResult, leave_out=["status", "reason"]),
+        ("forecast", pa.float64()),
+        ("forecast_std", pa.float64()),
         ("num_gpus", pa.float64()),
         ("gpu_shared", pa.bool_()),
         ("host", pa.string()),

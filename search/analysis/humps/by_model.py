@@ -98,8 +98,8 @@ def by_model(
 
     Trials have `batch_size`, `peak_lr`, `status` and the metric. What diverged or collapsed counts
     as worse than all others; what failed or was interrupted is left out. So is a surface without
-    two batch sizes, three lrs and three scores, and one with stopped trials, whose scores are
-    missing where they are low. Of a very large one, 500 trials are used.
+    two batch sizes, three lrs and three scores, and one with stopped trials that have no forecast:
+    their scores are missing where they are low. Of a very large one, 500 trials are used.
     `batch_sizes` are those that may have no trial yet. `columns` differ from trial to trial, as
     where all was drawn at random: what they explain is no noise.
     """
@@ -107,7 +107,7 @@ def by_model(
     for values, group in trials.groupby(list(others), dropna=False) if others else [((), trials)]:
         name = ", ".join(f"{n}={v}" for n, v in zip(others, values, strict=True))
         scored = scored_trials(group, metric=metric, mode=mode, columns=columns)
-        if _is_enough(scored) and not (group["status"] == "stopped").any():
+        if _is_enough(scored) and not (_stopped(group) & ~_is_forecast(group)).any():
             few = scored.sample(min(MOST_TRIALS, len(scored)), random_state=0).sort_index()
             answers.append(_answer(name, few, batch_sizes, columns_of(few, columns)))
     return answers
@@ -130,16 +130,33 @@ def scored_trials(
 ) -> pd.DataFrame:
     """`batch_size`, `lr`, `columns`, and `score`: more is better; -inf where the lr was too high.
 
-    A trial without a value in one of the columns is left out.
+    A stopped trial has the score that was forecast, with `std`, its standard deviation; of others
+    it is 0. A trial without a value in one of the columns is left out.
     """
     sign = 1.0 if mode == "max" else -1.0
-    score = sign * trials[metric].astype(float)
-    lost = (trials["status"] == "diverged") | collapsed(trials)
-    ended = trials["status"].isin(("completed", "diverged"))
-    rows = trials.assign(score=score.mask(lost, -math.inf), lr=trials["peak_lr"].astype(float))
+    forecast = _is_forecast(trials)
+    score, std = sign * trials[metric].astype(float), pd.Series(0.0, trials.index)
+    if forecast.any():
+        score = score.mask(forecast, sign * trials["forecast"].astype(float))
+        std = std.mask(forecast, trials["forecast_std"].astype(float))
+    lost = (trials["status"] == "diverged") | (collapsed(trials) & ~forecast)
+    ended = trials["status"].isin(("completed", "diverged")) | forecast
+    lr = trials["peak_lr"].astype(float)
+    rows = trials.assign(score=score.mask(lost, -math.inf), std=std, lr=lr)
     rows = rows[ended & rows["score"].notna()]
-    rows = rows[["batch_size", "lr", *columns, "score"]].astype(float)
+    rows = rows[["batch_size", "lr", *columns, "score", "std"]].astype(float)
     return rows.dropna(ignore_index=True)
+
+
+def _stopped(trials: pd.DataFrame) -> "pd.Series[bool]":
+    return trials["status"] == "stopped"
+
+
+def _is_forecast(trials: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether a trial was stopped with a forecast of its final score."""
+    if "forecast" not in trials:
+        return pd.Series(False, trials.index)
+    return _stopped(trials) & trials["forecast"].notna()
 
 
 def _answer(

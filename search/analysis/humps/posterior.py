@@ -80,7 +80,8 @@ def fit(
 ) -> Posterior:
     """Draws of the posterior of trials with `batch_size`, peak `lr` and `score` (more is better).
 
-    A score of -inf is a training that diverged. Without trials, the draws are those of the prior.
+    A score of -inf is a training that diverged; one that is a forecast has its standard deviation
+    in `std`. Without trials, the draws are those of the prior.
     `others` are columns that differ from trial to trial, with a mean of 0 and a standard deviation
     of 1; answers are then for what the best tenth of the trials has (medians).
     """
@@ -112,6 +113,7 @@ def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, fl
             "b": np.log2(trials["batch_size"].to_numpy(float)),
             "x": np.log2(trials["lr"].to_numpy(float)),
             **{f"{OTHER}{k}": trials[name].to_numpy(float) for k, name in enumerate(others)},
+            "guessed": False,
         }
     )
     if np.isfinite(scores).any():
@@ -121,6 +123,9 @@ def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, fl
         rows["z"] = (near - near.mean()) / std
         rows["slope"] = 1 / (1 + below / shoulder)
         rows["loose"] = (LOOSE * np.maximum(-near - shoulder * np.log(2), 0) / std) ** 2
+        if "std" in trials:
+            rows["guessed"] = trials["std"].to_numpy(float) > 0
+            rows["loose"] += (rows["slope"] * trials["std"].to_numpy(float) / std) ** 2
     else:
         rows, std = rows.assign(z=ALL_LOST, slope=0.0, loose=0.0), 1.0
     if others:  # there are trials everywhere
@@ -156,12 +161,13 @@ def _points(rows: pd.DataFrame, others: Sequence[str]) -> Points:
     """The cells of single scores, with what their repeats say of the noise.
 
     On a cliff repeats differ for reasons of their own: only those above the shoulder count, where
-    a difference of scores is one of z times `slope`.
+    a difference of scores is one of z times `slope`. A cell with a forecast tells no noise either.
     """
     by_cell = rows.groupby(["b", "x", *others])
     cells = by_cell["z"].agg(["mean", "count", "var"]).reset_index()
     slope, loose = by_cell["slope"].mean().to_numpy(), by_cell["loose"].mean().to_numpy()
-    repeated = (cells["count"] > 1) & (slope >= SLOPE_AT_SHOULDER)
+    guessed = by_cell["guessed"].any().to_numpy()
+    repeated = (cells["count"] > 1) & (slope >= SLOPE_AT_SHOULDER) & ~guessed
     df = cells["count"] - 1
     return Points(
         b=cells["b"].to_numpy(float),
