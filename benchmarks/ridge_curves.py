@@ -5,8 +5,9 @@
 On the surface of benchmarks/surface.py, and on the part of it that is the flagship's grid in
 preview (5 batch sizes, every second lr). Each way spends the same share of the grid's epochs; what
 it then says is compared with what the model says of the whole grid: the exponent with its 95 %
-interval, and the best set (cells that cannot be told from the best one; `same set`: cells in both
-sets over cells in either). Regret: how much worse the lr chosen for a batch size is than its best,
+interval, the scaling rules (constant, square root, linear) that the interval allows, and the best
+set (cells that cannot be told from the best one; `same_set`: cells in both sets over cells in
+either). Regret: how much worse the lr chosen for a batch size is than its best,
 on average, in points of AUROC. Last line: one JSON object.
 """
 
@@ -158,6 +159,11 @@ def answer(cells: Sequence[Cell], rows: Rows, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def allowed(said: dict[str, Any]) -> list[float]:
+    """The exponents of a constant rate, of square-root and of linear scaling in the interval."""
+    return [rule for rule in (0.0, 0.5, 1.0) if said["low"] <= rule <= said["high"]]
+
+
 def best_seen(cells: Sequence[Cell], rows: Rows) -> list[int]:
     """Of each batch size the best cell that was trained to its end, else the middle one."""
     trials = pd.DataFrame(rows)
@@ -217,6 +223,7 @@ def repetition(
         "low": said["low"],
         "high": said["high"],
         "holds_grids": float(said["low"] <= whole["exponent"] <= said["high"]),
+        "same_rules": float(allowed(said) == allowed(whole)),
         "same_set": len(both) / len(either),
     }
 
@@ -235,7 +242,17 @@ def compare(
         f"{name}: {len(every)} trainings, {epochs} epochs; exponent {whole['exponent']:.2f} "
         f"[{whole['low']:.2f}, {whole['high']:.2f}], best set {len(whole['best_set'])} cells"
     )
-    heads = ("trials", "stopped", "regret", "exponent", "low", "high", "holds_grids", "same_set")
+    heads = (
+        "trials",
+        "stopped",
+        "regret",
+        "exponent",
+        "low",
+        "high",
+        "holds_grids",
+        "same_rules",
+        "same_set",
+    )
     table = Table("share", "way", *heads, title=title)
     found: dict[str, Any] = {}
     for share in shares:

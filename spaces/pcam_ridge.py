@@ -3,18 +3,18 @@
     python -m search.run spaces/pcam_ridge.py
 
 The flagship's question, without its grid: each trial is where it is expected to tell most of the
-best learning rate of some batch size. A search leaves gaps where little is to be learnt;
-`pcam_grid.py` maps the whole surface.
+best learning rate of some batch size, and ends where its curve shows that it will not be the best.
+A search leaves gaps where little is to be learnt; `pcam_grid.py` maps the whole surface.
 
-Cost: at most 16 trials of 5 epochs, 21 million patches. Preview: 16 trials, 1 minute on two cores.
+Cost: at most 20 trials of 5 epochs, 26 million patches less what is stopped. Preview: 1 minute.
 
-Expected: the best learning rates of `pcam_grid.py` (Goyal 2017). In preview (docs/findings.md) 16
-trials give good rates; how they grow stays open.
+Expected: the best learning rates of `pcam_grid.py` (Goyal 2017). In preview (docs/findings.md) 20
+trials give good rates.
 """
 
 from ray import tune
 
-from search.explore import Ridge
+from search.explore import Forecast, Ridge
 from search.study import Study
 from spaces.bases import SMALL, VGG16
 
@@ -25,6 +25,7 @@ study = Study(
         "batch_size": tune.choice([16, 32, 64, 128, 256]),
         "base_lr": tune.loguniform(1e-4, 1e-1),
     },
-    explore=Ridge(num_trials=16),
+    explore=Ridge(num_trials=20),
+    stop=Forecast(),
     preview={**SMALL, "base_lr": tune.loguniform(0.03, 30.0)},
 )

@@ -45,12 +45,12 @@ def some_shapes(num: int = 3, seed: int = 1) -> np.ndarray:
 
 def by_hand(shape: np.ndarray, b: list[float], x: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance without noise of the scores, written out cell by cell."""
-    slope, middle, bend, log_width, skew, log_length, log_rough, _ = shape
+    slope, middle, bend, log_width, skew, widen, log_length, log_rough, _ = shape
     columns = []
     for bi, xi in zip(b, x, strict=True):
         t = bi - 6.0
         u = xi - (-10.0 + 10.0 * middle + slope * t + bend * t * t)
-        width = math.exp(log_width + (skew / 2 if u > 0 else -skew / 2))
+        width = math.exp(log_width + (skew / 2 if u > 0 else widen * t - skew / 2))
         v = (u / width) ** 2
         hump = -v / math.sqrt(1 + v)
         columns.append([1.0, t / 2, t * t / 4, hump, hump * t / 2])

@@ -128,6 +128,24 @@ def test_intervals_hold_the_best_lr_and_the_exponent() -> None:
     assert np.mean([answer.octaves for answer in answers]) < 5  # of a range of ten
 
 
+def test_low_rates_that_scale_linearly_do_not_tell_the_exponent() -> None:
+    """Far below its best lr a training depends on lr / batch size, whatever the best lr does."""
+    b, x = np.repeat(B, len(X)), np.tile(X, len(B))
+    u = x + 5.0 - 0.3 * (b - 6.0)
+    left = 3.0 - 0.7 * (b - 6.0)  # so its foot moves with b
+    scores = 0.86 - 0.02 * SHAPES[1](u / np.where(u > 0, 2.0, left))
+    in_interval = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        few = rng.choice(len(b), 40, replace=False)
+        noisy = scores[few] + 0.003 * rng.standard_normal(len(few))
+        trials = pd.DataFrame({"batch_size": 2 ** b[few], "lr": 2 ** x[few], "score": noisy})
+        draws = best_lrs(fit(trials, frame_of(b, x), seed=seed), list(SIZES), [FINE] * len(SIZES))
+        low, high = np.quantile(np.polyfit(B, np.log2(draws).T, 1)[0], (0.025, 0.975))
+        in_interval.append(low <= 0.3 <= high)
+    assert sum(in_interval) >= 6
+
+
 def test_of_a_flat_surface_no_rule_is_rejected() -> None:
     """Scores without a hump say nothing of the exponent: a constant lr and linear growth remain."""
     b, x = np.repeat(B, len(X)), np.tile(X, len(B))

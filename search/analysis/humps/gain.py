@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from search.analysis.humps.model import Frame
-from search.analysis.humps.posterior import Posterior, fit, moments, noise_variance
+from search.analysis.humps.posterior import Posterior, fit, moments, variance_of_one
 
 Array = NDArray[np.float64]
 
@@ -82,17 +82,19 @@ def next_cells(
     as pending for the next one. `refused` cannot be chosen.
     """
     mean, covariance = moments(posterior, b_M, x_M)
-    noise = noise_variance(posterior)
+    noise_M = variance_of_one(posterior, mean)  # on a cliff one score tells little
     rows = [np.flatnonzero(b_M == b) for b in np.unique(b_M)]
     for cell in pending:
-        covariance = _known(covariance, cell, noise)
+        covariance = _known(covariance, cell, noise_M[cell])
     chosen: list[tuple[int, float]] = []
     open_cells = np.setdiff1d(np.arange(len(b_M)), list(refused))
     while len(chosen) < num and len(open_cells):
-        gains = np.array([_gain(mean, covariance, rows, cell, noise) for cell in open_cells])
+        gains = np.array(
+            [_gain(mean, covariance, rows, cell, noise_M[cell]) for cell in open_cells]
+        )
         best = int(open_cells[gains.argmax()])
         chosen.append((best, float(gains.max()) * posterior.std))
-        covariance = _known(covariance, best, noise)
+        covariance = _known(covariance, best, noise_M[best])
         open_cells = open_cells[open_cells != best]
     return chosen
 

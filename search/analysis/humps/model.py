@@ -5,9 +5,10 @@ All lengths are in octaves: b = log2(batch size), x = log2(lr). With t = b - (th
     score = level(t) + amplitude(t) * hump(x - r(t)) + rest(b, x) + noise
     r(t) = middle + slope * t + bend * t**2
     hump(u) = -v / sqrt(1 + v), v = (u / width)**2: a parabola that goes over into straight flanks
+    width = exp(log_width + skew / 2) above the top, exp(log_width - skew / 2 + widen * t) below it
 
 `level` is a parabola in t and `amplitude` a line. Their five coefficients have a normal prior, and
-`rest` is a Gaussian process, so that given the eight numbers of a `shape` the scores are jointly
+`rest` is a Gaussian process, so that given the nine numbers of a `shape` the scores are jointly
 normal (Rasmussen & Williams 2006, 2.7: a Gaussian process with explicit basis functions).
 
 Where K other columns differ from trial to trial, each of them adds a parabola to the level and
@@ -23,19 +24,23 @@ Array = NDArray[np.float64]
 
 # Of each number of a shape: mean and standard deviation of its normal prior. Slope: between a
 # constant rate and linear scaling. Middle: as a share of the range of lrs. Width: of the hump, in
-# octaves; skew: log of right over left width. Length: of the rest along x. Rough and noise: the
-# standard deviations of rest and noise, where the scores have one of 1.
+# octaves; skew: log of right over left width; widen: how much the log of the left width grows with
+# an octave of batch size. Far below the best lr a score depends on lr / batch size, whatever the
+# best lr does: without it the left flank would tell the exponent, and wrongly. Length: of the rest
+# along x. Rough and noise: the standard deviations of rest and noise, where the scores have one
+# of 1.
 PRIOR = {
     "slope": (0.45, 0.3),
     "middle": (0.45, 0.2),
     "bend": (0.0, 0.06),
     "log_width": (np.log(2.2), 0.6),
     "skew": (-0.2, 0.8),
+    "widen": (0.0, 0.2),
     "log_length": (np.log(2.5), 0.5),
     "log_rough": (np.log(0.3), 0.9),
     "log_noise": (np.log(0.03), 1.0),
 }
-SLOPE, MIDDLE, BEND, LOG_WIDTH, SKEW, LOG_LENGTH, LOG_ROUGH, LOG_NOISE = range(len(PRIOR))
+SLOPE, MIDDLE, BEND, LOG_WIDTH, SKEW, WIDEN, LOG_LENGTH, LOG_ROUGH, LOG_NOISE = range(len(PRIOR))
 PRIOR_MEAN = np.array([mean for mean, _ in PRIOR.values()])
 PRIOR_STD = np.array([std for _, std in PRIOR.values()])
 # Of the coefficients of 1, t/2, (t/2)**2, hump and hump * t/2.
@@ -152,10 +157,12 @@ def _basis(shapes_PD: Array, b_M: Array, x_M: Array, others_MK: Array, frame: Fr
     """(P, M, 5 + 2K): 1, t/2, (t/2)**2, hump, hump * t/2; each other column and its square."""
     moved = shapes_PD[:, len(PRIOR) :] @ others_MK.T
     u = x_M[None, :] - ridge_x(shapes_PD, b_M, frame) - moved
+    octaves = b_M - frame.middle_b
     skew = np.where(u > 0, 0.5, -0.5) * shapes_PD[:, SKEW, None]
-    v = (u / np.exp(shapes_PD[:, LOG_WIDTH, None] + skew)) ** 2
+    widen = np.where(u > 0, 0.0, shapes_PD[:, WIDEN, None]) * octaves
+    v = (u / np.exp(shapes_PD[:, LOG_WIDTH, None] + skew + widen)) ** 2
     hump = -v / np.sqrt(1 + v)
-    t = np.broadcast_to((b_M - frame.middle_b) / 2, hump.shape)
+    t = np.broadcast_to(octaves / 2, hump.shape)
     others = [np.broadcast_to(z**power, hump.shape) for z in others_MK.T for power in (1, 2)]
     return np.stack([np.ones_like(hump), t, t**2, hump, hump * t, *others], axis=-1)
 

@@ -1,5 +1,6 @@
 """What the trials of one surface say of the best lr of each batch size: draws, not a single fit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ WIDER = 1.3  # than the draws: the intervals of best lrs
 THREADS = 1
 LEAST = 1e-12  # of a difference between scores
 ALL_LOST = -2.0  # what each counts if all diverged, where the prior's mean is about zero
-SHADOW, SHADOW_Z = 2.0, 0.5  # octaves above a trial that diverged, and how much lower that counts
+# Octaves above a trial that diverged, how much lower that counts, and how often.
+SHADOW, SHADOW_Z, SHADOWS = 2.0, 0.5, 2
 OTHER = "other_"  # how the other columns are named here
 LEAST_LRS = 3  # of a batch size, that tell its range
 
@@ -43,14 +45,17 @@ LEAST_LRS = 3  # of a batch size, that tell its range
 class Posterior:
     """Draws of the shape, with what they were drawn from.
 
-    `std` turns the model's unit of score into the metric's, near the best. `others_at` (K,) are the
-    values of the other columns at which questions are answered.
+    `std` turns the model's unit of score into the metric's, near the best. In the model's unit
+    `top` is the best score, and scores lower than that by more than `shoulder` are loose.
+    `others_at` (K,) are the values of the other columns at which questions are answered.
     """
 
     points: Points
     frame: Frame
     shapes_PD: Array
     std: float
+    top: float
+    shoulder: float
     others_at: Array
 
 
@@ -85,7 +90,7 @@ def fit(
     `others` are columns that differ from trial to trial, with a mean of 0 and a standard deviation
     of 1; answers are then for what the best tenth of the trials has (medians).
     """
-    rows, std = _rows(trials, others)
+    rows, std, shoulder = _rows(trials, others)
     names = [name for name in rows if name.startswith(OTHER)]
     points = _points(rows, names)
     some = _some(rows, names, seed)
@@ -98,14 +103,22 @@ def fit(
         )
     best = rows.nlargest(max(1, len(rows) // 10), "z")
     at = best[names].median().to_numpy(float)
-    return Posterior(points=points, frame=frame, shapes_PD=shapes, std=std, others_at=at)
+    return Posterior(
+        points=points,
+        frame=frame,
+        shapes_PD=shapes,
+        std=std,
+        top=float(rows["z"].max()) if len(rows) else 0.0,
+        shoulder=shoulder,
+        others_at=at,
+    )
 
 
-def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, float]:
-    """Each trial's b, x, z and the rest of a point, and the standard deviation that z divides by.
+def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, float, float]:
+    """Each trial's b, x, z and the rest of a point, the score that is one of z, and the shoulder.
 
     What diverges at one lr does so at higher ones. So where the highest lr of a batch size diverged
-    it has a shadow above it: nothing else would say on which side of the hump it is.
+    it has shadows above it: nothing else would say on which side of the hump it is.
     """
     scores = trials["score"].to_numpy(float)
     rows = pd.DataFrame(
@@ -122,18 +135,27 @@ def _rows(trials: pd.DataFrame, others: Sequence[str]) -> tuple[pd.DataFrame, fl
         std = max(float(near.std()), LEAST)
         rows["z"] = (near - near.mean()) / std
         rows["slope"] = 1 / (1 + below / shoulder)
-        rows["loose"] = (LOOSE * np.maximum(-near - shoulder * np.log(2), 0) / std) ** 2
+        shoulder *= math.log(2) / std  # where a difference is half as large as it would be
+        rows["loose"] = _loose(-near / std, shoulder)
         if "std" in trials:
             rows["guessed"] = trials["std"].to_numpy(float) > 0
             rows["loose"] += (rows["slope"] * trials["std"].to_numpy(float) / std) ** 2
     else:
-        rows, std = rows.assign(z=ALL_LOST, slope=0.0, loose=0.0), 1.0
+        rows, std, shoulder = rows.assign(z=ALL_LOST, slope=0.0, loose=0.0), 1.0, math.inf
     if others:  # there are trials everywhere
-        return rows, std
+        return rows, std, shoulder
     highest = rows["x"] == rows.groupby("b")["x"].transform("max")
     shadows = rows[highest & np.isneginf(scores)].drop_duplicates("b")
-    shadows = shadows.assign(x=shadows["x"] + SHADOW, z=shadows["z"] - SHADOW_Z, slope=0.0)
-    return pd.concat([rows, shadows], ignore_index=True), std
+    above = [
+        shadows.assign(x=shadows["x"] + k * SHADOW, z=shadows["z"] - k * SHADOW_Z, slope=0.0)
+        for k in range(1, SHADOWS + 1)
+    ]
+    return pd.concat([rows, *above], ignore_index=True), std, shoulder
+
+
+def _loose(below_top: Array, shoulder: float) -> Array:
+    """The variance by which scores so far below the best may miss the model, beside the noise."""
+    return (LOOSE * np.maximum(below_top - shoulder, 0)) ** 2
 
 
 def _some(rows: pd.DataFrame, others: Sequence[str], seed: int) -> Points:
@@ -198,6 +220,11 @@ def _at(posterior: Posterior, b_M: Array) -> Array:
 def noise_variance(posterior: Posterior) -> float:
     """Of one training, in the model's unit: the median of the draws."""
     return float(np.median(np.exp(2 * posterior.shapes_PD[:, LOG_NOISE])))
+
+
+def variance_of_one(posterior: Posterior, mean_M: Array) -> Array:
+    """(M,): how much one score at cells of these means would vary about the model's surface."""
+    return noise_variance(posterior) + _loose(posterior.top - mean_M, posterior.shoulder)
 
 
 def best_lrs(
