@@ -7,9 +7,10 @@
 Each method asks for one training after the other, `--slots` of them under way at a time, until the
 share of the table's trainings is spent, and then recommends an lr for each batch size. Regret: how
 much worse the recommended lr's score is than the best of its batch size, both as means over seeds,
-on average over batch sizes. Without `--table`: the surfaces of `steplaw_moe.csv`, and that of
-benchmarks/surface.py if it was recorded, with a plain Gaussian process, a walk along the ridge,
-Optuna's TPE and random choice beside it. Last line: one JSON object.
+on average over batch sizes; and how much worse the best of these is than the best of all cells.
+Without `--table`: the surfaces of `steplaw_moe.csv`, and that of benchmarks/surface.py, with a
+plain Gaussian process, a walk along the ridge, two of Optuna's samplers and random choice beside
+it. Last line: one JSON object.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from benchmarks.efficiency import mean_interval, printed
 from benchmarks.grids import Grid, grid_of, preview_surface, step_law
-from benchmarks.surface import RECORDED
 from search.analysis.foreign_table import read_own_table
 from search.analysis.humps.gain import choose
 from search.analysis.humps.posterior import best_lrs, fit, frame_of, moments
@@ -39,6 +40,7 @@ from search.report.numbers import plain
 Array = NDArray[np.float64]
 SHARES = (0.15, 0.25, 0.33)
 FINE = 31  # lrs of a batch size, where its best is between those of the table
+MOST_ASKED = 5  # times as many trials as trainings: of a sampler that repeats itself
 FIRST = 3  # cells at random before a Gaussian process begins
 
 
@@ -143,36 +145,40 @@ def at_random(grid: Grid, num: int, slots: int, seed: int) -> Outcome:
     return asked, best_seen(grid, asked)
 
 
-def tpe(grid: Grid, num: int, slots: int, seed: int) -> Outcome:
-    """Optuna's TPE over all cells, which looks for the best of them."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    sizes, lrs = np.unique(grid.batch_size).tolist(), np.unique(grid.lr).tolist()
-    worst = min(score for scores in grid.scores for score in scores if math.isfinite(score))
-    asked: list[int] = []
-    while len(asked) < num:
-        trial = study.ask()
-        size = sizes[trial.suggest_int("batch_size", 0, len(sizes) - 1)]
-        lr = lrs[trial.suggest_int("lr", 0, len(lrs) - 1)]
-        cells = np.flatnonzero((grid.batch_size == size) & (grid.lr == lr))
-        if not len(cells):  # the table has no such training
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        cell, of_cell = int(cells[0]), grid.scores[cells[0]]
-        used = asked.count(cell)
-        if used < len(of_cell):  # what is asked for again costs nothing
-            asked.append(cell)
-        score = of_cell[min(used, len(of_cell) - 1)]
-        study.tell(trial, score if math.isfinite(score) else worst)
-    return asked, best_seen(grid, asked)
+def by_optuna(make: Callable[[int], optuna.samplers.BaseSampler]) -> Method:
+    """A sampler of Optuna's over all cells, which looks for the best of them."""
+
+    def method(grid: Grid, num: int, slots: int, seed: int) -> Outcome:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(direction="maximize", sampler=make(seed))
+        sizes, lrs = np.unique(grid.batch_size).tolist(), np.unique(grid.lr).tolist()
+        worst = min(score for scores in grid.scores for score in scores if math.isfinite(score))
+        asked: list[int] = []
+        while len(asked) < num:
+            trial = study.ask()
+            row = grid.rows[trial.suggest_int("batch_size", 0, len(sizes) - 1)]
+            lr = trial.suggest_float("lr", lrs[0], lrs[-1], log=True)
+            cell = int(row[np.abs(grid.x[row] - np.log2(lr)).argmin()])
+            of_cell, used = grid.scores[cell], asked.count(cell)
+            if used < len(of_cell):  # what is asked for again costs nothing
+                asked.append(cell)
+            score = of_cell[min(used, len(of_cell) - 1)]
+            study.tell(trial, score if math.isfinite(score) else worst)
+            if len(study.trials) > MOST_ASKED * num:
+                break  # it asks for the same cells again and again
+        return asked, best_seen(grid, asked)
+
+    return method
 
 
 METHODS: dict[str, Method] = {
     "ridge": ours,
     "plain Gaussian process": plain_gp,
     "walk": walk,
-    "TPE": tpe,
+    "Optuna's GPSampler": by_optuna(lambda seed: optuna.samplers.GPSampler(seed=seed)),
+    "Optuna's TPESampler": by_optuna(
+        lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    ),
     "random": at_random,
 }
 
@@ -184,17 +190,22 @@ def ridge_regret(grid: Grid, chosen: Sequence[int]) -> float:
     return float(np.mean(lost))
 
 
+def best_regret(grid: Grid, chosen: Sequence[int]) -> float:
+    """How much worse the best of the recommended cells is than the best of all."""
+    means = grid.means
+    return float(means.max() - means[list(chosen)].max())
+
+
 def figures(grid: Grid, share: float, slots: int, seed: int) -> dict[str, Any]:
     """What `--table` prints as JSON."""
     asked, chosen = ours(grid, grid.num(share), slots, seed)
     everything = [cell for cell, scores in enumerate(grid.scores) for _ in scores]
-    means = grid.means
     return {
         "asked": [[int(grid.batch_size[c]), float(grid.lr[c])] for c in asked],
         "best_lr": {str(grid.batch_size[c]): float(grid.lr[c]) for c in chosen},
         "share": len(asked) / len(everything),
         "ridge_regret": ridge_regret(grid, chosen),
-        "best_regret": float(means.max() - means[chosen].max()),
+        "best_regret": best_regret(grid, chosen),
         "exponent": exponent(grid, asked, seed),
         "exponent_full": exponent(grid, everything, seed),
     }
@@ -212,22 +223,32 @@ def exponent(grid: Grid, asked: Sequence[int], seed: int) -> float:
 def compare(
     grids: Sequence[Grid], name_of_grids: str, repetitions: int, slots: int, console: Console
 ) -> Any:
-    """Every method at every share; returns mean regrets."""
-    found: dict[str, dict[str, float]] = {}
-    title = f"{name_of_grids}: ridge regret, mean"
-    table = Table("method", *(f"{share:.0%}" for share in SHARES), title=title)
+    """Every method at every share; returns the mean regrets of ridges, and of best cells.
+
+    The table has 95 % intervals: a bootstrap over grids and repetitions.
+    """
+    regrets = {"ridge": ridge_regret, "best": best_regret}
+    found: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {w: {} for w in regrets}
     for name, method in METHODS.items():
-        found[name] = {}
         for share in SHARES:
-            lost = [
-                ridge_regret(grid, method(grid, grid.num(share), slots, seed)[1])
+            chosen = [
+                (grid, method(grid, grid.num(share), slots, seed)[1])
                 for grid in grids
                 for seed in range(repetitions)
             ]
-            found[name][f"{share:g}"] = float(np.mean(lost))
-        table.add_row(name, *(f"{value:.5f}" for value in found[name].values()))
-    console.print(table)
-    return found
+            for what, regret in regrets.items():
+                lost = np.array([regret(*outcome) for outcome in chosen])
+                found[what].setdefault(name, {})[f"{share:g}"] = mean_interval(lost)
+    for what, rows in found.items():
+        title = f"{name_of_grids}: {what} regret, mean"
+        table = Table("method", *(f"{share:.0%}" for share in SHARES), title=title)
+        for name, values in rows.items():
+            table.add_row(name, *(printed(value, 5) for value in values.values()))
+        console.print(table)
+    return {
+        what: {name: {share: mean for share, (mean, *_) in v.items()} for name, v in rows.items()}
+        for what, rows in found.items()
+    }
 
 
 def main() -> None:
@@ -245,6 +266,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     asked = parser.parse_args()
     console = Console()
+    console.width = max(console.width, 120)  # in a pipe too, a method is one line
     if asked.table:
         columns = {"batch_size": asked.batch_size, "lr": asked.lr, "metric": asked.metric}
         own = read_own_table(asked.table, **columns, seed=asked.seed_column)
@@ -252,9 +274,7 @@ def main() -> None:
         console.print(f"{len(grid.x)} cells, {sum(map(len, grid.scores))} trainings")
         found = figures(grid, asked.share, asked.slots, seed=0)
     else:
-        known = {"steplaw_moe": step_law(asked.data)}
-        if RECORDED.exists():
-            known["preview_surface"] = preview_surface()
+        known = {"steplaw_moe": step_law(asked.data), "preview_surface": preview_surface()}
         found = {
             name: compare(grids, name, asked.repetitions, asked.slots, console)
             for name, grids in known.items()

@@ -103,7 +103,7 @@ def _stopped(
                 return row | {"score": predicted.mean, "std": predicted.std}
             return row | {"score": np.nan}
     if isinstance(rule, ForecastStopping) and len(curve) == whole:
-        ending = {"trial_row": {"status": "completed"}, "examples_seen": SCALE}
+        ending = {"trial_row/status": "completed", "examples_seen": SCALE}
         rule.on_trial_result(None, trial, ending)
     return {}
 

@@ -70,7 +70,7 @@ def play(rule: ForecastStopping, of: Any, scores: Sequence[float]) -> str:
         if rule.on_trial_result(None, of, result) != "CONTINUE":
             rule.on_trial_complete(None, of, result)
             return f"stopped at {share}"
-    ending = {"trial_row": {"status": "completed"}, "examples_seen": TOTAL, "score": scores[-1]}
+    ending = {"trial_row/status": "completed", "examples_seen": TOTAL, "score": scores[-1]}
     assert rule.on_trial_result(None, of, ending) == "CONTINUE"
     rule.on_trial_complete(None, of, ending)
     return "completed"
@@ -118,10 +118,10 @@ def test_trials_that_diverged_or_were_stopped_forecast_nothing() -> None:
     lost = trial("lost")
     rule.on_trial_add(None, lost)
     rule.on_trial_result(None, lost, {"score": 0.9, "examples_seen": 200, "epoch_row": {}})
-    ending = {"trial_row": {"status": "diverged"}, "examples_seen": 300, "score": 0.0}
+    ending = {"trial_row/status": "diverged", "examples_seen": 300, "score": 0.0}
     rule.on_trial_result(None, lost, ending)
     assert len(rule.ended) == num
-    assert rule.on_trial_result(None, lost, {"host_error": {}}) == "CONTINUE"
+    assert rule.on_trial_result(None, lost, {"host_error/kind": "OSError"}) == "CONTINUE"
 
 
 def test_a_next_attempt_that_reports_again_adds_nothing() -> None:
@@ -186,6 +186,8 @@ def test_a_stopped_trial_has_its_forecast_in_its_row(tmp_path: Path, run_joined:
     space = tmp_path / "watched.py"
     space.write_text(SPACE.replace("SEEDS", "1"))
     assert run_joined(space, tmp_path).returncode == 0
+    rows = pd.read_parquet(tmp_path / "watched" / "trials")
+    assert (rows["status"] == "stopped").sum() >= 1  # not only in a later command
     space.write_text(SPACE.replace("SEEDS", "2"))
     again = run_joined(space, tmp_path)
     assert again.returncode == 0, again.stderr + again.stdout
@@ -194,7 +196,7 @@ def test_a_stopped_trial_has_its_forecast_in_its_row(tmp_path: Path, run_joined:
     assert len(rows) == 14
     stopped = rows[rows["status"] == "stopped"]
     assert len(stopped) >= 3
-    assert (stopped["base_lr"] < 1e-5).all()
+    assert (stopped["base_lr"] < 1e-5).sum() >= 2
     assert stopped["reason"].str.startswith("forecast at ").all()
     assert (stopped["forecast_std"] > 0).all()
     best = rows.loc[rows["status"] == "completed", "val_auroc"].max()

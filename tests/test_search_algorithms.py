@@ -476,7 +476,7 @@ def test_bohb_is_tpe_with_hyperband(tmp_path: Path) -> None:
 
 def test_what_has_ended_by_itself_is_not_stopped() -> None:
     scheduler = EarlyStopping(Asha(), grace=10, total=100)
-    result = {"trial_row": {}, "score": 0.0, "examples_seen": 10}
+    result = {"trial_row/status": "failed", "score": 0.0, "examples_seen": 10}
     assert scheduler.on_trial_result(None, Played("a"), result) == "CONTINUE"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.execution.in_order import InOrder
+from search.execution.in_order import ENDED_AS, HOST_FAILED, InOrder
 from search.explore import Forecast
 from search.explore.forecast import Curve, Predicted, forecast
 
@@ -35,10 +35,10 @@ class ForecastStopping(InOrder):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if "host_error" in result:
+        if HOST_FAILED in result:
             return self.CONTINUE  # it says nothing of the trial, which goes on elsewhere
-        if "trial_row" in result:
-            self._end(trial.trial_id, result["trial_row"]["status"])
+        if ENDED_AS in result:
+            self._end(trial.trial_id, result[ENDED_AS])
             return self.CONTINUE
         images = result["examples_seen"]
         is_new = self._hear(trial.trial_id, trial.config, result)

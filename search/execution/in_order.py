@@ -4,6 +4,9 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler
 
+# Keys of a report as schedulers get it: Ray flattens what is nested in it.
+ENDED_AS, HOST_FAILED = "trial_row/status", "host_error/kind"
+
 
 class InOrder(FIFOScheduler):
     """Every trial to its end, in the order in which the queue handed them out."""

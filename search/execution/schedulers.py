@@ -8,7 +8,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
 from search.execution.forecast_stopping import ForecastStopping
-from search.execution.in_order import InOrder
+from search.execution.in_order import ENDED_AS, HOST_FAILED, InOrder
 from search.explore import Asha, Forecast, HyperBand, Median
 from search.study.explorer import Stopper
 from search.study.study import Study
@@ -114,10 +114,10 @@ class EarlyStopping(InOrder):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if "host_error" in result:
+        if HOST_FAILED in result:
             return self.CONTINUE  # it says nothing of the trial, which goes on elsewhere
         # It has ended, or this was its last evaluation: stopping it would only lose its test.
-        is_last = "trial_row" in result or result["examples_seen"] >= trial.config["total_images"]
+        is_last = ENDED_AS in result or result["examples_seen"] >= trial.config["total_images"]
         # The next attempt of a lost worker reports again what the trial reported before.
         is_repeated = result["examples_seen"] <= self.heard.get(trial.trial_id, -1)
         if is_last or is_repeated or trial.config["whole"]:

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from ray.tune.search.sample import Categorical
 
-from search.analysis.humps.by_model import scored_trials
 from search.analysis.humps.gain import first_cells, next_cells
 from search.analysis.humps.posterior import Posterior, best_lrs, fit, frame_of, intervals
+from search.analysis.humps.scored import scored_trials
 from search.explore import choices
 from search.explore.ridge import Ridge
 from search.study.domains import ends_of

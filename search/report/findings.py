@@ -23,7 +23,8 @@ from search.analysis.groups import (
     others_of,
     varied_fields,
 )
-from search.analysis.humps.by_model import ByModel, by_model, has_repeats
+from search.analysis.humps.by_model import ByModel, by_model
+from search.analysis.humps.scored import has_repeats
 from search.analysis.importance import COLUMNS, importance
 from search.analysis.leaderboard import ablations, leaderboard
 from search.analysis.metric_name import mode_by_name
@@ -323,7 +324,7 @@ def _main_conclusions(findings: Findings) -> list[str]:
     first: list[str] = as_json(best)["conclusions"]
     if findings.by_model:  # the model's exponent, not a second one from the scatter about a line
         first = [text for text in first if text != scaling(best)]
-    return [*sentences, *first, *smooth_sentences(findings.by_model, **how)]
+    return [*sentences, *first, *smooth_sentences(findings.by_model, metric=findings.metric)]
 
 
 def _is_ridge(findings: Findings) -> bool:

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from search.analysis.chance import collapsed
 from search.analysis.humps.columns import Column, columns_of
 from search.analysis.humps.gain import next_cells
 from search.analysis.humps.model import PRIOR
@@ -24,6 +23,7 @@ from search.analysis.humps.posterior import (
     moments,
     noise_variance,
 )
+from search.analysis.humps.scored import is_forecast, scored_trials
 
 Array = NDArray[np.float64]
 
@@ -55,8 +55,9 @@ class ByModel:
     """What the model says of one surface.
 
     `rows` has `batch_size`, the best peak `lr` with its 95 % interval `low` to `high`, `at_edge`
-    (the interval reaches the smallest or largest lr tried), and the number of `trials`. Those with
-    none are predictions: batch sizes that the study did not come to, and those beside its range.
+    (the interval reaches the smallest or largest lr tried), and the number of `trials`. A row
+    of no trials is a prediction: of a batch size that the study did not come to, or beside its
+    range.
     `exponent` is that of lr* = c B^a, over batch sizes whose best lr is inside of the range: the
     median and the ends of its 95 % interval, or NaN. `noise_std` is of one training. `num_best` of
     the `num_cells` tried cannot be told from the best (95 %). `columns` has a row for each other
@@ -107,7 +108,7 @@ def by_model(
     for values, group in trials.groupby(list(others), dropna=False) if others else [((), trials)]:
         name = ", ".join(f"{n}={v}" for n, v in zip(others, values, strict=True))
         scored = scored_trials(group, metric=metric, mode=mode, columns=columns)
-        if _is_enough(scored) and not (_stopped(group) & ~_is_forecast(group)).any():
+        if _is_enough(scored) and not ((group["status"] == "stopped") & ~is_forecast(group)).any():
             few = scored.sample(min(MOST_TRIALS, len(scored)), random_state=0).sort_index()
             answers.append(_answer(name, few, batch_sizes, columns_of(few, columns)))
     return answers
@@ -123,40 +124,6 @@ def _is_enough(scored: pd.DataFrame) -> bool:
         and cells >= num_sizes + LEAST_SIZES
         and np.isfinite(scored["score"]).sum() >= LEAST_SCORES
     )
-
-
-def scored_trials(
-    trials: pd.DataFrame, *, metric: str, mode: str, columns: Sequence[str] = ()
-) -> pd.DataFrame:
-    """`batch_size`, `lr`, `columns`, and `score`: more is better; -inf where the lr was too high.
-
-    A stopped trial has the score that was forecast, with `std`, its standard deviation; of others
-    it is 0. A trial without a value in one of the columns is left out.
-    """
-    sign = 1.0 if mode == "max" else -1.0
-    forecast = _is_forecast(trials)
-    score, std = sign * trials[metric].astype(float), pd.Series(0.0, trials.index)
-    if forecast.any():
-        score = score.mask(forecast, sign * trials["forecast"].astype(float))
-        std = std.mask(forecast, trials["forecast_std"].astype(float))
-    lost = (trials["status"] == "diverged") | (collapsed(trials) & ~forecast)
-    ended = trials["status"].isin(("completed", "diverged")) | forecast
-    lr = trials["peak_lr"].astype(float)
-    rows = trials.assign(score=score.mask(lost, -math.inf), std=std, lr=lr)
-    rows = rows[ended & rows["score"].notna()]
-    rows = rows[["batch_size", "lr", *columns, "score", "std"]].astype(float)
-    return rows.dropna(ignore_index=True)
-
-
-def _stopped(trials: pd.DataFrame) -> "pd.Series[bool]":
-    return trials["status"] == "stopped"
-
-
-def _is_forecast(trials: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether a trial was stopped with a forecast of its final score."""
-    if "forecast" not in trials:
-        return pd.Series(False, trials.index)
-    return _stopped(trials) & trials["forecast"].notna()
 
 
 def _answer(
@@ -274,12 +241,6 @@ def _num_best(posterior: Posterior) -> int:
     variance = covariance[best, best] + covariance.diagonal() - 2 * covariance[best]
     margin = WIDER * norm.ppf(ENDS[-1]) * np.sqrt(np.clip(variance, 0, None))
     return int((mean[best] - mean <= margin).sum())
-
-
-def has_repeats(trials: pd.DataFrame, lr: str) -> bool:
-    """Whether more than half of the batch sizes and lrs were trained more than once."""
-    ended = trials[trials["status"].isin(("completed", "diverged"))]
-    return bool(ended.groupby(["batch_size", lr]).size().median() > 1)
 
 
 def _beside(sizes: Sequence[float]) -> list[float]:

@@ -38,7 +38,7 @@ PRIOR = {
     "widen": (0.0, 0.2),
     "log_length": (np.log(2.5), 0.5),
     "log_rough": (np.log(0.3), 0.9),
-    "log_noise": (np.log(0.03), 1.0),
+    "log_noise": (np.log(0.08), 1.0),
 }
 SLOPE, MIDDLE, BEND, LOG_WIDTH, SKEW, WIDEN, LOG_LENGTH, LOG_ROUGH, LOG_NOISE = range(len(PRIOR))
 PRIOR_MEAN = np.array([mean for mean, _ in PRIOR.values()])

@@ -29,7 +29,7 @@ MOST_POINTS = 250  # that tell the shape
 BEYOND = 10.0  # in shoulders: how far below the best a diverged training counts
 SLOPE_AT_SHOULDER = 0.5
 LOOSE = 0.5  # of how far a score is below the shoulder
-WIDER = 1.3  # than the draws: the intervals of best lrs
+WIDER = 1.2  # than the draws: the intervals of best lrs
 # Threads of BLAS: on matrices as small as these several wait for one another, and while trials
 # occupy all cores, 25 times as long as one takes.
 THREADS = 1

@@ -29,7 +29,7 @@ def by_model_sentences(answers: Sequence[ByModel], *, metric: str, mode: str) ->
     ]
 
 
-def smooth_sentences(answers: Sequence[ByModel], *, metric: str, mode: str) -> list[str]:
+def smooth_sentences(answers: Sequence[ByModel], *, metric: str) -> list[str]:
     """What the model adds to a grid with one seed a cell, of which nothing else knows the noise."""
     return [
         text
