@@ -159,7 +159,10 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     assert storage.names(folder, ".pt") == []  # nothing goes on from it
     # What explorers weigh of it.
     seen = {"status": "stopped", "val_auroc": 0.7, "examples_seen": 192, "train_wall_s": 4.0}
-    assert played.known.ended == {played.key: seen | {"peak_memory_gib": None, "collapsed": None}}
+    assert played.known.ended == {
+        played.key: seen
+        | {"peak_memory_gib": None, "collapsed": None, "forecast": None, "forecast_std": None}
+    }
     assert played.progress.ended == 1
     # A study of many trials keeps nothing of one that ended.
     record = played.record

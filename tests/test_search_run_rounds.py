@@ -76,9 +76,9 @@ def known_to_schedulers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     learn = EarlyStopping.learn
 
-    def noted(self: EarlyStopping, key: str, batch_size: int, evaluations: Any) -> None:
+    def noted(self: EarlyStopping, key: str, *known: Any, **ended: Any) -> None:
         keys.append(key)
-        learn(self, key, batch_size, evaluations)
+        learn(self, key, *known, **ended)
 
     monkeypatch.setattr(EarlyStopping, "learn", noted)
     return keys

@@ -396,7 +396,7 @@ def space_of_its_own(trial: Any) -> dict[str, object]:
                 "explore": {
                     "kind": "Optuna",
                     "num_configs": 2,
-                    "sampler": "tpe",
+                    "sampler": "auto",
                     "points": [],
                     "warm_start": None,
                     "space": "space_of_its_own",
