@@ -6,10 +6,10 @@ The flagship's question, without its grid: each trial is where it is expected to
 best learning rate of some batch size, and ends where its curve shows that it will not be the best.
 A search leaves gaps where little is to be learnt; `pcam_grid.py` maps the whole surface.
 
-Cost: at most 20 trials of 5 epochs, 26 million patches less what is stopped. Preview: 1 minute.
+Cost: at most 20 trials of 5 epochs, 26 million patches less what is stopped. Preview: 2 minutes.
 
 Expected: the best learning rates of `pcam_grid.py` (Goyal 2017). In preview (docs/findings.md) 20
-trials give good rates.
+trials, 9 of them stopped, give rates within the grid's intervals.
 """
 
 from ray import tune
