@@ -6,7 +6,7 @@ computed for several updates together, and only once for images without random a
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,8 +34,22 @@ INFERENCE_BATCH = {"cpu": 32, "cuda": 1024}
 INFERENCE_PIXELS = {"cpu": 2**21, "cuda": 2**24}
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The inputs (B, ...) and targets (B, ...) between two places in the data."""
+
+    start: Place
+    end: Place
+    inputs: Tensor
+    targets: Tensor
+    version: int  # of the inputs: torch counts what changes them in place
+
+
 class Feed:
-    """The training and validation split of a trial, and their features once computed."""
+    """The training and validation split of a trial, and their features once computed.
+
+    Trials that differ in nothing that concerns their images may have one together.
+    """
 
     def __init__(
         self,
@@ -65,6 +79,9 @@ class Feed:
         self.autocast: Callable[[], torch.autocast] | None = None
         self.keeps_features = True
         self._features: dict[str, DeviceSplit] = {}
+        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._place = Place()  # of `_batches`
+        self._last: Batch | None = None
 
     def on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
         """A split on the device, with the config's image size."""
@@ -104,6 +121,22 @@ class Feed:
     def take_fewer(self, chunk_size: int) -> None:
         """From now on at most so many images at once without gradients: memory has run out."""
         self.chunk_size = chunk_size
+
+    def batch(self, place: Place) -> tuple[Tensor, Tensor]:
+        """The training inputs (B, ...) and targets (B, ...) at `place`, which is advanced.
+
+        The last batch is kept: trials that train together ask for it one after the other.
+        """
+        last = self._last
+        if last is None or last.start != place or last.inputs._version != last.version:
+            if self._batches is None or self._place != place:
+                self._place = replace(place)
+                self._batches = self.batches(self._place)
+            inputs, targets = next(self._batches)
+            start, end = replace(place), replace(self._place)
+            last = self._last = Batch(start, end, inputs, targets, inputs._version)
+        place.epoch, place.start = last.end.epoch, last.end.start
+        return last.inputs, last.targets
 
     def batches(self, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless training inputs (B, ...) and targets (B, ...) from `place`, which is advanced.

@@ -5,6 +5,7 @@ for result in finetune(TrialConfig(dataset="synthetic", model="plain", pretraine
 """
 
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from trainable.data.cache import Dataset, open_data
 from trainable.host.device import claim_device, pick_device
 from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
+from trainable.pack import Member, Terms, train_pack
 from trainable.record import EpochResult, TrialResult
-from trainable.trial import Trial
 
 
 def finetune(
@@ -47,21 +48,26 @@ def finetune(
     if not isinstance(data, Dataset):
         folder = Path(data) if data else None
         data = open_data(config.dataset, folder, split_by=config.split_by, task=config.task)
-    device = device or pick_device()
-    trial = Trial(config, data, device, checkpoint_folder, start_folder, checkpoint_every_s, ranks)
-    try:
-        yield from list(trial.results)
-        reason = ""
-        while ranks.goes_on(not trial.is_over and not reason):
-            result, reason = trial.train_on()
-            if result is not None:
-                yield result
-        return trial.finish(reason, keep=keep_weights)
-    except GeneratorExit:  # whoever asks for evaluations wants no more
-        ranks.leave()
-        raise
-    finally:
-        trial.close()
+    member = Member(config=config, checkpoint_folder=checkpoint_folder, start_folder=start_folder)
+    terms = Terms(
+        data=data,
+        device=device or pick_device(),
+        keep_weights=keep_weights,
+        checkpoint_every_s=checkpoint_every_s,
+        ranks=ranks,
+    )
+    with closing(train_pack([member], terms)) as outcomes:
+        try:
+            for _, outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if isinstance(outcome, TrialResult):
+                    return outcome
+                yield outcome
+        except GeneratorExit:  # whoever asks for evaluations wants no more
+            ranks.leave()
+            raise
+    raise AssertionError("a trial ends with a TrialResult or an error")
 
 
 def follow(ranks: Ranks, config: TrialConfig, data: Dataset | str | None, num_threads: int) -> None:

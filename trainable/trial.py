@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,21 +58,25 @@ class Interval:
 
     `totals` are the sums over updates of loss, correct predictions, gradient norm, and the number
     of updates that fp16 skipped because their gradients overflowed: they have no norm. `lr` and
-    `batch_size` are those of the last update.
+    `batch_size` are those of the last update. `started_s` and `read_s` are readings of the trial's
+    clock: the first one, and of a budget in seconds the last.
     """
 
     totals: Tensor
     lr: float
     batch_size: int
+    started_s: float
+    read_s: float
     updates: int = 0
     examples: int = 0
-    train_s: float = 0.0
+    is_finite: bool = True
 
 
 class Trial:
     """The state of a trial between updates, and the steps that change it.
 
-    Of several ranks each has it; only the first one has folders.
+    Of several ranks each has it; only the first one has folders. Trials that train together in a
+    process have one feed, and each a clock that counts its share of the time.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class Trial:
         start_folder: Folder | None = None,
         checkpoint_every_s: float = 0.0,
         ranks: Ranks = ALONE,
+        *,
+        feed: Feed | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Load network and data; continue from the checkpoint in `folder` if there is one.
 
         `start_folder` contains the state of the trial that the config `begins_from`. The state is
-        saved at the first evaluation after each `checkpoint_every_s`, and at the end.
+        saved at the first evaluation after each `checkpoint_every_s`, and at the end. `feed` is
+        that of a trial with the same images, and `clock` gives this trial's seconds.
 
         Raises:
             DataError: the data is too small for the batch.
@@ -103,7 +111,8 @@ class Trial:
         keep_freed_memory(device)
         reset_peak_memory(device)
         set_precision(config.precision, device)
-        self.feed = Feed(config, data, device, self.ranks)
+        self.clock = clock or (lambda: device_time_s(device))
+        self.feed = feed or Feed(config, data, device, self.ranks)
         self.train = self.feed.train
         self._check_sizes()
         self.timetable = timetable(config, train_images=len(self.train))
@@ -117,10 +126,11 @@ class Trial:
         self.best_model = self.weights()
         self.results: list[EpochResult] = []
         self.place = Place()
-        self.batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.interval: Interval | None = None  # None at an evaluation
         self.updates = self.examples_seen = 0
         self.train_s = self.wall_s = 0.0
         self.noise = NoiseSums()
+        self.pack_size = 1
         self.saver = Saver(folder) if folder is not None else None
         self.num_saves, self.saved_at = 0, time.monotonic()
         self.checkpoint_every_s = checkpoint_every_s
@@ -178,7 +188,8 @@ class Trial:
         size = c.image_size or self.data.train.images_NHWC.shape[1]
         prefix = find_prefix(self.model, image_size=size, device=self.device)
         self.step.prefix = prefix
-        self.feed.use_prefix(prefix, self.step.autocast)
+        if self.feed.prefix is None:
+            self.feed.use_prefix(prefix, self.step.autocast)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained weights and statistics of the evaluated network."""
@@ -288,17 +299,21 @@ class Trial:
 
     def train_on(self) -> tuple[EpochResult | None, str]:
         """Train to the next evaluation and evaluate; None and the reason if it diverged."""
-        enter("training")
-        started = device_time_s(self.device)
+        while not self.update():
+            pass
+        return self.evaluate()
+
+    def evaluate(self) -> tuple[EpochResult | None, str]:
+        """Evaluate after an update that called for it; None and the reason if it diverged."""
         number = len(self.results) + 1
-        interval = self._train_interval(number, started)
-        if interval is None:
+        interval, self.interval = self.interval, None
+        if interval is None or not interval.is_finite:
             return None, f"training loss not finite by update {self.updates} (epoch {number})"
         loss, correct, grad_norm, skipped = interval.totals.tolist()
         applied = interval.updates - skipped
-        interval.train_s = device_time_s(self.device) - started
+        train_s = self.clock() - interval.started_s
         if self.timetable.unit != "seconds":
-            self.train_s += interval.train_s
+            self.train_s += train_s
         enter("evaluating")
         self.step.to_evaluation()
         self.evaluation.share_statistics(interval.batch_size)
@@ -309,7 +324,7 @@ class Trial:
         noise = self.evaluation.measure_noise(number)
         self.noise = self.noise.followed_by(noise)
         is_measured = noise != NoiseSums()
-        wall_s = device_time_s(self.device) - started
+        wall_s = self.clock() - interval.started_s
         self.wall_s += wall_s
         result = EpochResult(
             epoch=number,
@@ -326,7 +341,7 @@ class Trial:
             noise_trace=noise.trace_sigma if is_measured else math.nan,
             noise_squared_gradient=noise.squared_gradient if is_measured else math.nan,
             epoch_wall_s=wall_s,
-            images_per_s=interval.examples / interval.train_s,
+            images_per_s=interval.examples / train_s,
             microbatch_size=min(
                 self.step.microbatch_size, self.step.largest_part(interval.batch_size)
             ),
@@ -337,8 +352,25 @@ class Trial:
         self._save()
         return result, ""
 
-    def _train_interval(self, number: int, started: float) -> Interval | None:
-        """Update until the next evaluation, number `number`; None if the loss is not finite."""
+    def update(self) -> bool:
+        """One update; whether an evaluation is due after it, or its loss is not finite."""
+        if self.interval is None:
+            self.interval = self._new_interval(len(self.results) + 1)
+        interval = self.interval
+        self._update(*self.feed.batch(self.place), interval)
+        if self.timetable.unit == "seconds":
+            now_s = self.clock()
+            self.train_s = self.ranks.of_first(self.train_s + now_s - interval.read_s)
+            interval.read_s = now_s
+        at_evaluation = self._at_evaluation()
+        if at_evaluation or interval.updates % FINITE_CHECK_UPDATES == 0:
+            interval.is_finite = bool(interval.totals[0].isfinite())
+        return at_evaluation or not interval.is_finite
+
+    def _new_interval(self, number: int) -> Interval:
+        """The training to evaluation `number`, before its first update."""
+        enter("training")
+        now_s = self.clock()
         # Dropout and mixing use the global generator. Seeded here, a resumed trial draws the same
         # numbers as an uninterrupted one.
         torch.manual_seed(seed_for(self.config.seed, "dropout", number))
@@ -346,23 +378,8 @@ class Trial:
             self.step.mixing_state = torch.get_rng_state()
             torch.manual_seed(seed_for(self.config.seed, "dropout", number, self.ranks.rank))
         set_training(self.model)
-        totals = torch.zeros(4, device=self.device)
-        interval = Interval(totals=totals, lr=math.nan, batch_size=self.config.batch_size)
-        clock = started
-        if self.batches is None:
-            self.batches = self.feed.batches(self.place)
-        for inputs_B, labels_B in self.batches:
-            self._update(inputs_B, labels_B, interval)
-            if self.timetable.unit == "seconds":
-                now = device_time_s(self.device)
-                self.train_s, clock = self.ranks.of_first(self.train_s + now - clock), now
-            at_evaluation = self._at_evaluation()
-            is_checked = at_evaluation or interval.updates % FINITE_CHECK_UPDATES == 0
-            if is_checked and not interval.totals[0].isfinite():
-                return None
-            if at_evaluation:
-                break
-        return interval
+        totals, size = torch.zeros(4, device=self.device), self.config.batch_size
+        return Interval(totals=totals, lr=math.nan, batch_size=size, started_s=now_s, read_s=now_s)
 
     def _update(self, inputs_B: Tensor, labels_B: Tensor, interval: Interval) -> None:
         """One update with its learning rate, counted in the trial and in the interval."""
@@ -445,6 +462,7 @@ class Trial:
             microbatch_size=min(self.step.microbatch_size, part),
             accumulation_steps=math.ceil(part / self.step.microbatch_size),
             oom_retries=self.step.oom_retries,
+            pack_size=self.pack_size,
             noise_scale=self.noise.scale,
             device=device_name(self.device),
             fast_paths="+".join([*self.feed.paths, *self.step.paths]),

@@ -73,6 +73,7 @@ class Step:
             self.teacher = teacher.to(memory_format=torch.channels_last)
         self.microbatch_size = config.microbatch_size or self.largest_part(config.batch_size)
         self.oom_retries = 0
+        self.may_halve = True  # the microbatch; trials of a pack first train with fewer others
         self.snapshot = Snapshot(model, device)
         self.has_stepped = False
         self.prefix: Prefix | None = None  # if set, the network is given its features
@@ -155,6 +156,8 @@ class Step:
         undo_step = None if self.has_stepped else self._first_step(lr)
 
         def start_again(smaller: int) -> None:
+            if not self.may_halve:
+                raise torch.OutOfMemoryError("the trials of this pack do not fit together")
             self.microbatch_size, self.oom_retries = smaller, self.oom_retries + 1
             self.optimizer.zero_grad(set_to_none=True)
             self.snapshot.restore()
