@@ -80,7 +80,7 @@ def study_of(num_trials: int, explorer: str) -> Study:
 
 def evaluations(planned: dict[str, Any], num_epochs: int) -> Iterator[dict[str, Any]]:
     """What a worker reports of a trial: its evaluations, then its end."""
-    config = json.loads(planned["task"])["config"]
+    config = json.loads(planned["task"])["trials"][0]["config"]
     rng = random.Random(planned["key"])
     best = 0.9 - 0.03 * math.log10(config["base_lr"] / (0.002 * config["batch_size"])) ** 2
     best += rng.gauss(0, 0.004)
@@ -199,10 +199,10 @@ class Played:
         task_of = search.execution.runner.task_of
         here: Any = SimpleNamespace(num_cpus=slots, num_gpus=0, address="local")
 
-        def send(trial: Any) -> dict[str, Any]:
-            self.record.expect(trial)
+        def send(trials: Any) -> dict[str, Any]:
+            self.record.expect(trials[0])
             self.record.progress.total = total(setting.study, setting.tables)
-            return task_of(trial, setting, here)
+            return task_of(trials, setting, here)
 
         more = {"settle": self.record.settle} if hasattr(self.record, "settle") else {}
         self.queue = Queue(

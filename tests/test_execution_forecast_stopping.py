@@ -58,7 +58,7 @@ def test_curves_without_noise_leave_a_forecast_some_doubt() -> None:
 
 
 def trial(name: str, batch_size: int = 16, *, whole: bool = False) -> Any:
-    config = {"batch_size": batch_size, "total_images": TOTAL, "whole": whole}
+    config = {"key": name, "batch_size": batch_size, "total_images": TOTAL, "whole": whole}
     return SimpleNamespace(trial_id=name, config=config)
 
 

@@ -38,7 +38,12 @@ class Played:
 
     def __init__(self, trial_id: str, batch_size: int = 16, *, whole: bool = False) -> None:
         self.trial_id = trial_id
-        self.config = {"batch_size": batch_size, "total_images": 90, "whole": whole}
+        self.config = {
+            "key": trial_id,
+            "batch_size": batch_size,
+            "total_images": 90,
+            "whole": whole,
+        }
 
 
 class Quiet:

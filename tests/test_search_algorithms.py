@@ -91,7 +91,12 @@ class Played:
 
     def __init__(self, trial_id: str, batch_size: int = 16) -> None:
         self.trial_id = trial_id
-        self.config = {"batch_size": batch_size, "total_images": 10_000, "whole": False}
+        self.config = {
+            "key": trial_id,
+            "batch_size": batch_size,
+            "total_images": 10_000,
+            "whole": False,
+        }
 
 
 def play(

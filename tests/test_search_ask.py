@@ -1,7 +1,7 @@
 """What a study asks for, whichever way it explores: leaders, later commands, shared trials."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,8 @@ def test_leaders_wait_for_a_search_that_has_no_room(
     known = no_tables(tmp_path)
     sent: list[PlannedTrial] = []
 
-    def send(trial: PlannedTrial) -> dict[str, Any]:
-        sent.append(trial)
+    def send(trials: Sequence[PlannedTrial]) -> dict[str, Any]:
+        sent.extend(trials)
         return {}
 
     queue = Queue(declared, known, ask(declared, known, 1), send=send, slots=lambda: 1)
@@ -234,9 +234,9 @@ def test_a_trial_of_two_steps_is_trained_once_and_both_have_its_ending() -> None
     known = no_tables()
     sent: list[PlannedTrial] = []
 
-    def send(trial: PlannedTrial) -> dict[str, Any]:
-        sent.append(trial)
-        return {"key": trial.key}
+    def send(trials: Sequence[PlannedTrial]) -> dict[str, Any]:
+        sent.extend(trials)
+        return {"key": trials[0].key}
 
     queue = Queue(declared, known, ask(declared, known, 1), send=send, slots=lambda: 9)
     for name in "abcd":

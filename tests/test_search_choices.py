@@ -3,6 +3,7 @@
 Each test goes through the declaration itself, so that a choice that is added later is tried too.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,9 +55,9 @@ class Search:
         first = ask(study, self.tables, 0)
         self.queue = Queue(study, self.tables, first, send=self._send, slots=lambda: 1)
 
-    def _send(self, planned: PlannedTrial) -> dict[str, Any]:
-        self.sent.append(planned)
-        return {"key": planned.key}
+    def _send(self, planned: Sequence[PlannedTrial]) -> dict[str, Any]:
+        self.sent += planned
+        return {"key": planned[0].key}
 
     def suggest(self, trial_id: str) -> TrialConfig | None:
         if self.queue.suggest(trial_id) == "FINISHED":
@@ -64,7 +65,7 @@ class Search:
         return self.sent[-1].config
 
     def end(self, trial_id: str, **row: Any) -> None:
-        key = self.queue.under_way[trial_id]
+        key = self.queue.under_way[trial_id][0]
         self.tables.ended[key] = ending_of(row, metric=self.study.metric)
         self.queue.on_trial_complete(trial_id)
 
@@ -239,7 +240,7 @@ class Played:
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
-        self.config = {"batch_size": 16, "total_images": 9 * 896, "whole": False}
+        self.config = {"key": trial_id, "batch_size": 16, "total_images": 9 * 896, "whole": False}
 
 
 @pytest.mark.parametrize("kind", [explore.Asha, explore.HyperBand, explore.Median])

@@ -37,7 +37,7 @@ def played(ours: ByHand, *, num_slots: int, score: Callable[[TrialConfig], float
             running.append(trial_id)
             trial_id = f"{trial_id}+"
         ended = running.pop(0)
-        config = ours.sent[ours.queue.under_way[ended]].config
+        config = ours.sent[ours.queue.under_way[ended][0]].config
         status = "stopped" if config.until_share < 1 else "completed"
         ours.end(ended, status=status, val_auroc=score(config), examples_seen=9)
     raise AssertionError("trials without end")
@@ -197,3 +197,73 @@ def test_the_seeds_of_a_grid_come_one_after_the_other(tmp_path: Path) -> None:
     assert {replace(config, seed=0) for config in configs[:2]} == {
         replace(config, seed=0) for config in configs[2:]
     }
+
+
+# --- packs ----------------------------------------------------------------------------------------
+
+RATES = {
+    "batch_size": tune.grid_search([16, 32]),
+    "base_lr": tune.grid_search([0.1, 0.2, 0.3, 0.4, 0.5]),
+}
+
+
+def sent_in(ours: ByHand, trial_id: str) -> list[tuple[int, float, int]]:
+    """Batch size, lr and seed of the trials that are sent together."""
+    task = ours.suggest(trial_id)
+    configs = [ours.sent[key].config for key in task["pack"] or [task["key"]]]
+    return [(config.batch_size, config.base_lr, config.seed) for config in configs]
+
+
+def test_a_pack_has_trials_of_one_batch_size_and_seed(tmp_path: Path) -> None:
+    ours = ByHand(study(vary=RATES, seeds=2, pack=4), tmp_path, num_slots=1)
+    sent: list[list[tuple[int, float, int]]] = []
+    while len(ours.known.ended) < 20:
+        sent.append(sent_in(ours, f"t{len(sent)}"))
+        ours.end(f"t{len(sent) - 1}", status="completed", val_auroc=0.5)
+    assert ours.suggest("last") == "FINISHED"
+    assert [len(trials) for trials in sent] == [4, 1] * 4
+    assert all(len({(size, seed) for size, _, seed in trials}) == 1 for trials in sent)
+    assert len({trial for trials in sent for trial in trials}) == 20
+
+
+def test_no_slot_is_left_empty_for_a_larger_pack(tmp_path: Path) -> None:
+    ours = ByHand(study(vary=RATES, pack=8), tmp_path, num_slots=2)
+    assert [len(sent_in(ours, name)) for name in "ab"] == [5, 3]
+
+
+def test_auto_packs_where_blocks_are_frozen(tmp_path: Path) -> None:
+    plain = ByHand(study(vary=RATES, pack="auto"), tmp_path, num_slots=1)
+    assert len(sent_in(plain, "a")) == 1
+    frozen = replace(BASE, model="resnet18", pretrained="imagenet", train_blocks=1)
+    ours = ByHand(study(base=frozen, vary=RATES, pack="auto"), tmp_path, num_slots=1)
+    assert len(sent_in(ours, "a")) == 5
+    mixed = ByHand(
+        study(base=replace(frozen, mixup_alpha=0.2), vary=RATES, pack="auto"),
+        tmp_path,
+        num_slots=1,
+    )
+    assert len(sent_in(mixed, "a")) == 1
+
+
+def test_the_trials_of_a_lost_pack_are_sent_alone(tmp_path: Path) -> None:
+    ours = ByHand(study(vary=RATES, pack=5), tmp_path, num_slots=1)
+    lost = sent_in(ours, "a")
+    assert len(lost) == 5
+    planned = [ours.sent.pop(key) for key in ours.queue.under_way["a"]]
+    ours.queue.on_trial_complete("a", error=True)
+    ours.queue.send_alone(planned)
+    sent: list[list[tuple[int, float, int]]] = []
+    while len(ours.known.ended) < 10:
+        sent.append(sent_in(ours, f"t{len(sent)}"))
+        ours.end(f"t{len(sent) - 1}", status="completed", val_auroc=0.5)
+    assert sorted(map(len, sent)) == [1, 1, 1, 1, 1, 5]
+    assert sorted(trials[0] for trials in sent if len(trials) == 1) == sorted(lost)
+
+
+def test_a_learner_is_asked_for_as_many_as_its_packs_hold(tmp_path: Path) -> None:
+    explore = Optuna(num_configs=12, sampler="random")
+    ours = ByHand(study(vary=SEARCHED, explore=explore, pack=3), tmp_path, num_slots=2)
+    assert len(sent_in(ours, "a")) == 1  # the first, which a study asks for before it has slots
+    second = sent_in(ours, "b")
+    assert len({size for size, _, _ in second}) == 1
+    assert len(ours.sent) + sum(map(len, ours.queue.waiting.values())) == 6

@@ -141,9 +141,9 @@ def test_a_stopped_trial_keeps_its_epochs_and_scores(opened: Results) -> None:
     played = Played(opened, attempts=4)
     folder = state_of(opened, played.key)
     played.epoch(1)
+    assert epochs_of(opened) == [1]  # each is there soon after it came
+    played.scheduler.reasons[played.key] = "asha at 192 images"
     played.epoch(2)
-    assert epochs_of(opened) == [1, 2]  # each is there soon after it came
-    played.scheduler.reasons["t0"] = "asha at 192 images"
     played.complete()
     row = only_row(opened)
     assert (row["status"], row["reason"]) == ("stopped", "asha at 192 images")
@@ -225,7 +225,7 @@ def test_a_trial_that_its_scheduler_stopped_before_any_epoch_is_still_to_run(
     opened: Results,
 ) -> None:
     played = Played(opened)
-    played.scheduler.reasons["t0"] = "asha at 0 images"
+    played.scheduler.reasons[played.key] = "asha at 0 images"
     played.complete()
     assert tables.trials(opened).empty
     assert played.known.ended == {}

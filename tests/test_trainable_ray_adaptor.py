@@ -55,13 +55,17 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reports]:
 
 def sent(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     """What a worker is told of a trial."""
+    trial = {
+        "key": "k",
+        "config": changes.pop("config", asdict(CONFIG)),
+        "checkpoint_folder": str(tmp_path / "checkpoints"),
+        "start_folder": None,
+    }
     task = {
-        "config": asdict(CONFIG),
+        "trials": [trial],
         "metric": "val_auroc",
         "data_folder": None,
         "data_fingerprint": open_data("digits").fingerprint,
-        "checkpoint_folder": str(tmp_path / "checkpoints"),
-        "start_folder": None,
         "keep_weights": False,
         "checkpoint_every_s": 0.0,
         "num_cpus": 1,
@@ -73,7 +77,7 @@ def test_a_trial_reports_its_evaluations_and_then_its_end(reports: Reports, tmp_
     before = datetime.now(UTC)
     train_trial(sent(tmp_path))
     ours = list(finetune(CONFIG))
-    assert [set(row) - {"score", "examples_seen"} for row in reports] == [
+    assert [set(row) - {"score", "examples_seen", "key"} for row in reports] == [
         {"epoch_row"},
         {"epoch_row"},
         {"trial_row"},
@@ -141,15 +145,16 @@ def test_a_full_disk_interrupts_and_any_other_error_fails(
     reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def raising(error: Exception) -> Any:
-        def train(config: TrialConfig, trial: dict[str, Any]) -> Any:
+        def outcomes(task: dict[str, Any]) -> Any:
             raise error
+            yield
 
-        return train
+        return outcomes
 
     full = NoSpaceError(errno.ENOSPC, "the disk of r is full")
-    monkeypatch.setattr(ray_adaptor, "_train", raising(full))
+    monkeypatch.setattr(ray_adaptor, "_outcomes", raising(full))
     train_trial(sent(tmp_path))
-    monkeypatch.setattr(ray_adaptor, "_train", raising(ZeroDivisionError("of one's own")))
+    monkeypatch.setattr(ray_adaptor, "_outcomes", raising(ZeroDivisionError("of one's own")))
     train_trial(sent(tmp_path))
     interrupted, failed = (each["trial_row"] for each in reports)
     assert (interrupted["status"], interrupted["reason"]) == ("interrupted", full.strerror)
@@ -159,10 +164,11 @@ def test_a_full_disk_interrupts_and_any_other_error_fails(
 def test_a_worker_whose_trial_goes_on_elsewhere_ends_and_reports_nothing(
     reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def taken_over(config: TrialConfig, trial: dict[str, Any]) -> Any:
+    def taken_over(task: dict[str, Any]) -> Any:
         raise TakenOverError("by another process")
+        yield
 
-    monkeypatch.setattr(ray_adaptor, "_train", taken_over)
+    monkeypatch.setattr(ray_adaptor, "_outcomes", taken_over)
     with ends_its_process(monkeypatch):
         train_trial(sent(tmp_path))
     assert reports == []
@@ -189,10 +195,11 @@ def test_a_worker_whose_host_cannot_train_says_so_and_ends(
 ) -> None:
     """Else it would turn the whole queue into failed trials, one after the other."""
 
-    def broken(config: TrialConfig, trial: dict[str, Any]) -> Any:
+    def broken(task: dict[str, Any]) -> Any:
         raise error
+        yield
 
-    monkeypatch.setattr(ray_adaptor, "_train", broken)
+    monkeypatch.setattr(ray_adaptor, "_outcomes", broken)
     if not ends:
         train_trial(sent(tmp_path))
         assert [row["trial_row"]["status"] for row in reports] == ["failed"]
@@ -214,7 +221,11 @@ def test_a_part_of_a_gpu_is_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_adaptor, "_num_gpus", lambda: share)
-    monkeypatch.setattr(ray_adaptor, "_train", lambda config, trial: {"status": "completed"})
+
+    def outcomes(task: dict[str, Any]) -> Any:
+        yield 0, ValueError("nothing is trained")
+
+    monkeypatch.setattr(ray_adaptor, "_outcomes", outcomes)
     train_trial(sent(tmp_path))
     end = reports[0]["trial_row"]
     assert (end["num_gpus"], end["gpu_shared"]) == (share, shared)
@@ -227,8 +238,8 @@ def test_what_schedulers_compare_is_finite_and_larger_is_better(
     metric: str, good: float, known: float, reports: Reports
 ) -> None:
     for value in (good, math.nan, math.inf):
-        ray_adaptor._report(metric, epoch_row={metric: value, "examples_seen": 7})
-    ray_adaptor._report(metric, trial_row={metric: good, "status": "diverged"})
+        ray_adaptor._report(metric, "k", epoch_row={metric: value, "examples_seen": 7})
+    ray_adaptor._report(metric, "k", trial_row={metric: good, "status": "diverged"})
     scores = [row["score"] for row in reports]
     assert scores[0] == known
     assert all(math.isfinite(score) and score < known for score in scores[1:])

@@ -100,7 +100,7 @@ class _Tuner:
             trial_id=f"t{self.num_begun}",
             config=config,
             storage=None,
-            trained=TrialConfig(**json.loads(config["task"])["config"]),
+            trained=TrialConfig(**json.loads(config["task"])["trials"][0]["config"]),
             run_metadata=metadata,
         )
         self.num_begun += 1
@@ -169,17 +169,20 @@ class ByHand:
             slots=lambda: num_slots,
         )
 
-    def _send(self, trial: PlannedTrial) -> dict[str, Any]:
-        assert trial.key not in self.sent
-        self.sent[trial.key] = trial
-        return {"key": trial.key}
+    def _send(self, trials: Sequence[PlannedTrial]) -> dict[str, Any]:
+        for trial in trials:
+            assert trial.key not in self.sent
+            self.sent[trial.key] = trial
+        keys = [trial.key for trial in trials]
+        return {"key": keys[0], "pack": keys if len(keys) > 1 else None}
 
     def suggest(self, trial_id: str) -> Any:
         return self.queue.suggest(trial_id)
 
     def end(self, trial_id: str, **row: Any) -> None:
         """The trial's row comes, and then word of its end."""
-        self.known.ended[self.queue.under_way[trial_id]] = row
+        for key in self.queue.under_way[trial_id]:
+            self.known.ended[key] = row
         self.queue.on_trial_complete(trial_id, {})
 
     @property

@@ -129,16 +129,11 @@ class Evaluation:
         if self.step.average is not None:  # what was evaluated is another network
             self.refresh_statistics(self.step.model)
 
-        def images_between(first: int, last: int) -> tuple[Tensor, Tensor]:
-            part = split.part(torch.arange(first, last))
-            images_BCHW, labels_B = next(self.feed.plain(part, last - first))
-            return self.feed.inputs(images_BCHW), labels_B
-
         return halve_until_it_fits(
             lambda size: noise.measure(
                 self.step.model,
                 self.step.trained,
-                images_between,
+                lambda first, last: self.feed.random_inputs(split, number, first, last),
                 lambda inputs, labels: self.step.loss(inputs, labels)[0],
                 num_images=len(split),
                 microbatch_size=size,

@@ -82,6 +82,9 @@ class Feed:
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self._place = Place()  # of `_batches`
         self._last: Batch | None = None
+        self.is_shared = False  # by trials that train together
+        self._random_number = 0  # of the evaluation that the next are for
+        self._random_inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
         """A split on the device, with the config's image size."""
@@ -190,6 +193,21 @@ class Feed:
         generator = generator_for(self.config.seed, purpose, number)
         index = torch.randperm(len(self.train), generator=generator)[:num_images]
         return self.train.part(index)
+
+    def random_inputs(
+        self, split: DeviceSplit, number: int, first: int, last: int
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets between two positions of a random part; those of one number are kept.
+
+        Trials that train together measure with the same images.
+        """
+        if number != self._random_number or not self.is_shared:
+            self._random_number, self._random_inputs = number, {}
+        if (first, last) not in self._random_inputs:
+            part = split.part(torch.arange(first, last))
+            images_BCHW, targets_B = next(self.plain(part, last - first))
+            self._random_inputs[first, last] = self.inputs(images_BCHW), targets_B
+        return self._random_inputs[first, last]
 
     def _kept(self, name: str, split: DeviceSplit) -> DeviceSplit:
         """The features of a whole split if there is a prefix and they fit, else the split."""

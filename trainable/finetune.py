@@ -57,16 +57,12 @@ def finetune(
         ranks=ranks,
     )
     with closing(train_pack([member], terms)) as outcomes:
-        try:
-            for _, outcome in outcomes:
-                if isinstance(outcome, Exception):
-                    raise outcome
-                if isinstance(outcome, TrialResult):
-                    return outcome
-                yield outcome
-        except GeneratorExit:  # whoever asks for evaluations wants no more
-            ranks.leave()
-            raise
+        for _, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if isinstance(outcome, TrialResult):
+                return outcome
+            yield outcome
     raise AssertionError("a trial ends with a TrialResult or an error")
 
 

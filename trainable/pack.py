@@ -65,9 +65,16 @@ def train_pack(
                     if outcome.epoch <= num_reported[index]:
                         continue  # trained again after memory ran out
                     num_reported[index] = outcome.epoch
-                yield index, outcome
+                try:
+                    yield index, outcome
+                except GeneratorExit:
+                    if isinstance(outcome, EpochResult):  # who asked for it wants no more
+                        terms.ranks.leave()
+                    raise
             continue
         except torch.OutOfMemoryError:
+            if len(group) == 1:
+                raise
             rest = [index for index in group if index not in pack.left]
         finally:
             pack.close()
@@ -165,6 +172,7 @@ class _Pack:
         seat.trial.pack_size = self.size
         seat.trial.step.may_halve = self.size == 1
         self.feed = seat.trial.feed
+        self.feed.is_shared = self.size > 1
         self.seats.append(seat)
 
     def _round(self) -> list[tuple[_Seat, Exception | None]]:
@@ -226,8 +234,14 @@ class _Pack:
         yield seat.index, outcome
 
     def _fail(self, index: int, error: Exception) -> None:
-        """Let go of a member with an error of its own: that others took its memory is none."""
-        if self.size > 1 and isinstance(error, torch.OutOfMemoryError):
+        """Let go of a member with an error of its own.
+
+        Raises:
+            torch.OutOfMemoryError: others took its memory.
+            Exception: of several ranks the error may be another's.
+        """
+        taken_by_others = self.size > 1 and isinstance(error, torch.OutOfMemoryError)
+        if taken_by_others or self.terms.ranks.size > 1:
             raise error
         self._leave(index)
 

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import fields
 
-from trainable.config import TrialConfig
+from trainable.config import CLASSIFICATION, TrialConfig
 
 # What leaves images, augmentation, frozen blocks and the number of updates as they are.
 MAY_DIFFER = frozenset(
@@ -36,6 +36,13 @@ MAY_DIFFER = frozenset(
     }
 )
 _ALIKE = tuple(f.name for f in fields(TrialConfig) if f.name not in MAY_DIFFER)
+
+
+def shares_work(config: TrialConfig) -> bool:
+    """Whether trials of a pack share more than their images: the output of frozen blocks."""
+    mixes = config.mixup_alpha or config.cutmix_alpha
+    is_apart = config.task == CLASSIFICATION and not mixes and not config.distill_from
+    return is_apart and config.train_blocks is not None
 
 
 def pack_key(config: TrialConfig) -> Hashable | None:

@@ -10,24 +10,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.experimental.internal_kv import _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from trainable.config import TrialConfig
 from trainable.host import pulse
 from trainable.host.messages import one_line
 from trainable.host.storage import Folder, StorageError, TakenOverError
-from trainable.record import finite_score
+from trainable.record import EpochResult, TrialResult, finite_score
 
 PARENT_CHECK_S = 2.0
 BEAT_S = 2.0
@@ -37,48 +37,63 @@ KEPT_DATASETS = 2  # open at once in a worker that is reused
 
 
 def train_trial(planned: dict[str, Any]) -> None:
-    """Train `planned["task"]`: JSON of config, data and checkpoint folder, as the runner sends it.
+    """Train `planned["task"]`: JSON of a trial or of a pack, as the runner sends it.
 
-    Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`.
-    An error of the trial's own (a wrong config, a bug) is a row too, with status `failed`: it would
-    only fail again, so Ray is not asked to retry it. An error of this host's (its GPU, its disk,
-    its copy of the data) is reported as `{"host_error": ...}` and ends the process: the trial goes
-    on in another one, on another host if this one fails again.
+    Every evaluation is reported as `{"epoch_row": ...}` and the end as `{"trial_row": ...}`, with
+    the trial's `key`. An error of the trial's own (a wrong config, a bug) is a row too, with status
+    `failed`: it would only fail again, so Ray is not asked to retry it. An error of this host's
+    (its GPU, its disk, its copy of the data) is reported as `{"host_error": ...}` and ends the
+    process: the trial goes on in another one, on another host if this one fails again.
     """
-    trial = json.loads(planned["task"])
-    started_at = datetime.now(UTC)
-    config = TrialConfig(**trial["config"])
+    task = json.loads(planned["task"])
     num_gpus = _num_gpus()
     origin: dict[str, Any] = {
         "num_gpus": num_gpus,
         "gpu_shared": 0 < num_gpus < 1,
         "host": socket.gethostname(),
-        "started_at": started_at,
+        "started_at": datetime.now(UTC),
     }
     pulse.begin(planned["key"])
     _end_with_parent()
     _beat()
+    keys = [trial["key"] for trial in task["trials"]]
+    ended: set[str] = set()
+
+    def end(key: str, row: dict[str, Any]) -> None:
+        ended.add(key)
+        _report(task["metric"], key, trial_row=row | origin | {"ended_at": datetime.now(UTC)})
+
     try:
-        summary = _train(config, trial)
-    except TakenOverError:
+        with closing(_outcomes(task)) as outcomes:
+            for index, outcome in outcomes:
+                key = keys[index]
+                if isinstance(outcome, EpochResult):
+                    _report(task["metric"], key, epoch_row=asdict(outcome))
+                elif isinstance(outcome, TrialResult):
+                    end(key, asdict(outcome))
+                else:
+                    end(key, _row_of(outcome, task["metric"], key))
+    except Exception as error:  # before any could begin
+        for key in keys:
+            if key not in ended:
+                end(key, _row_of(error, task["metric"], key))
+
+
+def _row_of(error: Exception, metric: str, key: str) -> dict[str, Any]:
+    """What becomes of a trial's error: its row. An error of the host's ends the process."""
+    if isinstance(error, TakenOverError):
         os._exit(1)  # the trial goes on elsewhere, and what this process knows is old
-    except StorageError as error:
-        summary = {"status": "interrupted", "reason": error.strerror}
-    except Exception as error:  # reported, never swallowed: it becomes the trial's row
-        if _is_the_hosts(error):
-            traceback.print_exc()  # for the worker's log
-            kind = type(error).__name__
-            reason = one_line(error) if isinstance(error, HostError) else f"{kind}: {error}"
-            about = {"kind": kind, "reason": reason, "node": _node()}
-            about["traceback"] = traceback.format_exc()
-            _report(trial["metric"], host_error=about | {"host": origin["host"]})
-            os._exit(1)
-        summary = {
-            "status": "failed",
-            "reason": f"{type(error).__name__}: {error}",
-            "traceback": traceback.format_exc(),
-        }
-    _report(trial["metric"], trial_row=summary | origin | {"ended_at": datetime.now(UTC)})
+    if isinstance(error, StorageError):
+        return {"status": "interrupted", "reason": error.strerror}
+    text = "".join(traceback.format_exception(error))
+    kind = type(error).__name__
+    if _is_the_hosts(error):
+        sys.stderr.write(text)  # for the worker's log
+        reason = one_line(error) if isinstance(error, HostError) else f"{kind}: {error}"
+        about = {"kind": kind, "reason": reason, "node": _node(), "traceback": text}
+        _report(metric, key, host_error=about | {"host": socket.gethostname()})
+        os._exit(1)
+    return {"status": "failed", "reason": f"{kind}: {error}", "traceback": text}
 
 
 class HostError(RuntimeError):
@@ -241,40 +256,62 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _train(config: TrialConfig, trial: dict[str, Any]) -> dict[str, Any]:
+def _outcomes(task: dict[str, Any]) -> Generator[tuple[int, Any]]:
+    """What the trials of a task report, each with its index."""
     # Imported here, in the worker: the driver plans and prints without torch's training stack.
-    from trainable.finetune import finetune
+    from trainable.host.device import pick_device
+    from trainable.pack import Member, Terms, train_pack
 
     if (size := _num_ranks()) > 1:
         _followers(size).start()  # they import torch meanwhile
+    configs = [TrialConfig(**trial["config"]) for trial in task["trials"]]
     pulse.enter("opening data")
     try:
-        data = _open_data(config, trial["data_folder"])
+        data = _open_data(configs[0], task["data_folder"])
     except ValueError as error:  # the driver could open it
         raise HostError(f"{error} (on {socket.gethostname()})") from error
-    if data.fingerprint != trial["data_fingerprint"]:
+    if data.fingerprint != task["data_fingerprint"]:
         raise HostError(
             f"the data on {socket.gethostname()} ({data.fingerprint[:12]}) is not the driver's "
-            f"({trial['data_fingerprint'][:12]}): give every node the same files"
+            f"({task['data_fingerprint'][:12]}): give every node the same files"
         )
-    _claim_device(max(1, trial["num_cpus"] // size))
-    with _ranks(config, trial) as ranks:
-        epochs = finetune(
-            config,
-            data=data,
+    _claim_device(max(1, task["num_cpus"] // size))
+    members = [
+        Member(
+            config=config,
             checkpoint_folder=Folder(trial["checkpoint_folder"]),
             start_folder=Folder(trial["start_folder"]) if trial["start_folder"] else None,
-            keep_weights=trial["keep_weights"],
-            checkpoint_every_s=trial["checkpoint_every_s"],
+        )
+        for config, trial in zip(configs, task["trials"], strict=True)
+    ]
+    keys = [trial["key"] for trial in task["trials"]]
+    with _ranks(configs[0], task) as ranks:
+        terms = Terms(
+            data=data,
+            device=pick_device(),
+            keep_weights=task["keep_weights"],
+            checkpoint_every_s=task["checkpoint_every_s"],
             ranks=ranks,
         )
-        with closing(epochs):
-            while True:
-                try:
-                    result = next(epochs)
-                except StopIteration as end:
-                    return asdict(end.value)
-                _report(trial["metric"], epoch_row=asdict(result))
+        is_stopped = partial(_is_stopped, keys) if len(keys) > 1 else lambda _: False
+        with closing(train_pack(members, terms, is_stopped=is_stopped)) as outcomes:
+            yield from outcomes
+
+
+def stop_member(key: str) -> None:
+    """Let a trial of a pack leave it, on the driver: its worker asks after each evaluation."""
+    _internal_kv_put(_stop_mark(key), "1", namespace=BEATS)
+
+
+def _is_stopped(keys: list[str], index: int) -> bool:
+    """Whether a scheduler stopped the trial, on its worker; not if the cluster's head is away."""
+    with suppress(Exception):
+        return bool(_internal_kv_exists(_stop_mark(keys[index]), namespace=BEATS))
+    return False
+
+
+def _stop_mark(key: str) -> str:
+    return f"{ray.get_runtime_context().get_job_id()}/stopped/{key}"
 
 
 def _open_data(config: TrialConfig, folder: str | None) -> Any:
@@ -288,9 +325,9 @@ def _opened(name: str, folder: str | None, split_by: str | None, task: str) -> A
     return open_data(name, Path(folder) if folder else None, split_by=split_by, task=task)
 
 
-def _report(metric: str, **row: dict[str, Any]) -> None:
+def _report(metric: str, key: str, **row: dict[str, Any]) -> None:
     """A row, and beside it what searchers and schedulers compare: always finite."""
     values = next(iter(row.values()))
     seen = values.get("examples_seen", 0)
     pulse.enter("reporting")  # until the driver has taken the row
-    tune.report({**row, "score": finite_score(metric, values), "examples_seen": seen})
+    tune.report({**row, "key": key, "score": finite_score(metric, values), "examples_seen": seen})

@@ -37,7 +37,7 @@ from trainable.host.pulse import enter
 from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
 from trainable.networks.models import build_model, set_training, trained_state
-from trainable.networks.prefix import find_prefix
+from trainable.networks.prefix import find_prefix, prefix_at
 from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import CHANCE, EpochResult, TrialResult
 from trainable.training.metrics import Scores
@@ -185,11 +185,12 @@ class Trial:
             return
         if c.train_blocks is None or c.mixup_alpha or c.cutmix_alpha or c.distill_from:
             return
+        if self.feed.prefix is not None:  # that of a network with the same frozen blocks
+            self.step.prefix = prefix_at(self.model, self.feed.prefix.paths)
+            return
         size = c.image_size or self.data.train.images_NHWC.shape[1]
-        prefix = find_prefix(self.model, image_size=size, device=self.device)
-        self.step.prefix = prefix
-        if self.feed.prefix is None:
-            self.feed.use_prefix(prefix, self.step.autocast)
+        self.step.prefix = find_prefix(self.model, image_size=size, device=self.device)
+        self.feed.use_prefix(self.step.prefix, self.step.autocast)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained weights and statistics of the evaluated network."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.execution.in_order import ENDED_AS, HOST_FAILED, InOrder
+from search.execution.packs import key_of, keys_of, stop
 from search.explore import Forecast
 from search.explore.forecast import Curve, Predicted, forecast
 
@@ -15,7 +16,7 @@ class ForecastStopping(InOrder):
         """Stops nothing before `grace` training images."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.stop, self.grace = stop, grace
-        self.curves: dict[str, Curve] = {}  # of trials under way, by trial id
+        self.curves: dict[str, Curve] = {}  # of trials under way, by their keys
         self.ended: list[Curve] = []  # of trials that completed
         self.reasons: dict[str, str] = {}
         self.forecasts: dict[str, Predicted] = {}  # of trials that were stopped
@@ -35,26 +36,28 @@ class ForecastStopping(InOrder):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if HOST_FAILED in result:
-            return self.CONTINUE  # it says nothing of the trial, which goes on elsewhere
+        key = key_of(trial, result)
+        if HOST_FAILED in result or key in self.reasons:
+            return self.CONTINUE  # an error of its host says nothing of the trial
         if ENDED_AS in result:
-            self._end(trial.trial_id, result[ENDED_AS])
+            self._end(key, result[ENDED_AS])
             return self.CONTINUE
         images = result["examples_seen"]
-        is_new = self._hear(trial.trial_id, trial.config, result)
+        is_new = self._hear(key, trial.config, result)
         is_last = images >= trial.config["total_images"]
         if not is_new or is_last or trial.config["whole"] or images < self.grace:
             return self.CONTINUE
-        curve = self.curves[trial.trial_id]
+        curve = self.curves[key]
         rivals = [c.scores[-1] for c in self.ended if c.batch_size == curve.batch_size]
         if not rivals or len(self.ended) < self.stop.min_trials:
             return self.CONTINUE
         predicted = forecast(curve, self.ended)
         if predicted.high >= max(rivals):
             return self.CONTINUE
-        self.forecasts[trial.trial_id] = predicted
-        self.reasons[trial.trial_id] = f"forecast at {images} images"
-        return self.STOP
+        del self.curves[key]
+        self.forecasts[key] = predicted
+        self.reasons[key] = f"forecast at {images} images"
+        return stop(trial, key)
 
     def _hear(self, key: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
         """Note an evaluation; False for one that a next attempt reports again."""
@@ -72,12 +75,12 @@ class ForecastStopping(InOrder):
             self.ended.append(curve)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """It ended by itself or was stopped."""
-        self.curves.pop(trial.trial_id, None)
+        """It ended: what it reported last has said so."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial was taken away."""
-        self.curves.pop(trial.trial_id, None)
+        for key in keys_of(trial):
+            self.curves.pop(key, None)
 
     def debug_string(self) -> str:
         """For Ray's log."""

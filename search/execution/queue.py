@@ -1,11 +1,13 @@
 """The one Searcher: hands a study's trials to Ray Tune, whichever way they are chosen."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from search.execution.packs import kind_of, pack_size
 from search.explore.ask import ask
 from search.study.explorer import PlannedTrial, Tables
 from search.study.study import Study
@@ -14,7 +16,9 @@ from search.study.study import Study
 class Queue(Searcher):
     """Trials that wait, and those under way; asks the study for more when none waits.
 
-    Each key is sent once: whoever else asks for it reads its ending in the tables.
+    Each key is sent once: whoever else asks for it reads its ending in the tables. Of trials that
+    may train together as many are sent at once as the study packs, and no more than leave some for
+    every slot.
     """
 
     def __init__(
@@ -23,21 +27,21 @@ class Queue(Searcher):
         tables: Tables,
         trials: Sequence[PlannedTrial],
         *,
-        send: Callable[[PlannedTrial], dict[str, Any]],
+        send: Callable[[Sequence[PlannedTrial]], dict[str, Any]],
         slots: Callable[[], int],
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin with the trials that were asked for already.
 
-        `send` makes what a worker is told of a trial; `slots` says how many run side by side now;
+        `send` makes what a worker is told of trials; `slots` says how many run side by side now;
         `settle` waits until the tables know of all that ended.
         """
         super().__init__(metric="score", mode="max")
         self.study, self.tables, self.send, self.slots = study, tables, send, slots
         self.settle = settle
         self.sent: set[str] = set()
-        self.under_way: dict[str, str] = {}
-        self.waiting: deque[PlannedTrial] = deque()
+        self.under_way: dict[str, list[str]] = {}  # by Ray's trial id, keys
+        self.waiting: dict[Hashable, deque[PlannedTrial]] = {}  # by kind, the oldest first
         self.finished = False
         self._enqueue(trials)
 
@@ -45,7 +49,15 @@ class Queue(Searcher):
         for trial in trials:
             if trial.key not in self.sent and trial.key not in self.tables.ended:
                 self.sent.add(trial.key)
-                self.waiting.append(trial)
+                self._wait(kind_of(self.study, trial), trial)
+
+    def _wait(self, kind: Hashable, trial: PlannedTrial) -> None:
+        self.waiting.setdefault(kind, deque()).append(trial)
+
+    def send_alone(self, trials: Sequence[PlannedTrial]) -> None:
+        """Send trials once more, each by itself: the worker that trained them together was lost."""
+        for trial in trials:
+            self._wait(trial.key, trial)
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None while those under way decide what comes; or that this is all."""
@@ -53,14 +65,26 @@ class Queue(Searcher):
             self.settle()
             self._enqueue(ask(self.study, self.tables, self._room()))
         if self.waiting:
-            trial = self.waiting.popleft()
-            self.under_way[trial_id] = trial.key
-            return self.send(trial)
+            trials = self._next_pack()
+            self.under_way[trial_id] = [trial.key for trial in trials]
+            return self.send(trials)
         self.finished = not self.under_way
         return Searcher.FINISHED if self.finished else None
 
+    def _next_pack(self) -> list[PlannedTrial]:
+        """The trials that waited longest, of one kind."""
+        kind, trials = next(iter(self.waiting.items()))
+        num_waiting = sum(len(others) for others in self.waiting.values())
+        most = pack_size(self.study, trials[0].config)
+        fair = math.ceil(num_waiting / max(1, self.slots()))
+        taken = [trials.popleft() for _ in range(min(most, fair, len(trials)))]
+        if not trials:
+            del self.waiting[kind]
+        return taken
+
     def _room(self) -> int:
-        return max(0, self.slots() - len(self.under_way))
+        most = pack_size(self.study, self.study.base)
+        return max(0, self.slots() * most - sum(len(keys) for keys in self.under_way.values()))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the recorder takes in every row."""

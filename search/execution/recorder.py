@@ -1,7 +1,7 @@
 """Commits what trials report, as soon as it comes."""
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from search.execution.forecast_stopping import ForecastStopping
 from search.execution.gauges import Gauges
 from search.execution.hosts import Hosts, nodes_with_cores
 from search.execution.nodes import Needs, Newcomers
+from search.execution.packs import key_of, keys_of
 from search.execution.progress import Progress
 from search.execution.schedulers import EarlyStopping
 from search.execution.watchdog import HOST_MEMORY, Stalls
@@ -77,6 +78,7 @@ class Recorder(TrialProgressCallback):
         self.tracebacks: dict[str, str] = {}  # by trial id, of what its host could not do
         self.planned: dict[str, PlannedTrial] = {}
         self.attempt: dict[str, int] = {}
+        self.send_alone: Callable[[Sequence[PlannedTrial]], None]  # set by who has the queue
         self.num_forgotten = 0
         self.storage: Any = None
         self.under_way: dict[str, Mapping[str, Any]] = {}
@@ -88,7 +90,11 @@ class Recorder(TrialProgressCallback):
 
     def expect(self, trial: PlannedTrial) -> None:
         """A trial will be sent: go on from the rows that the tables hold of it."""
+        is_known = trial.key in self.planned  # its pack was lost
         self.planned[trial.key] = trial
+        if is_known:
+            self.attempt[trial.key] += 1
+            return
         self.attempt[trial.key] = self.setting.attempts.get(trial.key, 0) + 1
         self.rows[trial.key] = {row["epoch"]: row for row in self.rows_held(trial.key)}
 
@@ -117,10 +123,6 @@ class Recorder(TrialProgressCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray keeps a copy of callbacks for a restore, which is not our way to resume."""
         return {}
-
-    def _key(self, trial: Any) -> str:
-        key: str = trial.config["key"]
-        return key
 
     def _identity(self, key: str) -> dict[str, Any]:
         return {
@@ -156,15 +158,21 @@ class Recorder(TrialProgressCallback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker is there for it."""
-        self.progress.trial_started(self.planned[self._key(trial)])
+        keys = keys_of(trial)
+        for key in keys:
+            self.progress.trial_started(self.planned[key])
+        if len(keys) > 1:
+            trial.max_failures = 0  # those of a lost pack are sent again, each alone
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """An evaluation, or a trial's end."""
-        key = self._key(trial)
+        key = key_of(trial, result)
         if "host_error" in result:
             self._host_failed(key, trial, result["host_error"])
+        elif not self._is_under_way(key):
+            return  # stopped, and its worker has yet to hear of it
         elif "epoch_row" in result:
             row = self._identity(key) | result["epoch_row"]
             if row["epoch"] not in self.rows[key]:
@@ -174,6 +182,8 @@ class Recorder(TrialProgressCallback):
             self.progress.epoch_ended(self.planned[key], row)
             if self.gauges is not None:
                 self.gauges.evaluated()
+            if self.scheduler and (reason := self.scheduler.reasons.get(key)):
+                self._end(key, self._so_far("stopped", reason, row) | self._forecast_of(key))
         elif "trial_row" in result:
             row = result["trial_row"]
             if row["status"] == "interrupted":  # it cannot store: no trial would fare better
@@ -181,28 +191,24 @@ class Recorder(TrialProgressCallback):
             self._end(key, row)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It ended by itself, and its row is there; or its scheduler stopped it."""
-        reason = self.scheduler.reasons.get(trial.trial_id) if self.scheduler else None
-        key = self._key(trial)
-        if reason is not None and key in self.under_way:
-            row = self._so_far("stopped", reason, self.under_way[key])
-            self._end(key, row | self._forecast_of(trial))
-        self._forget(trial)
+        """All that it stood for have ended."""
+        self._forget(trial, keys_of(trial))
 
-    def _forecast_of(self, trial: Any) -> dict[str, float]:
+    def _forecast_of(self, key: str) -> dict[str, float]:
         """The final score that a stopped trial was forecast to have, in the metric's own sign."""
         if not isinstance(self.scheduler, ForecastStopping):
             return {}
-        predicted = self.scheduler.forecasts.pop(trial.trial_id)
+        predicted = self.scheduler.forecasts.pop(key)
         sign = 1.0 if self.setting.study.mode == "max" else -1.0
         return {"forecast": sign * predicted.mean, "forecast_std": predicted.std}
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its worker was lost: what follows is another attempt.
+        """Its worker was lost: what follows is another attempt. No pack is given one.
 
         A node that ran out of memory is given one more chance: then the trial is too large for it.
         """
-        self.attempt[self._key(trial)] += 1
+        key = trial.config["key"]
+        self.attempt[key] += 1
         lost_on = self.lost_on.setdefault(trial.trial_id, [])
         lost_on.append(self.stalls.node_of(trial.trial_id))
         self.stalls.began_again(trial.trial_id)
@@ -217,13 +223,17 @@ class Recorder(TrialProgressCallback):
         trial.max_failures = trial.run_metadata.num_failures + max(0, may_be_lost)
         self.tracebacks.pop(trial.trial_id, None)
         why = self.lost_because.pop(trial.trial_id, None) or one_line(_last_error(trial))
-        name = self.progress.name_of(self.planned[self._key(trial)])
+        name = self.progress.name_of(self.planned[key])
         self.progress.note(
             f"{name}: its worker was lost and it starts again{f': {why}' * bool(why)}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its workers were lost too often."""
+        """Its workers were lost too often, or that of a pack once."""
+        keys = keys_of(trial)
+        if len(keys) > 1:
+            self._send_alone(trial, keys)
+            return
         told = self.tracebacks.get(trial.trial_id) or _last_error(trial)
         error = told or "nothing more is known"
         failures = trial.run_metadata.num_failures
@@ -231,8 +241,25 @@ class Recorder(TrialProgressCallback):
         reason = f"its worker ended {failures} times: {why}"
         if HOST_MEMORY in error:
             reason = f"{HOST_MEMORY}, {failures} times"
-        self._end(self._key(trial), {"status": "failed", "reason": reason, "traceback": error})
-        self._forget(trial)
+        self._end(keys[0], {"status": "failed", "reason": reason, "traceback": error})
+        self._forget(trial, keys)
+
+    def _send_alone(self, trial: Any, keys: Sequence[str]) -> None:
+        """Send the trials of a lost pack again: the next worker is lost for one of them at most."""
+        why = self.lost_because.pop(trial.trial_id, None) or one_line(_last_error(trial))
+        again = [self.planned[key] for key in keys if self._is_under_way(key)]
+        names = "; ".join(self.progress.name_of(planned) for planned in again)
+        self.progress.note(
+            f"the worker of {len(keys)} trials was lost{f': {why}' * bool(why)}; "
+            f"each goes on alone: {names}"
+        )
+        self.send_alone(again)
+        self._forget(trial, [key for key in keys if not self._is_under_way(key)])
+
+    def _is_under_way(self, key: str) -> bool:
+        """Whether a trial that was sent has not ended."""
+        ended = self.setting.tables.ended
+        return key in self.planned and key not in self.ending and key not in ended
 
     def _got_on(self, trial: Any) -> None:
         """A trial reported an evaluation that is new: what was lost before does not count."""
@@ -250,11 +277,11 @@ class Recorder(TrialProgressCallback):
             # Its next attempt. Once it waits again, Ray has filed it under what it asks for now.
             trial.placement_group_factory = bundle_of(trial.config, self.hosts.left_out)
 
-    def _forget(self, trial: Any) -> None:
-        """Drop what is no longer needed of an ended trial: it would grow with the study."""
-        key = self._key(trial)
+    def _forget(self, trial: Any, keys: Sequence[str]) -> None:
+        """Drop what is no longer needed of ended trials: it would grow with the study."""
         for kept in (self.planned, self.rows, self.attempt):
-            kept.pop(key, None)
+            for key in keys:
+                kept.pop(key, None)
         for kept_by_id in (self.lost_on, self.lost_because, self.tracebacks):
             kept_by_id.pop(trial.trial_id, None)
         self.too_large.discard(trial.trial_id)

@@ -68,10 +68,11 @@ def run_trials(
     if scheduler is not None:
         _teach(scheduler, setting, record)
 
-    def send(trial: PlannedTrial) -> dict[str, Any]:
-        record.expect(trial)
+    def send(trials: Sequence[PlannedTrial]) -> dict[str, Any]:
+        for trial in trials:
+            record.expect(trial)
         progress.total = total(study, setting.tables)
-        return task_of(trial, setting, cluster) | {"left_out": list(record.hosts.left_out)}
+        return task_of(trials, setting, cluster) | {"left_out": list(record.hosts.left_out)}
 
     cluster_now = _looked_at(cluster)
     queue = Queue(
@@ -82,6 +83,7 @@ def run_trials(
         slots=lambda: places(study, cluster_now()),
         settle=record.settle,
     )
+    record.send_alone = queue.send_alone
     # A cluster that grows starts nodes at once for all trials that wait.
     most_pending = PENDING_TO_GROW if cluster.grows else MOST_PENDING
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = most_pending
@@ -133,33 +135,45 @@ def _tuner(
     )
 
 
-def task_of(trial: PlannedTrial, setting: Setting, cluster: Cluster) -> dict[str, Any]:
-    """What a worker is told of a trial.
+def task_of(trials: Sequence[PlannedTrial], setting: Setting, cluster: Cluster) -> dict[str, Any]:
+    """What a worker is told of a trial, or of the trials of a pack.
 
     What only the worker reads is one string: Ray keeps several copies of a config for as long as
     the study runs, and of a string all are the same object.
     """
-    checkpoints = setting.results / "checkpoints"
-    begins_from = trial.config.begins_from
     task = {
-        "config": asdict(trial.config),
+        "trials": [_of_member(trial, setting) for trial in trials],
         "metric": setting.study.metric,
         "data_folder": setting.data_folder,
         "data_fingerprint": setting.data_fingerprint,
-        "checkpoint_folder": (checkpoints / trial.key).uri,
-        "start_folder": (checkpoints / begins_from).uri if begins_from else None,
         "keep_weights": setting.study.keep_weights,
         "checkpoint_every_s": setting.study.checkpoint_every_s,
         "num_cpus": setting.study.cpus_per_trial,
     }
+    first = trials[0]
+    config = first.config
+    name = f"b{config.batch_size}-lr{config.base_lr:g}-seed{config.seed}"
+    return {
+        "key": first.key,
+        "name": name if len(trials) == 1 else f"{name}-and-{len(trials) - 1}-more",
+        "batch_size": config.batch_size,
+        "total_images": _images(first, setting),
+        "whole": first.whole,
+        "resources": resources_of(setting.study, cluster, config),
+        "pack": [trial.key for trial in trials] if len(trials) > 1 else None,
+        "task": json.dumps(task),
+    }
+
+
+def _of_member(trial: PlannedTrial, setting: Setting) -> dict[str, Any]:
+    """What a worker is told of one trial alone."""
+    checkpoints = setting.results / "checkpoints"
+    begins_from = trial.config.begins_from
     return {
         "key": trial.key,
-        "name": f"b{trial.config.batch_size}-lr{trial.config.base_lr:g}-seed{trial.config.seed}",
-        "batch_size": trial.config.batch_size,
-        "total_images": _images(trial, setting),
-        "whole": trial.whole,
-        "resources": resources_of(setting.study, cluster, trial.config),
-        "task": json.dumps(task),
+        "config": asdict(trial.config),
+        "checkpoint_folder": (checkpoints / trial.key).uri,
+        "start_folder": (checkpoints / begins_from).uri if begins_from else None,
     }
 
 

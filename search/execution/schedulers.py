@@ -9,6 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 
 from search.execution.forecast_stopping import ForecastStopping
 from search.execution.in_order import ENDED_AS, HOST_FAILED, InOrder
+from search.execution.packs import key_of, keys_of, stop
 from search.explore import Asha, Forecast, HyperBand, Median
 from search.study.explorer import Stopper
 from search.study.study import Study
@@ -38,8 +39,8 @@ def scheduler_of(study: Study, *, train_images: int) -> "EarlyStopping | Forecas
 
 
 @dataclass(frozen=True, eq=False)
-class _Past:
-    """What a scheduler asks of a trial, for one that ended in an earlier command."""
+class _Member:
+    """What a scheduler asks of a trial: of a pack, or of one that ended in an earlier command."""
 
     trial_id: str
     config: Mapping[str, Any]
@@ -57,7 +58,8 @@ class EarlyStopping(InOrder):
         super().__init__()  # type: ignore[no-untyped-call]
         self.stop, self.grace, self.total = stop, grace, total
         self.inner: dict[int, Any] = {}
-        self.reasons: dict[str, str] = {}
+        self.members: dict[str, _Member] = {}  # of trials under way, by their keys
+        self.reasons: dict[str, str] = {}  # by key, as the next
         self.heard: dict[str, int] = {}  # images seen at each trial's last evaluation
 
     def _of(self, trial: Any) -> Any:
@@ -98,7 +100,7 @@ class EarlyStopping(InOrder):
         status: str,
     ) -> None:
         """Take in a trial of an earlier command: its `score` and `examples_seen`, oldest first."""
-        past = _Past(key, config)
+        past = _Member(key, config)
         inner = self._of(past)
         inner.on_trial_add(None, past)
         for evaluation in evaluations:
@@ -107,37 +109,56 @@ class EarlyStopping(InOrder):
             else:
                 inner.on_trial_result(None, past, dict(evaluation))
 
+    def _member(self, trial: Any, key: str) -> _Member:
+        """A trial of Ray's, or one of the pack that it stands for."""
+        return self.members.setdefault(key, _Member(key, trial.config))
+
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins."""
         if not trial.config["whole"]:
-            self._of(trial).on_trial_add(tune_controller, trial)
+            for key in keys_of(trial):
+                self._of(trial).on_trial_add(tune_controller, self._member(trial, key))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
-        if HOST_FAILED in result:
-            return self.CONTINUE  # it says nothing of the trial, which goes on elsewhere
-        # It has ended, or this was its last evaluation: stopping it would only lose its test.
-        is_last = ENDED_AS in result or result["examples_seen"] >= trial.config["total_images"]
-        # The next attempt of a lost worker reports again what the trial reported before.
-        is_repeated = result["examples_seen"] <= self.heard.get(trial.trial_id, -1)
-        if is_last or is_repeated or trial.config["whole"]:
+        key = key_of(trial, result)
+        left_its_pack = key in self.reasons and trial.config.get("pack")
+        if HOST_FAILED in result or trial.config["whole"] or left_its_pack:
+            return self.CONTINUE  # an error of its host says nothing of the trial
+        if ENDED_AS in result:
+            self._completed(trial, key, result)
             return self.CONTINUE
-        self.heard[trial.trial_id] = result["examples_seen"]
-        decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
-        if decision == self.STOP:
-            name = type(self.stop).__name__.lower()
-            self.reasons[trial.trial_id] = f"{name} at {result['examples_seen']} images"
-        return decision
+        # At its last evaluation stopping it would only lose its test. And the next attempt of a
+        # lost worker reports again what the trial reported before.
+        is_last = result["examples_seen"] >= trial.config["total_images"]
+        if is_last or result["examples_seen"] <= self.heard.get(key, -1):
+            return self.CONTINUE
+        self.heard[key] = result["examples_seen"]
+        member = self._member(trial, key)
+        decision: str = self._of(trial).on_trial_result(tune_controller, member, result)
+        if decision != self.STOP:
+            return decision
+        if trial.config.get("pack"):
+            self._completed(trial, key, result)
+        self.reasons[key] = (
+            f"{type(self.stop).__name__.lower()} at {result['examples_seen']} images"
+        )
+        return stop(trial, key)
+
+    def _completed(self, trial: Any, key: str, result: dict[str, Any]) -> None:
+        if member := self.members.pop(key, None):
+            self._of(trial).on_trial_complete(None, member, result)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial ended."""
-        if not trial.config["whole"]:
-            self._of(trial).on_trial_complete(tune_controller, trial, result)
+        """A trial ended, or all of a pack, most of which have said so."""
+        for key in keys_of(trial):
+            self._completed(trial, key, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial was taken away."""
-        if not trial.config["whole"]:
-            self._of(trial).on_trial_remove(tune_controller, trial)
+        for key in keys_of(trial):
+            if member := self.members.pop(key, None):
+                self._of(trial).on_trial_remove(tune_controller, member)
 
     def debug_string(self) -> str:
         """For Ray's log."""

@@ -15,11 +15,11 @@ from trainable.host import credentials
 
 OWN_FIELDS = (
     *("name", "seeds", "metric", "gpus_per_trial", "cpus_per_trial", "keep_weights"),
-    "checkpoint_every_s",
+    *("checkpoint_every_s", "pack"),
 )
 PARTS = ("explore", "stop", "leaders")  # of a study, with fields of their own
 WORDS = {"true": True, "false": False, "none": None}
-WHOLE = ("seeds", "cpus_per_trial")
+WHOLE = ("seeds", "cpus_per_trial", "pack")
 OPTIONAL = ("stop", "leaders")
 TRIAL_FIELD_OF = {trial_field.name: trial_field for trial_field in fields(TrialConfig)}
 

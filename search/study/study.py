@@ -50,10 +50,14 @@ class Study:
     is given, the other is the same. `gpus_per_trial` is the number of GPUs of one node that a trial
     takes, or the share of one; or these by the smallest batch size that each applies from,
     `{16: 0.25, 1024: 4}`, the first one also below it; or `auto`, as many trials to a GPU as
-    measured memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead. With
-    `keep_weights` each trial leaves its best weights in the results, to test or to teach with. A
-    trial's state is saved every `checkpoint_every_s` seconds, after an evaluation, and at its end:
-    a lost worker costs that much work. It changes no result.
+    measured memory allows. Without a GPU a trial takes `cpus_per_trial` cores instead.
+    `pack` is how many trials train together in one process where they differ only in the learning
+    rate, the optimizer and the like: images and frozen blocks are computed once for all of them,
+    and the pack takes what one trial takes. `auto` packs where blocks are frozen. No result
+    changes.
+    With `keep_weights` each trial leaves its best weights in the results, to test or to teach with.
+    A trial's state is saved every `checkpoint_every_s` seconds, after an evaluation, and at its
+    end: a lost worker costs that much work. It changes no result.
     `preview` maps fields to a value, or to a list of values or a domain where the field varies,
     for the small study that `--preview` runs on top of `PREVIEW`; `explore` to another explorer,
     where the steps or variants themselves must be smaller. `expect` is what the study's source
@@ -73,6 +77,7 @@ class Study:
     metric: str = ""
     gpus_per_trial: float | Mapping[int, float] | Literal["auto"] = 1.0
     cpus_per_trial: int = 1
+    pack: int | Literal["auto"] = 1
     keep_weights: bool = False
     checkpoint_every_s: float = 30.0
     preview: Mapping[str, object] = field(default_factory=dict)
@@ -90,6 +95,11 @@ class Study:
                 check_field(name)
         object.__setattr__(self, "vary", self.explore.domains(self.vary))
         _check_gpus(self.gpus_per_trial)
+        if self.pack != 1 and _most_gpus(self.gpus_per_trial) > 1:
+            raise ValueError(
+                f"trials that take several GPUs cannot be packed: set pack=1 or gpus_per_trial=1, "
+                f"got pack={self.pack!r} and gpus_per_trial={self.gpus_per_trial!r}"
+            )
         self.explore.check(self)
         self._check_values()
         self.known_configs  # noqa: B018  each is checked when it is made
@@ -113,6 +123,10 @@ class Study:
             check_score("metric", self.metric, self.base.task)
         check_number("seeds", self.seeds, whole=True, low=1)
         check_number("cpus_per_trial", self.cpus_per_trial, whole=True, low=1)
+        if self.pack != "auto":
+            check_number(
+                "pack (how many trials train together, or 'auto')", self.pack, whole=True, low=1
+            )
         check_number("checkpoint_every_s", self.checkpoint_every_s, whole=False, low=0)
         if not isinstance(self.keep_weights, bool):
             raise ValueError(f"keep_weights must be True or False, got {self.keep_weights!r}")
@@ -199,6 +213,13 @@ def _check_gpus(shares: object) -> None:
                 f"gpus_per_trial must be {LEAST_SHARE} to 1, or 0 for trials on cores alone; "
                 f"got {shares}"
             )
+
+
+def _most_gpus(shares: float | Mapping[int, float] | str) -> float:
+    """The most GPUs that a trial takes; under `auto` it is one."""
+    if isinstance(shares, str):
+        return 1.0
+    return float(max(shares.values()) if isinstance(shares, Mapping) else shares)
 
 
 def unknown(what: str, name: object, known: Sequence[str] | Mapping[str, str]) -> str:
