@@ -74,17 +74,22 @@ class Queue(Searcher):
     def _next_pack(self) -> list[PlannedTrial]:
         """The trials that waited longest, of one kind."""
         kind, trials = next(iter(self.waiting.items()))
-        num_waiting = sum(len(others) for others in self.waiting.values())
+        # Ray asks ahead of time: so those that it was given count as if they were to be shared out.
+        num_left = self._num_under_way() + sum(len(others) for others in self.waiting.values())
         most = pack_size(self.study, trials[0].config)
-        fair = math.ceil(num_waiting / max(1, self.slots()))
-        taken = [trials.popleft() for _ in range(min(most, fair, len(trials)))]
+        fair = math.ceil(num_left / max(1, self.slots()))
+        num_packs = math.ceil(len(trials) / min(most, fair))
+        taken = [trials.popleft() for _ in range(math.ceil(len(trials) / num_packs))]
         if not trials:
             del self.waiting[kind]
         return taken
 
     def _room(self) -> int:
         most = pack_size(self.study, self.study.base)
-        return max(0, self.slots() * most - sum(len(keys) for keys in self.under_way.values()))
+        return max(0, self.slots() * most - self._num_under_way())
+
+    def _num_under_way(self) -> int:
+        return sum(len(keys) for keys in self.under_way.values())
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the recorder takes in every row."""
