@@ -278,6 +278,20 @@ def test_where_memory_runs_out_one_half_is_trained_after_the_other(
     assert all(e.oom_retries == 0 for e in ends if isinstance(e, TrialResult))
 
 
+def test_a_pack_too_large_for_the_hosts_memory_is_halved_before_it_trains(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [replace(config, base_lr=lr) for lr in (0.1, 0.2, 0.3, 0.4)]
+    trial = pack.Trial(config, tiny_data, CPU, None)
+    one_bytes = 4 * sum(p.numel() for p in trial.model.parameters()) * (1 + pack.STATES)
+    for room, sizes in ((3.1, {4}), (1.1, {2}), (0.9, {1}), (0.0, {4})):  # 0: not known
+        free_bytes = room * one_bytes / pack.MEMORY_PART
+        monkeypatch.setattr(pack, "host_free_bytes", lambda free=free_bytes: free)
+        ends = [reported[-1] for reported in packed(configs, tiny_data)]
+        assert {e.pack_size for e in ends if isinstance(e, TrialResult)} == sizes, room
+        assert [numbers(e) for e in ends] == [alone(c, tiny_data)[-1] for c in configs]
+
+
 def test_a_member_alone_halves_its_microbatch(
     config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,16 @@ from torch import Tensor
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.feed import Feed
-from trainable.host.device import device_time_s
+from trainable.host.device import device_time_s, host_free_bytes
 from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
 from trainable.trial import Trial
 
+# What a trial has besides its network, in copies of what it trains: gradients, the optimizer's two
+# moments, an average, and the weights of the best evaluation.
+STATES = 5
+MEMORY_PART = 0.8  # of this process's share of the free memory: activations take some of it
 Outcome = EpochResult | TrialResult | Exception
 
 
@@ -174,6 +178,22 @@ class _Pack:
         self.feed = seat.trial.feed
         self.feed.is_shared = self.size > 1
         self.seats.append(seat)
+        self._check_room(seat.trial)
+
+    def _check_room(self, trial: Trial) -> None:
+        """Of a CPU's memory too much would not be refused: the system would end the process.
+
+        Raises:
+            torch.OutOfMemoryError: so many networks, with what trains them, do not fit.
+        """
+        if self.size == 1 or self.terms.device.type != "cpu":
+            return
+        network_bytes = sum(p.numel() * p.element_size() for p in trial.model.parameters())
+        trained_bytes = sum(p.numel() * p.element_size() for p in trial.step.trained)
+        needed_bytes = network_bytes + STATES * trained_bytes
+        free_bytes = host_free_bytes()
+        if free_bytes and needed_bytes * (self.size - len(self.seats)) > MEMORY_PART * free_bytes:
+            raise torch.OutOfMemoryError("the trials of this pack do not fit together")
 
     def _round(self) -> list[tuple[_Seat, Exception | None]]:
         """One update each of those that are furthest behind; returns those to evaluate or failed.

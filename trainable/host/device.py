@@ -137,8 +137,7 @@ def claim_device(num_threads: int, share: float = 1.0, timeout_s: float = MEMORY
 def room_bytes(device: torch.device) -> int:
     """How much memory the data may take: half of the GPU memory that this process can still get.
 
-    The trial's peak so far counts as used. On a CPU: a quarter of the available memory per core,
-    times this process's cores, because other trials run on the other cores.
+    The trial's peak so far counts as used. On a CPU: a quarter of `host_free_bytes`.
     """
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
@@ -146,11 +145,19 @@ def room_bytes(device: torch.device) -> int:
         free_bytes += torch.cuda.memory_reserved(device) - used
         limit = torch.cuda.get_per_process_memory_fraction(device.index) * total_bytes
         return int(max(0, min(free_bytes, limit - used)) * DATA_PART)
+    return int(host_free_bytes() / 4)
+
+
+def host_free_bytes() -> float:
+    """This process's share of the host's available memory: that of its cores among all; 0 unknown.
+
+    Other trials run on the other cores.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
-        return 0
+        return 0.0
     available = kib * 1024
     try:  # a container's own limit
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -158,7 +165,7 @@ def room_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # there is no limit, or it is "max"
         pass
     share = torch.get_num_threads() / max(os.cpu_count() or 1, torch.get_num_threads())
-    return int(max(0, available) * share / 4)
+    return max(0, available) * share
 
 
 def set_precision(precision: str, device: torch.device) -> None:
