@@ -203,6 +203,7 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.results": prints_help,
     "benchmarks.ridge": prints_help,
     "benchmarks.ridge_curves": prints_help,
+    "benchmarks.packs": prints_help,
     "benchmarks.scale": prints_help,
     "benchmarks.search": prints_help,
     "benchmarks.trial": prints_help,

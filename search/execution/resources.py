@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.connect import TOKEN_HINT, Cluster, ConnectError
 from search.execution.cost_estimate import MOST_KINDS, NO_MATTER, Share, kinds_of
+from search.execution.packs import pack_size
 from search.study.domains import probes
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -198,7 +199,8 @@ def with_measured_shares(
     needs_gib: dict[int, float] = {}
     for config, memory in zip(kinds, measured, strict=True):
         size = config.batch_size
-        needs_gib[size] = max(memory.need_gib, needs_gib.get(size, 0.0))
+        need_gib = memory.need_gib * pack_size(study, config)  # less: a pack shares its images
+        needs_gib[size] = max(need_gib, needs_gib.get(size, 0.0))
     have = ray.cluster_resources()  # of now: a cluster may have grown for the measurement
     most = int(have["CPU"] / have["GPU"] / study.cpus_per_trial)  # more have no cores
     shares = shares_by_batch_size(needs_gib, total_gib, most=most)
