@@ -99,7 +99,7 @@ def our_asha() -> Stop:
 
     def stop(name: str, share: float, score: float) -> bool:
         if name not in trials:
-            config = {"batch_size": 1, "whole": False, "total_images": SCALE}
+            config = {"key": name, "batch_size": 1, "whole": False, "total_images": SCALE}
             trials[name] = SimpleNamespace(trial_id=name, config=config)
             scheduler.on_trial_add(controller, trials[name])
         result = {"score": score, "examples_seen": int(SCALE * share)}

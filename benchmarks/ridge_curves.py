@@ -91,7 +91,8 @@ def _stopped(
     rule: Any, name: str, cell: Cell, curve: Sequence[float], whole: int
 ) -> dict[str, Any]:
     """How a rule changes a trial's row: as Ray Tune would ask it, after each epoch."""
-    config = {"batch_size": cell.batch_size, "total_images": SCALE, "whole": False}
+    size = cell.batch_size
+    config = {"key": name, "batch_size": size, "total_images": SCALE, "whole": False}
     trial = SimpleNamespace(trial_id=name, config=config)
     rule.on_trial_add(None, trial)
     for epoch, score in enumerate(curve, 1):

@@ -37,7 +37,12 @@ class Trial:
     def __init__(self, number: int, batch_size: int) -> None:
         total = TRAIN_IMAGES // batch_size * batch_size * EPOCHS
         self.trial_id = f"k{number}"
-        self.config = {"batch_size": batch_size, "total_images": total, "whole": False}
+        self.config = {
+            "key": self.trial_id,
+            "batch_size": batch_size,
+            "total_images": total,
+            "whole": False,
+        }
 
 
 class Controller:

@@ -36,8 +36,9 @@ def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
     decisions = []
     for number in range(12):
         own = IMAGES // batch_size * batch_size  # an epoch's
-        config = {"batch_size": batch_size, "total_images": 9 * own, "whole": False}
-        trial = Running(str(number), config)
+        name = str(number)
+        config = {"key": name, "batch_size": batch_size, "total_images": 9 * own, "whole": False}
+        trial = Running(name, config)
         scheduler.on_trial_add(None, trial)
         for epoch in range(1, 10):
             seen = epoch * own
@@ -58,7 +59,7 @@ def test_of_trials_that_differ_at_their_end_alone_none_is_stopped(
 def test_a_trial_of_a_larger_budget_than_the_rungs_know_goes_on_to_its_end() -> None:
     """The batch sizes of a search are not known beforehand, and so neither is the most images."""
     scheduler = EarlyStopping(Asha(), grace=10, total=100)
-    trial = Running("a", {"batch_size": 10, "total_images": 120, "whole": False})
+    trial = Running("a", {"key": "a", "batch_size": 10, "total_images": 120, "whole": False})
     scheduler.on_trial_add(None, trial)
     for seen in range(10, 130, 10):
         result = {"score": 0.5, "examples_seen": seen}

@@ -321,7 +321,7 @@ def test_what_the_tables_hold_is_told_and_not_sent(tmp_path: Path) -> None:
     ours = ByHand(declared, tmp_path, rows)
     first = ours.suggest("a")
     (sent,) = ours.sent.values()
-    assert first == {"key": sent.key}
+    assert first["key"] == sent.key
     assert (sent.config.base_lr, sent.config.seed) == (0.5, 0)
     told, running = ours.told
     assert (told.state, told.value) == (TrialState.COMPLETE, 0.75)
