@@ -1,30 +1,24 @@
-"""Floating-point operations of a training step, and how much of a GPU's peak our epochs reach.
+"""Floating-point operations of a training step, and the trials whose operations are counted.
 
-The epochs are of VGG16 with its last two blocks trained, on random bytes of PCam's shape. A
-multiplication and an addition are two operations.
+A multiplication and an addition are two operations.
 """
 
 import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision.models as zoo
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.side import one_epoch
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
-from trainable.networks.models import build_model
-from trainable.trial import Trial
 
 PCAM_IMAGES = 262_144  # of PatchCamelyon's training split
 PCAM_PX = 96
-BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-MEASURED_IMAGES = 32_768  # an epoch of these is timed, and PCam's extrapolated
 MATMUL_SIDE, MATMUL_REPEATS = 8192, 50
 
 
@@ -56,40 +50,12 @@ def matmul_peak_flop_per_s(device: torch.device) -> float:
     return 2 * side**3 * MATMUL_REPEATS / (time.perf_counter() - started)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuEpoch:
-    """An epoch of all of PCam at a batch size, as measured and as the matrix units allow."""
-
-    batch_size: int
-    pcam_epoch_s: float
-    floor_s: float
-    mfu: float
-
-
-def gpu_epochs(weights: Path, device: torch.device) -> list[GpuEpoch]:
-    """Our epochs at each batch size: the second of two, so that nothing is set up in it.
-
-    `weights` is a state_dict of torchvision's vgg16.
-    """
-    data = random_bytes(MEASURED_IMAGES)
-    peak = matmul_peak_flop_per_s(device)
-    epochs = []
-    for batch_size in BATCH_SIZES:
-        config = vgg16_config(weights, batch_size=batch_size, augment="hflip+vflip+shift")
-        trial = Trial(config, data, device, None)
-        flop = flop_per_image(build_model(config, num_classes=2))
-        speed = [one_epoch(trial).images_per_s for _ in range(2)][-1]
-        epochs.append(
-            GpuEpoch(
-                batch_size=batch_size,
-                pcam_epoch_s=PCAM_IMAGES / speed,
-                floor_s=PCAM_IMAGES * flop / peak,
-                mfu=flop * speed / peak,
-            )
-        )
-        del trial
-        torch.cuda.empty_cache()
-    return epochs
+def random_vgg16(folder: Path) -> Path:
+    """A state_dict of torchvision's vgg16 with weights that are drawn."""
+    torch.manual_seed(0)
+    path = folder / "vgg16.pth"
+    torch.save(zoo.vgg16(weights=None).state_dict(), path)
+    return path
 
 
 def vgg16_config(weights: Path, *, batch_size: int, augment: str) -> TrialConfig:

@@ -1,7 +1,7 @@
 """The reference: a training loop as a user of torchvision, or of timm's loader, would write it.
 
 fp32, the default memory format, one image after the other through `torchvision.transforms.v2`, and
-the loss read after each step for a running mean.
+the loss read after each step for a running mean. Or in bf16 by autocast, in channels_last.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,6 +24,8 @@ from trainable.data.batches import stratified_subset
 from trainable.data.cache import Dataset
 
 Floats3 = tuple[float, ...]
+CPU = torch.device("cpu")
+Patches = torch.utils.data.Dataset[tuple[Any, int]]
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -94,14 +96,21 @@ def loader(
 
 
 def timm_loader(
-    root: Path, *, mean: Floats3, std: Floats3, batch_size: int, workers: int, size_px: int = 96
+    dataset: Patches,
+    *,
+    mean: Floats3,
+    std: Floats3,
+    batch_size: int,
+    workers: int,
+    size_px: int = 96,
+    device: torch.device = CPU,
 ) -> Batches:
-    """Timm's own pipeline on the `train` split: both flips; its crop is fixed to the whole image.
+    """Timm's own pipeline for training: both flips; its crop is fixed to the whole image.
 
     It has no small shift, and rotation only inside its automatic policies.
     """
     made: Batches = create_loader(
-        PCAM(root, "train"),
+        dataset,
         input_size=(3, size_px, size_px),
         batch_size=batch_size,
         is_training=True,
@@ -113,18 +122,22 @@ def timm_loader(
         mean=mean,
         std=std,
         num_workers=workers,
-        device=torch.device("cpu"),
+        persistent_workers=workers > 0,
+        device=device,
     )
     return made
 
 
-def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer) -> float:
+def train_epoch(
+    model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer, *, in_bf16: bool = False
+) -> float:
     """One epoch; the mean of the losses."""
     model.train()
     running, steps = 0.0, 0
     for images_BCHW, labels_B in batches:
         optimizer.zero_grad()
-        loss = cross_entropy(model(images_BCHW), labels_B)
+        with _autocast(in_bf16):
+            loss = cross_entropy(model(_laid_out(images_BCHW, in_bf16)), labels_B)
         loss.backward()
         optimizer.step()
         running += loss.item()
@@ -133,12 +146,24 @@ def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optim
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> float:
+def evaluate(model: nn.Module, batches: Batches, *, in_bf16: bool = False) -> float:
     """Area under the ROC curve."""
     model.eval()
-    scored = [(model(images).softmax(1)[:, 1], labels) for images, labels in batches]
+    with _autocast(in_bf16):
+        scored = [
+            (model(_laid_out(images, in_bf16)).float().softmax(1)[:, 1], labels)
+            for images, labels in batches
+        ]
     scores, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
     return float(roc_auc_score(labels.numpy(), scores.numpy()))
+
+
+def _autocast(in_bf16: bool) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=in_bf16)
+
+
+def _laid_out(images_BCHW: Tensor, in_bf16: bool) -> Tensor:
+    return images_BCHW.to(memory_format=torch.channels_last) if in_bf16 else images_BCHW
 
 
 def counted(batches: Batches) -> Iterator[int]:

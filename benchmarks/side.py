@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.datasets import PCAM
 
 from benchmarks import plain_training
 from trainable.config import TrialConfig
@@ -35,13 +36,17 @@ Measure = Callable[[int], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A way to train. `threads` None leaves torch's default, as a user's loop does."""
+    """A way to train. `threads` None leaves torch's default, as a user's loop does.
+
+    `precision` None is the side's own: bf16 with ours, fp32 in torch's memory format elsewhere.
+    """
 
     name: str
     kind: str  # ours, plain or timm
     workers: int = 0
     threads: int | None = None
     processes: int = 1  # so many trials side by side
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,7 @@ class Work:
 
 def measure_of(side: Side, work: Work) -> Measure:
     """The function that measures once; its argument is the number of the repetition."""
-    config = TrialConfig(**work.config)
+    config = TrialConfig(**work.config | ({"precision": side.precision} if side.precision else {}))
     data = open_data("pcam", Path(work.root), cache_dir=Path(work.root) / "cache")
     if side.threads is not None:
         set_threads(side.threads)
@@ -151,7 +156,7 @@ def plain_loaders(
     val = plain_training.loader(root, "val", as_is, batch_size=size, workers=side.workers)
     if side.kind == "timm":
         train = plain_training.timm_loader(
-            root, mean=mean, std=std, batch_size=size, workers=side.workers
+            PCAM(root, "train"), mean=mean, std=std, batch_size=size, workers=side.workers
         )
         return train, val
     augmented = plain_training.transform_of(config.augment, mean, std)
@@ -179,12 +184,15 @@ def plain_epochs(side: Side, work: Work, config: TrialConfig, data: Dataset) -> 
     """Epochs of the reference's loop, and its evaluation."""
     train, val = plain_loaders(side, work, config, data)
     model, optimizer = plain_model(config)
+    in_bf16 = side.precision == "bf16"
+    if in_bf16:
+        model = model.to(memory_format=torch.channels_last)
 
     def once(number: int) -> dict[str, float]:
         started = time.perf_counter()
-        plain_training.train_epoch(model, train, optimizer)
+        plain_training.train_epoch(model, train, optimizer, in_bf16=in_bf16)
         train_s = time.perf_counter() - started
-        plain_training.evaluate(model, val)
+        plain_training.evaluate(model, val, in_bf16=in_bf16)
         epoch_s = time.perf_counter() - started
         images = len(data.train.labels_N) // config.batch_size * config.batch_size
         return {

@@ -4,16 +4,17 @@
 
 All sides read the same patches, in batches of the same size, through the same augmentations, with
 the same network, first weights, optimizer and learning rate; ours is in bf16 and channels_last, as
-a trial is by default, the reference in fp32 and torch's default format. Each has a process of its
-own, and they are measured in turns, so that whatever else the machine does meets all alike; a
-first time is not counted. The reference has torch's default threads, and 0, 1 and 2 workers of
-which the best counts; ours has one thread or one a core, of which the best counts too.
+a trial is by default, the reference in fp32 and torch's default format. Epochs are measured at
+equal precision as well: ours in fp32, and the reference in bf16 and channels_last. Each side has a
+process of its own, and they are measured in turns, so that whatever else the machine does meets all
+alike; a first time is not counted. The reference has torch's default threads, and 0, 1 and 2
+workers of which the best counts; ours has one thread or one a core, of which the best counts too.
 
 "With evaluation" is training images over the seconds of training and evaluation, in which ours also
 measures the gradient noise; from the second evaluation on it has the features of frozen blocks
 already. Memory is the most that was seen, every half second, of a process with its workers, where a
 page that some of them share counts once. `--out` keeps the rows (Parquet) and the chart. Last line:
-one JSON object.
+one JSON object. benchmarks.gpu measures on a GPU.
 """
 
 import argparse
@@ -21,24 +22,25 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import pandas as pd
 import torch
-import torchvision.models as zoo
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data_memory import data_memory_ratio
-from benchmarks.flops import MEASURED_IMAGES, PCAM_IMAGES, GpuEpoch, gpu_epochs, vgg16_config
+from benchmarks.flops import random_vgg16, vgg16_config
 from benchmarks.plain_training import write_patches
 from benchmarks.side import AUROC_EPOCHS, Side, Work
 from benchmarks.turns import measured
 from trainable.data.cache import Dataset, open_data
-from trainable.host.device import device_name, pick_device
+from trainable.host.device import device_name
+
+if TYPE_CHECKING:
+    import altair as alt  # needed for the chart alone
 
 FLIPS, AFFINE = "hflip+vflip+shift", "hflip+vflip+shift+rotate+zoom"
 CORES = len(os.sched_getaffinity(0))
@@ -61,6 +63,11 @@ OURS = tuple(
 )
 PAIR = Side(name="ours, two trials side by side", kind="ours", threads=1, processes=2)
 PLAIN = tuple(Side(name=f"torchvision, {n} workers", kind="plain", workers=n) for n in (0, 1, 2))
+# At the other's precision and memory format.
+OURS_FP32 = tuple(replace(side, name=f"{side.name}, fp32", precision="fp32") for side in OURS)
+PLAIN_BF16 = tuple(
+    replace(side, name=f"{side.name}, bf16, channels_last", precision="bf16") for side in PLAIN
+)
 TIMM = tuple(
     Side(name=f"timm, {n} workers (flips only)", kind="timm", workers=n) for n in (0, 1, 2)
 )
@@ -94,12 +101,18 @@ def best(frame: pd.DataFrame, work: str, measure: str, sides: Sequence[Side]) ->
     return max(sides, key=lambda side: median(frame, work, measure, side))
 
 
-def ratio(frame: pd.DataFrame, work: str, measure: str) -> float:
+def ratio(
+    frame: pd.DataFrame,
+    work: str,
+    measure: str,
+    ours: Sequence[Side] = OURS,
+    plain: Sequence[Side] = PLAIN,
+) -> float:
     """Our best single trial over the reference with its best number of workers."""
-    ours, plain = (
-        median(frame, work, measure, best(frame, work, measure, sides)) for sides in (OURS, PLAIN)
+    our_best, plain_best = (
+        median(frame, work, measure, best(frame, work, measure, sides)) for sides in (ours, plain)
     )
-    return ours / plain
+    return our_best / plain_best
 
 
 def table_of(frame: pd.DataFrame, work: str, what: str) -> Table:
@@ -136,23 +149,10 @@ def auroc_table(frame: pd.DataFrame) -> Table:
     return table
 
 
-def gpu_table(epochs: Sequence[GpuEpoch], name: str) -> Table:
-    """One row a batch size."""
-    title = (
-        f"{name}: VGG16, two trained blocks, an epoch of {PCAM_IMAGES:,} images, from one of "
-        f"{MEASURED_IMAGES:,} of random bytes"
-    )
-    table = Table(title=title, box=None)
-    for heading in ("batch size", "epoch, s", "at the peak of a matrix product, s", "MFU"):
-        table.add_column(heading, justify="right")
-    for epoch in epochs:
-        cells = f"{epoch.pcam_epoch_s:.2f}", f"{epoch.floor_s:.2f}", f"{epoch.mfu:.1%}"
-        table.add_row(str(epoch.batch_size), *cells)
-    return table
-
-
-def chart_of(frame: pd.DataFrame) -> alt.VConcatChart:
+def chart_of(frame: pd.DataFrame) -> "alt.VConcatChart":
     """Images a second of each side: the median a bar, every repetition a point."""
+    import altair as alt
+
     colours = alt.Scale(domain=["ours", "plain", "timm"], range=["#d95f02", "#7570b3", "#1b9e77"])
     panels = []
     for work, what in WORKS.items():
@@ -198,20 +198,13 @@ def compare(
     run("input_affine", "input", "many", small | {"augment": AFFINE}, (*PLAIN, *OURS, PAIR))
     frame = pd.DataFrame(rows)
     timm = best(frame, "input_flips", "input_images_per_s", TIMM)
-    run("epoch_small", "epoch", "some", small, (*PLAIN, timm, *OURS, PAIR))
-    run("epoch_vgg16_b16", "epoch", "few", vgg16, (*PLAIN, *OURS))
+    equal = *OURS_FP32, *PLAIN_BF16
+    run("epoch_small", "epoch", "some", small, (*PLAIN, timm, *OURS, PAIR, *equal))
+    run("epoch_vgg16_b16", "epoch", "few", vgg16, (*PLAIN, *OURS, *equal))
     frame = pd.DataFrame(rows)
     plain, ours = (best(frame, "epoch_small", "train_images_per_s", s) for s in (PLAIN, OURS))
     run("auroc_small", "auroc", "many", small, (plain, ours))
     return pd.DataFrame(rows)
-
-
-def random_vgg16(folder: Path) -> Path:
-    """A state_dict of torchvision's vgg16 with weights that are drawn."""
-    torch.manual_seed(0)
-    path = folder / "vgg16.pth"
-    torch.save(zoo.vgg16(weights=None).state_dict(), path)
-    return path
 
 
 def main() -> None:
@@ -228,16 +221,10 @@ def main() -> None:
     origin = f"patches of {folder}" if folder else "no real patches found: synthetic patches"
     console = Console()
     console.width = max(console.width, 110)  # in a pipe too, a side is one line
-    device = pick_device()
     with tempfile.TemporaryDirectory() as name:
         frame = compare(source, Path(name), arguments.repeats, arguments.seeds, console)
         held = data_memory_ratio(source, Path(name) / "memory")
-        epochs = gpu_epochs(random_vgg16(Path(name)), device) if device.type == "cuda" else []
     console.print(auroc_table(frame))
-    if epochs:
-        console.print(gpu_table(epochs, device_name(device)))
-    else:
-        print("not measured on a GPU yet: no CUDA device here")
     print(f"{origin}; {CORES} cores of {device_name(torch.device('cpu'))}")
     if arguments.out:
         frame.to_parquet(arguments.out)
@@ -245,10 +232,11 @@ def main() -> None:
     figures: dict[str, Any] = {
         f"{work}_ratio": round(ratio(frame, work, measure_of(work)), 2) for work in WORKS
     }
+    for work in ("epoch_small", "epoch_vgg16_b16"):
+        measure = measure_of(work)
+        figures[f"{work}_fp32_ratio"] = round(ratio(frame, work, measure, OURS_FP32, PLAIN), 2)
+        figures[f"{work}_bf16_ratio"] = round(ratio(frame, work, measure, OURS, PLAIN_BF16), 2)
     figures["two_trials_data_memory_ratio"] = round(held, 3)
-    if epochs:
-        figures["pcam_epoch_s"] = {str(e.batch_size): round(e.pcam_epoch_s, 2) for e in epochs}
-        figures["mfu"] = {str(e.batch_size): round(e.mfu, 3) for e in epochs}
     print(json.dumps(figures))
 
 

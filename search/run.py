@@ -42,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
         dest="settings",
         help="a field of the study or of its trial; a comma list gives values to try",
     )
+    p.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=("tensorboard", "mlflow", "wandb"),
+        help="send the trials there too; may be given several times",
+    )
     p.add_argument("--retry", choices=RETRIES, help="run such trials again")
     return p
 
@@ -74,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             preview=options.preview,
             settings=options.settings,
             retry=options.retry,
+            log=tuple(dict.fromkeys(options.log)),
             resume=resume,
         )
         if options.dry_run:

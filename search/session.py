@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cluster.connect import ConnectError
+from search.execution.logs import TOOLS, LogError, check_logs, logged_to
 from search.results import lock, tables
 from search.results.lock import LockedError
 from search.results.tables import ENDED, Results, ResultsError
@@ -36,7 +37,7 @@ COMPACT_FROM = 2000  # files: from there on reading one after the other takes se
 LEAST_FREE_BYTES = 20_000_000
 RETRIES = {"failed": ("failed",), "diverged": ("diverged",), "all": ("failed", "diverged")}
 INTERRUPTED = 75  # exit status where the cluster's head is gone
-INPUT_ERRORS = (SpaceFileError, ResultsError, DataError, ConnectError, LockedError)
+INPUT_ERRORS = (SpaceFileError, ResultsError, DataError, ConnectError, LockedError, LogError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Order:
     preview: bool = False
     settings: Sequence[str] = ()
     retry: str | None = None
+    log: Sequence[str] = ()
     resume: str = "call run_study again to go on"
 
 
@@ -75,21 +77,25 @@ def run_study(
     preview: bool = False,
     settings: Sequence[str] = (),
     retry: str | None = None,
+    log: Sequence[str] = (),
 ) -> Results:
     """Run a study, or go on with it, as `python -m search.run` does; returns its results.
 
     `study` is a `Study` or the path of a space file. What the command prints is shown here, in a
-    notebook too. `settings` are those of `--set`, such as `["seeds=3"]`.
+    notebook too. `settings` are those of `--set`, such as `["seeds=3"]`; `log` those of `--log`,
+    such as `["tensorboard"]`.
 
     Raises:
-        SpaceFileError, DataError, ResultsError, ConnectError, LockedError: the same one-line
-            errors as the command's.
+        SpaceFileError, DataError, ResultsError, ConnectError, LockedError, LogError: the same
+            one-line errors as the command's.
         NoHostError: workers fail on every host, whatever they train.
         KeyboardInterrupt: Ctrl-C, or the notebook's stop button; what was trained is kept, and
             the same call goes on.
     """
     if retry is not None and retry not in RETRIES:
         raise SpaceFileError(f"retry must be one of {', '.join(RETRIES)}, got {retry!r}")
+    if unknown := set(log) - set(TOOLS):
+        raise LogError(f"log takes {', '.join(TOOLS)}, got {', '.join(map(repr, unknown))}")
     path = None if isinstance(study, Study) else Path(study)
     order = Order(
         study=load_study(path) if path else study,  # type: ignore[arg-type]
@@ -100,6 +106,7 @@ def run_study(
         preview=preview,
         settings=settings,
         retry=retry,
+        log=tuple(log),
     )
     outcome = run(order, Console())
     if outcome.num_left:
@@ -194,6 +201,7 @@ def _train_missing(order: Order, ready: "Ready", console: Console) -> tuple[Tabl
         if _another_was_run(ready, known):
             _commit_study(order, ready, known)
         return known, True
+    check_logs(order.log, ready.study, ready.results)
     attempts = dict(zip(rows["trial_key"], rows["attempt"].astype(int), strict=True))
     check_precision(ready.study, address=order.address)
     check_images(ready)
@@ -218,6 +226,7 @@ def _train(
     """Train on the cluster; returns whether all trials ended."""
     from search.execution.meanwhile import report_written
     from search.execution.nodes import check_nodes, needs_known
+    from search.execution.progress_file import progress_kept
     from search.execution.provenance import commit
     from search.execution.recorder import Setting
     from search.execution.runner import run_trials
@@ -238,6 +247,10 @@ def _train(
             report_written(ready.results, before=lambda: _commit_study(order, ready, known))
         )
         progress = _progress_of(ready, known, console)
+        stack.enter_context(progress_kept(progress, ready.results))
+        progress.log = stack.enter_context(
+            logged_to(order.log, ready.study, ready.results, progress.note)
+        )
         setting = Setting(
             study=ready.study,
             results=ready.results,
@@ -261,13 +274,20 @@ def _train(
 
 def _progress_of(ready: "Ready", known: Tables, console: Console) -> "Progress":
     """The screen, from what is known before training."""
+    from search.execution.filling import Filling, filled, is_one_surface
     from search.execution.progress import Progress
     from search.explore.ask import total
+    from trainable.config import SCORES
 
+    metric = ready.study.metric
+    filling = None
+    if is_one_surface(ready.study, known.asked):
+        filling = filled(known, Filling(metric, SCORES[metric]))
     return Progress(
         console=console,
+        filling=filling,
         varied=list(ready.study.vary) or ["batch_size", "base_lr"],
-        metric=ready.study.metric,
+        metric=metric,
         total=total(ready.study, known),
         done_before=len({t.key for t in known.asked if t.key in known.ended}),
     )
@@ -369,10 +389,12 @@ def _check_room(ready: "Ready") -> None:
 
 def _write_report(results: Results, console: Console) -> None:
     """Write the report; a failure is printed and changes nothing: the tables are the record."""
+    from search.report.advised import print_advice
     from search.report.report import write_report
 
     try:
         where = write_report(results)
+        print_advice(console, results.folder)
     except Exception as error:
         console.print(
             f"the report could not be written ({type(error).__name__}: {error}): try python -m "

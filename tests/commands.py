@@ -15,15 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from no_drawing import DRAWING_STEP, draw_nothing
 
 from trainable.data.cache import default_cache_dir, open_data
 
 ROOT = Path(__file__).parent.parent
 SPACES = ROOT / "tests" / "spaces"
 SMALL = SPACES / "small.py"
-# What stands for a chart where a test is not about charts: drawing them takes seconds a report.
-DRAWING_STEP = "search.report.report.drawn"
-NO_DRAWING = ("<svg/>", b"\x89PNG")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -81,7 +79,7 @@ def until(is_done: Callable[[], bool], timeout_s: float = 60) -> bool:
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have their numbers and sentences, and stand-ins for charts; not where it `draws`."""
     if request.node.get_closest_marker("draws") is None:
-        monkeypatch.setattr(DRAWING_STEP, lambda *_: NO_DRAWING)
+        monkeypatch.setattr(DRAWING_STEP, draw_nothing)
 
 
 @pytest.fixture(scope="session")

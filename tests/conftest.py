@@ -19,6 +19,7 @@ import torch
 from search.results.tables import EPOCHS, TRIALS, Results, commit_study, open_results
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset, Split
+from trainable.data.resident import forget
 from trainable.data.synthetic import draw_patches
 
 pytest_plugins = ["commands", "faulty_study"]  # fixtures that are written there
@@ -74,6 +75,12 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("DATA_DIR", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    """No test finds the images and features of the one before."""
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,12 @@ from trainable.host.storage import folder_at
 SPACE = SPACES / "faulty.py"
 # The driver as the command starts it, with hung workers noticed after seconds instead of a minute,
 # and without drawing the report's charts, which takes longer than the trials.
-DRIVER = """
-import os, sys, search.execution.watchdog, search.report.report
-search.report.report.drawn = lambda *_: ("<svg/>", b"")
+DRIVER = (
+    f"import sys; sys.path.append({str(Path(__file__).parent)!r})"
+    """
+import os, search.execution.watchdog, search.report.report
+from no_drawing import draw_nothing
+search.report.report.drawing = draw_nothing
 search.execution.watchdog.SILENT_S = 5.0
 if os.environ.get("FAULT"):  # in the workers, too
     import ray
@@ -35,6 +38,7 @@ if os.environ.get("FAULT"):  # in the workers, too
 from search.run import main
 sys.exit(main(sys.argv[1:]))
 """
+)
 NUMBERS = ["train_loss", "val_loss", "val_auroc", "lr", "examples_seen", "updates"]
 
 

@@ -51,6 +51,8 @@ def test_bins_are_thirds_of_a_decade_and_powers_of_two() -> None:
         ([(16, 0.00123456 * 2.0**k) for k in (0, 1, 2, 4.1, 5.1, 6.1)], True),  # twice as wide
         ([(16 + k, 0.1) for k in range(13)], True),  # more batch sizes than a grid has
         ([(16 + k, 0.1) for k in range(12)], False),
+        ([(2**k, lr) for k in range(20) for lr in DRAWN], False),  # a large grid
+        ([(16 + k, lr) for k in range(20) for lr in DRAWN if k % 6 == DRAWN.index(lr)], True),
         ([(16 * 2 ** (k // 2), DRAWN[i]) for k, i in enumerate((0, 2, 1, 4, 3, 5))], True),
     ],
 )  # fmt: skip

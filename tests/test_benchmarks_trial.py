@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.datasets import PCAM
 from torchvision.transforms import v2
 
 from benchmarks import plain_training
 from benchmarks.flops import PCAM_PX, flop_per_image
+from benchmarks.side import Side, Work, measure_of
 from trainable.config import TrialConfig
 from trainable.data.augment import MAX_SHIFT_PX
 from trainable.data.batches import Place, evaluation_batches, to_device, training_batches
@@ -88,7 +90,7 @@ def test_timms_batches_are_flips_of_the_same_floats(patches: Path) -> None:
     flipped = [as_is, as_is.flip(2), as_is.flip(3), as_is.flip(2, 3)]
     known = torch.cat(flipped)
     batches = plain_training.timm_loader(
-        patches, mean=data.mean, std=data.std, batch_size=20, workers=0
+        PCAM(patches, "train"), mean=data.mean, std=data.std, batch_size=20, workers=0
     )
     for images, _ in batches:
         for image in images:
@@ -117,3 +119,25 @@ def test_the_references_augmentation_keeps_shape_and_centre(patches: Path, augme
             ]
             distance = [(w - some[:, None, None]).abs().amax((0, 3, 4)).min() for w in windows]
             assert min(distance) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["plain", "ours"])
+def test_a_side_trains_at_the_precision_that_it_names(
+    kind: str, patches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype] = []
+    config = {"model": "plain", "pretrained": "none", "width": 4, "batch_size": 20, "epochs": 2}
+    work = Work(name="epoch", measure="epoch", root=str(patches), config=config)
+    plain = nn.Conv2d.forward
+
+    def noted(self: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        out = plain(self, images)
+        dtypes.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        dtypes.clear()
+        side = Side(name=kind, kind=kind, threads=1, precision=precision)
+        assert measure_of(side, work)(0)["train_images_per_s"] > 0
+        assert set(dtypes) == {dtype}

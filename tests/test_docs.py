@@ -24,6 +24,7 @@ import click
 import numpy as np
 import pandas as pd
 import pytest
+from no_drawing import draw_nothing
 from PIL import Image
 from ray import tune
 
@@ -48,7 +49,6 @@ STAND_FOR = {"/data": "DIR", "s3://BUCKET/results": "elsewhere"}
 PROGRAMS = r"(\w+=\S+ )*(uv|python|pytest|pip|ray|git|docker|kubectl|sbatch) "
 OPERATORS = {"&&", ";", "(", ")"}
 GUIDES = ("make_images.py", "my_images.py")  # what a reader of the guide saves
-DRAWN = ("<svg></svg>", b"\x89PNG")  # tests of the report draw its charts
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -100,9 +100,10 @@ def start(words: list[str]) -> int | None:
 def reader(tmp_path_factory: pytest.TempPathFactory, make_study: Callable[..., Results]) -> Path:
     """The folder in which a reader types the commands; Ray is not started from it."""
     folder = tmp_path_factory.mktemp("reader")
-    made = make_study("pcam_grid", batch_sizes=(16, 64), lrs=(0.1, 0.3, 1.0), seeds=2)
     (folder / "results").mkdir()
-    Path(made.folder.uri).rename(folder / "results" / "pcam_grid")
+    for name in ("pcam_grid", "pcam_grid_mixup"):
+        made = make_study(name, batch_sizes=(16, 64), lrs=(0.1, 0.3, 1.0), seeds=2)
+        Path(made.folder.uri).rename(folder / "results" / name)
     for name in ("spaces", "tests", "cluster", "docs", ".ci"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_lesions.py").write_text(blocks("README.md", "python")[0])
@@ -131,7 +132,8 @@ def here(reader: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That folder, as the one that the commands are typed in."""
     monkeypatch.chdir(reader)
     monkeypatch.setattr(models, "available_weights", lambda model, pretrained: pretrained)
-    monkeypatch.setattr("search.report.report.drawn", lambda shown: DRAWN)
+    for module in ("report", "side_by_side"):
+        monkeypatch.setattr(f"search.report.{module}.drawing", draw_nothing)
     return reader
 
 
@@ -149,8 +151,20 @@ def suggests(words: list[str]) -> None:
 
 
 def reports(words: list[str]) -> None:
-    into = Path("report") if "--table" in words else Path("results/pcam_grid")
-    (into / "report.html").unlink(missing_ok=True)
+    if "--serve" in words:  # until Ctrl-C: tests/test_report_server.py
+        with pytest.MonkeyPatch.context() as patch:
+            served: list[str] = []
+            patch.setattr(
+                "search.report.server.serve",
+                lambda results, **_: served.append(results.folder.uri),
+            )
+            assert start(words) == 0
+        assert served[0].endswith("results/pcam_grid")
+        return
+    page = Path("report" if "--table" in words else "results/pcam_grid") / "report.html"
+    if len([word for word in words if word.startswith("results/")]) == 2:
+        page = Path(words[words.index("--out") + 1]) / "comparison.html"
+    page.unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         if "--watch" in words:
 
@@ -159,7 +173,7 @@ def reports(words: list[str]) -> None:
 
             patch.setattr("time.sleep", interrupted)
         assert start(words) == 0
-    assert (into / "report.html").read_text().startswith("<!doctype html>")
+    assert page.read_text().startswith("<!doctype html>")
 
 
 def keeps_results(words: list[str]) -> None:
@@ -199,13 +213,17 @@ MODULES: dict[str, Callable[[list[str]], None]] = {
     "benchmarks.efficiency": prints_help,
     "benchmarks.faults": prints_help,
     "benchmarks.findings": prints_help,
+    "benchmarks.gpu": prints_help,
+    "benchmarks.gpu_study": prints_help,
     "benchmarks.mutation": prints_help,
+    "benchmarks.report": prints_help,
     "benchmarks.results": prints_help,
     "benchmarks.ridge": prints_help,
     "benchmarks.ridge_curves": prints_help,
     "benchmarks.packs": prints_help,
     "benchmarks.scale": prints_help,
     "benchmarks.search": prints_help,
+    "benchmarks.serve": prints_help,
     "benchmarks.trial": prints_help,
 }
 

@@ -27,12 +27,13 @@ from search.execution.cost_estimate import (
     trained_share,
     trial_cost_s,
 )
-from search.execution.dry_run import FILE, Plan, _shares, compare_estimate, duration
+from search.execution.dry_run import FILE, Plan, _shares, compare_estimate
 from search.execution.preflight import Ready
 from search.explore import Optuna, Pbt
 from search.results import tables
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial, Tables
+from search.study.shown import duration
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import DRAWING_STEP, NO_DRAWING
+from no_drawing import DRAWING_STEP, draw_nothing
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from search.report.charts.linked import DIM
 from search.report.report import write_report
 from search.results.tables import Results
 
@@ -77,7 +78,7 @@ def study(make_study: Callable[..., Results]) -> Results:
         },
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DRAWING_STEP, lambda *_: NO_DRAWING)  # the browser draws the page's charts
+        patch.setattr(DRAWING_STEP, draw_nothing)  # the browser draws the page's charts
         write_report(results)
     return results
 
@@ -134,17 +135,103 @@ def test_a_tooltip_says_a_cells_numbers(study: Results, opened: Callable[..., Op
         assert words in text
 
 
-def test_the_menu_picks_a_batch_size(study: Results, opened: Callable[..., Opened]) -> None:
-    page = opened(study).page
-    chart = page.locator('.chart[data-name="learning_curves"]')
-    many = chart.locator(".mark-line path").count()
-    chart.locator("select").select_option("64")
-    page.wait_for_function(
-        "n => document.querySelectorAll("
-        "'.chart[data-name=learning_curves] .mark-line path').length < n",
-        arg=many,
-        timeout=5000,
+def shown_rows(page: Page) -> set[tuple[str | None, str | None]]:
+    """Batch size and peak lr of the rows of settings that are visible, in all tables."""
+    rows = page.locator("tr[data-size]:not([hidden])")
+    return {(row.get_attribute("data-size"), row.get_attribute("data-lr")) for row in rows.all()}
+
+
+def dimmed(page: Page, chart: str, mark: str) -> int:
+    """How many marks of a chart have been dimmed."""
+    marks = page.locator(f'.chart[data-name="{chart}"] .mark-{mark} path').all()
+    names = ("opacity", "stroke-opacity", "fill-opacity")
+    return sum(min(float(m.get_attribute(name) or 1) for name in names) <= DIM for m in marks)
+
+
+def says(page: Page, words: str) -> None:
+    page.get_by_role("status").get_by_text(words, exact=True).wait_for(timeout=5000)
+
+
+def test_a_button_shows_one_batch_size_everywhere(
+    study: Results, opened: Callable[..., Opened]
+) -> None:
+    shown = opened(study)
+    page = shown.page
+    assert {dimmed(page, name, "line") for name in ("lr_curves", "learning_curves")} == {0}
+    whole = shown_rows(page)
+    button = page.get_by_role("button", name="64", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    says(page, "Charts and tables show batch size 64; Esc shows all.")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert {size for size, _ in shown_rows(page)} == {"64"}
+    assert shown_rows(page) < whole
+    page.wait_for_timeout(300)  # Vega draws in the next frame
+    num_lines = page.locator('.chart[data-name="lr_curves"] .mark-line path').count()
+    assert dimmed(page, "lr_curves", "line") == num_lines - 1
+    assert dimmed(page, "learning_curves", "line") > 0
+    assert dimmed(page, "ridge", "symbol") > 0
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(300)
+    assert shown_rows(page) == whole
+    assert dimmed(page, "lr_curves", "line") == 0
+    assert shown.complaints == []
+
+
+def test_settings_picked_in_the_surface_are_those_of_charts_and_tables(
+    study: Results, opened: Callable[..., Opened]
+) -> None:
+    shown = opened(study)
+    page = shown.page
+    surface = page.locator('.chart[data-name="surface"] svg.marks')
+    surface.scroll_into_view_if_needed()
+    box = surface.bounding_box()
+    assert box is not None
+    middle = {"x": box["width"] * 0.4, "y": box["height"] * 0.55}
+    surface.click(position=middle)
+    says(page, "Charts and tables show 1 setting; Esc shows all.")
+    cells = {(size, lr) for size, lr in shown_rows(page) if lr}
+    assert len(cells) == 1
+    assert {size for size, _ in shown_rows(page)} == {size for size, _ in cells}
+    surface.click(position={**middle, "x": box["width"] * 0.6}, modifiers=["Shift"])
+    says(page, "Charts and tables show 2 settings; Esc shows all.")
+    assert len({(size, lr) for size, lr in shown_rows(page) if lr}) == 2
+    page.wait_for_timeout(300)
+    assert dimmed(page, "surface", "rect") > 0
+    assert dimmed(page, "lr_curves", "symbol") > 0
+    # Another chart's choice takes the place of this one.
+    legend = page.locator('.chart[data-name="lr_curves"] .role-legend-symbol path')
+    legend.nth(1).click(force=True)
+    page.get_by_role("status").get_by_text("batch size").wait_for(timeout=5000)
+    assert len({size for size, _ in shown_rows(page)}) == 1
+    assert shown.complaints == []
+
+
+def test_lines_picked_in_parallel_coordinates_are_those_of_charts_and_tables(
+    study: Results, opened: Callable[..., Opened]
+) -> None:
+    shown = opened(study)
+    page = shown.page
+    chart = page.locator('.chart[data-name="parallel_coordinates"] svg.marks')
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    x, y = box["x"] + 10, box["y"] + box["height"] * 0.7
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + box["width"] * 0.3, y + box["height"] * 0.25, steps=4)
+    page.mouse.up()
+    status = page.get_by_role("status")
+    status.get_by_text(re.compile(r"show \d+ trials; Esc")).wait_for(timeout=5000)
+    page.wait_for_timeout(300)
+    num_lines = page.locator('.chart[data-name="parallel_coordinates"] .mark-line path').count()
+    num_dim = dimmed(page, "parallel_coordinates", "line")
+    assert 0 < num_dim < num_lines
+    assert status.inner_text() == (
+        f"Charts and tables show {num_lines - num_dim} trials; Esc shows all."
     )
+    assert 0 < len({size for size, _ in shown_rows(page)}) < 5
+    assert shown.complaints == []
 
 
 @pytest.mark.parametrize("width", [360, 1280])
@@ -191,7 +278,8 @@ def test_it_can_be_read_from_the_keyboard(study: Results, opened: Callable[..., 
         focused.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
         focused.add(page.evaluate("document.activeElement.tagName"))
     assert any("Chart: val_auroc over batch size" in str(each) for each in focused)
-    assert {"SELECT", "SUMMARY"} <= focused
+    assert {"BUTTON", "SUMMARY"} <= focused
+    assert "Best learning rate of each batch size" in focused  # a table, which scrolls
     levels = [int(h.evaluate("e => e.tagName[1]")) for h in page.locator("h1, h2, h3").all()]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -212,4 +300,29 @@ def test_hostile_text_runs_nothing(
     shown.page.locator('.chart[data-name="surface"] .mark-rect path').first.hover(force=True)
     assert shown.page.evaluate("window.broken") is None
     assert hostile in shown.page.locator("h1").inner_text()
+    assert shown.complaints == []
+
+
+def test_it_is_printed_on_two_pages(study: Results, opened: Callable[..., Opened]) -> None:
+    page = opened(study).page
+    margin: Any = dict.fromkeys(("top", "bottom", "left", "right"), "1.2cm")
+    printed = page.pdf(format="A4", margin=margin)
+    assert len(re.findall(rb"/Type\s*/Page[^s]", printed)) == 2
+    page.emulate_media(media="print")
+    for shown in (".advice", "#surface svg.marks", ".answer", "#lr-curves svg.marks"):
+        assert page.locator(shown).first.is_visible(), shown
+    for hidden in ("nav", ".picker", "#made", "summary"):
+        assert not page.locator(hidden).first.is_visible(), hidden
+
+
+def test_one_setting_is_the_best_in_colour_too(
+    make_study: Callable[..., Results], opened: Callable[..., Opened]
+) -> None:
+    results = make_study(name="alone", batch_sizes=(16,), lrs=(0.1,), seeds=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DRAWING_STEP, draw_nothing)
+        write_report(results)
+    shown = opened(results)
+    yellow = "rgb(253, 231, 37)"  # the end of viridis
+    assert shown.page.locator(f'.mark-rect path[fill="{yellow}"]').count() == 1
     assert shown.complaints == []

@@ -4,11 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 import pytest
 from made_tables import analysed as of
 
 from search.report.charts import gallery
+from search.report.charts import surface as surface_charts
+from search.report.charts import training as training_charts
 from search.report.charts.training import whole_ticks
 from search.report.findings import Findings
 
@@ -17,9 +20,11 @@ CHARTS = (
     *("noise_scale_chart", "throughput_chart", "importance_chart", "parallel_coordinates"),
 )
 SURFACE = (
-    "Colour and number: {mean}; yellow is best. Diamond: the best learning rate of each batch "
-    "size. Outlined: settings that cannot be told from the best{near}. Grey: no score, because the "
-    "trials diverged (div.), were stopped early (stop.) or failed (fail.)."
+    "Number: {mean}. Colour: how far it is behind the best, which is yellow, on a logarithmic "
+    "scale{steps}. Diamond: the best learning rate of each batch size. Outlined: settings that "
+    "cannot be told from the best{near}. Grey: no score, because the trials diverged (div.), were "
+    "stopped early (stop.) or failed (fail.). On the page, click on settings (several: with Shift) "
+    "to see only these."
 )
 NEAR = "; dashed: others within 0.01 of the best with 95 % confidence"
 LR_CURVES = (
@@ -36,7 +41,7 @@ TRAINING = {
     "learning_curves": (
         "val_auroc during training",
         "Thick lines: each batch size with its best learning rate, mean and range over seeds. Thin "
-        "lines: other rates. The menu selects a batch size.",
+        "lines: other rates.",
     ),
     "collapse": (
         "Which scaling rule aligns the curves",
@@ -71,7 +76,7 @@ SEARCH = {
     "parallel_coordinates": (
         "All trials and fields",
         "One line per trial and one axis per field; yellow is best. Stopped trials have their last "
-        "score.",
+        "score. On the page, draw a rectangle over lines to see only these.",
     ),
 }
 
@@ -91,20 +96,24 @@ def words(pictures: dict[str, gallery.Picture]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "binned", "mean"),
+    ("scores", "binned", "mean", "steps"),
     [
-        ([0.5], False, "one seed"),
-        ([0.5, 0.6, 0.7], False, "mean of up to 3 seeds"),
-        ([0.5, 0.6], True, "mean of up to 2 trials"),
+        # Means of 0.5 and 0.5, of 0.6 (deviation 0.1), of 0.55 (deviation 0.0707).
+        ([0.5], False, "one seed", " of steps of 1"),
+        ([0.5, 0.6, 0.7], False, "mean of up to 3 seeds", " of steps of 0.1, the noise of a trial"),
+        ([0.5, 0.6], True, "mean of up to 2 trials", " of steps of 0.07, the noise of a trial"),
     ],
 )
 def test_a_surfaces_charts_are_captioned(
-    scores: list[float | str], binned: bool, mean: str
+    scores: list[float | str], binned: bool, mean: str, steps: str
 ) -> None:
     found = replace(of({(16, 0.1): scores, (16, 0.2): [0.5]}), binned=binned)
     near = NEAR if len(found.compared) else ""
     assert words(gallery.surface_pictures(found)) == {
-        "surface": ("val_auroc over batch size and base_lr", SURFACE.format(mean=mean, near=near)),
+        "surface": (
+            "val_auroc over batch size and base_lr",
+            SURFACE.format(mean=mean, near=near, steps=steps),
+        ),
         "lr_curves": ("val_auroc against the peak learning rate", LR_CURVES),
         "ridge": ("Best peak learning rate against batch size", RIDGE),
     }
@@ -136,7 +145,54 @@ def test_the_charts_of_training_and_of_a_search_are_captioned() -> None:
 
 def test_a_surface_of_nothing_has_a_caption_all_the_same() -> None:
     (_, caption) = words(gallery.surface_pictures(of({})))["surface"]
-    assert caption == SURFACE.format(mean="one seed", near="")
+    assert caption == SURFACE.format(mean="one seed", near="", steps="")
+
+
+def test_curves_that_begin_far_below_are_drawn_at_the_edge() -> None:
+    """Best means 0.5, 0.8, 0.85, 0.88, 0.9: as below, 0.7 is the edge."""
+    found = of({(16, 0.1): [0.9], (16, 0.3): [0.6]})
+    found.trials["trial_key"] = ["best", "other"]
+    scores = (0.5, 0.8, 0.85, 0.88, 0.9)
+    rows = [(key, n, s) for key in ("best", "other") for n, s in enumerate(scores, 1)]
+    epochs = pd.DataFrame(rows, columns=["trial_key", "epoch", "val_auroc"])
+    (_, caption) = words(gallery.training_pictures(found, epochs))["learning_curves"]
+    assert caption == f"{TRAINING['learning_curves'][1]} Scores below 0.7 are drawn at the edge."
+    chart = training_charts.learning_curves(found, epochs)
+    assert chart is not None
+    assert chart.to_dict()["layer"][0]["encoding"]["y"]["scale"]["domain"][0] == pytest.approx(0.7)
+
+
+def test_scores_far_below_the_others_are_drawn_at_the_edge() -> None:
+    """Of 0.5, 0.8, 0.85, 0.88 and 0.9 the median is 0.05 behind the best: four times as far, 0.7,
+    is the edge.
+    """
+    cells: Any = {(16, 0.1 * n): [s] for n, s in enumerate((0.5, 0.8, 0.9, 0.88, 0.85), start=1)}
+    found = of(cells)
+    (_, caption) = words(gallery.surface_pictures(found))["lr_curves"]
+    assert caption == f"{LR_CURVES} Scores below 0.7 are drawn at the edge."
+    chart = surface_charts.lr_curves(found)
+    assert chart is not None
+    scale = chart.to_dict()["layer"][0]["encoding"]["y"]["scale"]
+    assert scale["domain"] == [pytest.approx(0.7), pytest.approx(0.9, abs=0.01)]
+    assert scale["clamp"]
+    best = of({cell: scores for cell, scores in cells.items() if scores != [0.5]})
+    assert words(gallery.surface_pictures(best))["lr_curves"][1] == LR_CURVES
+
+
+def test_the_best_settings_differ_in_colour_where_the_worst_are_far_below() -> None:
+    """Colours are spent by the logarithm of the distance, in steps of the noise."""
+    rng = np.random.default_rng(0)
+    means = {0.1: 0.85, 0.2: 0.84, 0.3: 0.5}
+    cells: Any = {(16, lr): list(mean + 0.004 * rng.normal(size=5)) for lr, mean in means.items()}
+    found = of(cells)
+    chart = surface_charts.heat_map(found)
+    assert chart is not None
+    layers = [layer["encoding"].get("color", {}) for layer in chart.to_dict()["layer"]]
+    (colour,) = [c for c in layers if c.get("field") == "behind"]
+    assert colour["scale"]["type"] == "symlog"
+    assert colour["scale"]["constant"] == pytest.approx(found.noise.std)
+    behind = np.log1p(np.array([0.0, 0.01, 0.35]) / found.noise.std)
+    assert behind[1] / behind[2] > 0.2  # 0.03 on a linear scale
 
 
 def test_a_chart_that_there_is_not_has_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import DRAWING_STEP, NO_DRAWING
+from no_drawing import DRAWING_STEP, draw_nothing
 from ray import tune
 from rich.console import Console
 
@@ -243,7 +243,7 @@ def study(make_study: MakeStudy) -> Results:
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DRAWING_STEP, lambda *_: NO_DRAWING)
+    monkeypatch.setattr(DRAWING_STEP, draw_nothing)
 
 
 def written(results: Results) -> tuple[str, dict[str, Any]]:

@@ -24,12 +24,16 @@ from search.results.tables import TRIALS, Results, epochs, trials
 pytestmark = pytest.mark.usefixtures("no_drawing")
 MakeStudy = Callable[..., Results]
 # The command, without drawing charts each time.
-WATCH = """
-import sys, search.report.report
-search.report.report.drawn = lambda *_: ("<svg/>", b"")
+WATCH = (
+    f"import sys; sys.path.append({str(Path(__file__).parent)!r})"
+    """
+import search.report.report
+from no_drawing import draw_nothing
+search.report.report.drawing = draw_nothing
 from search.report.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
+)
 
 
 def page(results: Results) -> str:
@@ -60,7 +64,8 @@ def test_flags_are_the_contracts() -> None:
     flags = {option for action in parser()._actions for option in action.option_strings}
     assert flags == {
         *("-h", "--help", "--metric", "--watch", "--table", "--batch-size", "--lr", "--mode"),
-        *("--out", "--margin", "--fields", "--seed-column"),
+        *("--out", "--margin", "--fields", "--seed-column", "--run-column", "--study"),
+        *("--serve", "--port"),
     }
 
 
@@ -90,7 +95,7 @@ def test_a_grid_has_page_numbers_and_charts(
     names = {f.stem for f in Path(results.folder.uri, "charts").glob("*.svg")}
     assert names == {
         *("surface", "lr_curves", "ridge", "learning_curves", "collapse", "updates_to_target"),
-        *("noise_scale", "throughput"),
+        *("noise_scale", "throughput", "tuning_curve"),
     }
     for name in names:
         png = Path(results.folder.uri, "charts", f"{name}.png").read_bytes()

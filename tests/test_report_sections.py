@@ -105,7 +105,7 @@ def test_all_cells_are_listed_best_first() -> None:
         if more:
             row = next(row for row in rows if row[:2] == ["32", "0.2"])
             assert row[2] == "0.4"  # twice the reference batch, twice the rate
-        marked = re.findall(r'<tr class="best">', part)
+        marked = re.findall(r'<tr class="best"', part)
         assert len(marked) == len(found.best_set)
 
 

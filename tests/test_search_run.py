@@ -62,7 +62,7 @@ def test_flags_are_the_contracts() -> None:
     flags = {option for action in parser()._actions for option in action.option_strings}
     assert flags == {
         *("-h", "--help", "--out", "--data", "--address", "--preview", "--dry-run"),
-        *("--set", "--retry", "--list"),
+        *("--set", "--retry", "--list", "--log"),
     }
 
 

@@ -221,12 +221,20 @@ def check_precision(precision: str, _: Path) -> None:
         (torch.backends.cudnn, "deterministic", True),
     )
     before = [getattr(at, name) for at, name, _ in settings]
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     try:
+        set_precision(precision, torch.device("cuda"), deterministic=False)
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.deterministic
+        assert not torch.are_deterministic_algorithms_enabled()
         for at, name, wanted in settings:
             setattr(at, name, not wanted)  # what a trial before has left
         set_precision(precision, torch.device("cuda"))
         assert [getattr(at, name) for at, name, _ in settings] == [each[2] for each in settings]
+        assert torch.are_deterministic_algorithms_enabled()
     finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
         for (at, name, _), value in zip(settings, before, strict=True):
             setattr(at, name, value)
     if precision == "fp16":

@@ -74,10 +74,12 @@ def test_memory_that_stays_taken_is_an_error_with_both_numbers(gpu: FakeGpu) -> 
     wait_for_memory(CUDA, 0.5, timeout_s=0.05)  # half of it is there
 
 
-def test_what_this_process_does_not_use_counts_as_free(gpu: FakeGpu) -> None:
+def test_what_this_process_has_counts_as_free(gpu: FakeGpu) -> None:
     gpu.free_gib, gpu.reserved = [15.0], 5.0
     wait_for_memory(CUDA, 1.0, timeout_s=0.0)
-    gpu.allocated = 5.0
+    gpu.allocated = 5.0  # the data, which the next trial has already
+    wait_for_memory(CUDA, 1.0, timeout_s=0.0)
+    gpu.reserved = 4.0
     with pytest.raises(RuntimeError, match="needs"):
         wait_for_memory(CUDA, 1.0, timeout_s=0.0)
 

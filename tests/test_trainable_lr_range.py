@@ -25,7 +25,6 @@ from trainable.lr_range import (
     steepest,
 )
 from trainable.networks.models import head_of
-from trainable.networks.prefix import bypassed
 from trainable.trial import Trial
 
 CPU = torch.device("cpu")
@@ -51,8 +50,7 @@ def sharpness(config: TrialConfig, data: Dataset) -> float:
     head = head_of(trial.model)
     taken: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: taken.append(given[0].detach()))
-    with bypassed(trial.step.prefix):  # what is frozen gave the batch already
-        trial.model(features)
+    trial.step.tail(features)  # what is frozen gave the batch already
     hook.remove()
     parameters = {name: each.detach() for name, each in head.named_parameters()}
     shapes = {name: each.shape for name, each in parameters.items()}

@@ -1,5 +1,7 @@
 """A frozen prefix that runs apart gives the numbers of the plain path, to the bit on a CPU."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from trainable import feed
 from trainable.config import TrialConfig
 from trainable.data.augment import augment
 from trainable.data.cache import Dataset
+from trainable.data.resident import forget
 from trainable.evaluation import Evaluation
 from trainable.finetune import finetune
 from trainable.host.storage import Folder
@@ -24,7 +27,7 @@ from trainable.networks.models import (
     replace_head,
     set_training,
 )
-from trainable.networks.prefix import bypassed, find_prefix, run_prefix
+from trainable.networks.prefix import find_prefix, run_prefix, tail_of
 from trainable.training.noise import NoiseSums
 from trainable.trial import Trial
 
@@ -102,10 +105,9 @@ def test_the_prefix_ends_before_what_is_trained(name: str, train_blocks: int, la
     features = run_prefix(prefix, images, chunk_size=2)
     assert not features.requires_grad
     torch.manual_seed(1)
-    with bypassed(prefix):
-        torch.testing.assert_close(model(features), expected)
+    torch.testing.assert_close(tail_of(model, prefix.paths)(features), expected)
     torch.manual_seed(1)
-    assert torch.equal(model(images), expected)  # and it is whole again
+    assert torch.equal(model(images), expected)  # and the network is whole as before
 
 
 def test_nothing_frozen_is_no_prefix() -> None:
@@ -194,8 +196,8 @@ def test_what_would_draw_in_a_frozen_block_is_off_and_of_the_prefix(kind: str) -
     images = torch.randn(8, 3, 8, 8)
     expected = model(images)
     assert torch.equal(expected, model(images))
-    with bypassed(prefix):
-        torch.testing.assert_close(model(run_prefix(prefix, images, chunk_size=8)), expected)
+    tail = tail_of(model, prefix.paths)
+    torch.testing.assert_close(tail(run_prefix(prefix, images, chunk_size=8)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,10 +216,9 @@ def test_dropout_of_the_head_is_drawn_for_each_batch(weights: Path, tiny_data: D
     trial = Trial(frozen_config(weights, dropout=0.5, augment="none"), tiny_data, CPU, None)
     assert trial.step.prefix is not None
     trial.train_on()
-    set_training(trial.model)
+    trial.step.set_training()
     inputs, _ = next(trial.feed.batches(trial.place))
-    with bypassed(trial.step.prefix):
-        assert not torch.equal(trial.model(inputs), trial.model(inputs))
+    assert not torch.equal(trial.step.tail(inputs), trial.step.tail(inputs))
 
 
 def test_features_in_many_parts_are_those_of_one() -> None:
@@ -278,20 +279,27 @@ def test_a_trial_has_the_numbers_of_the_plain_path(
     assert apart == numbers(config, tiny_data)
 
 
-def test_features_are_kept_where_nothing_random_comes_before_them(
-    weights: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of each run of a prefix."""
+    numbers_of_images: list[int] = []
 
     def counted(*arguments: Any, **named: Any) -> Tensor:
-        seen.append(len(arguments[1]))
+        numbers_of_images.append(len(arguments[1]))
         return run_prefix(*arguments, **named)
 
     monkeypatch.setattr(feed, "run_prefix", counted)
+    return numbers_of_images
+
+
+def test_features_are_kept_where_nothing_random_comes_before_them(
+    weights: Path, tiny_data: Dataset, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Evaluation, "measure_noise", lambda *_: NoiseSums())
 
     def counts(config: TrialConfig, room_bytes: int) -> tuple[int, str]:
         monkeypatch.setattr(feed, "room_bytes", lambda _: room_bytes)
+        forget()
         seen.clear()
         trial = Trial(config, tiny_data, CPU, None)
         while not trial.is_over:
@@ -303,13 +311,61 @@ def test_features_are_kept_where_nothing_random_comes_before_them(
     config = frozen_config(weights, epochs=epochs)
     augmented, paths = counts(config, 2**30)
     assert augmented == epochs * train + val + test
-    assert paths == "data_mapped+frozen_prefix+val_features_kept"
+    assert paths == "data_mapped+frozen_prefix+test_features_kept+val_features_kept"
     plain, paths = counts(replace(config, augment="none"), 2**30)
     assert plain == train + val + test
-    assert paths == "data_mapped+frozen_prefix+train_features_kept+val_features_kept"
+    kept = "test_features_kept+train_features_kept+val_features_kept"
+    assert paths == f"data_mapped+frozen_prefix+{kept}"
     no_room, paths = counts(replace(config, augment="none"), 1000)
     assert no_room > epochs * (train + val) + test
     assert paths == "data_mapped+frozen_prefix"
+
+
+def test_the_next_trial_of_a_process_has_images_and_features_already(
+    weights: Path, tiny_data: Dataset, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(config: TrialConfig, data: Dataset = tiny_data) -> tuple[Trial, int]:
+        seen.clear()
+        trial = Trial(config, data, CPU, None)
+        while not trial.is_over:
+            trial.train_on()
+        trial.finish("")
+        return trial, sum(seen)
+
+    monkeypatch.setattr(Evaluation, "measure_noise", lambda *_: NoiseSums())
+    config = frozen_config(weights, train_images=64)
+    first, num_first = trained(config)
+    train, val, test = 2 * 64, 32, 32
+    assert num_first == train + val + test
+    second, num_second = trained(replace(config, base_lr=0.05, batch_size=8))
+    assert num_second == train
+    assert second.feed.train is first.feed.train
+    assert [r.val_loss for r in second.results] != [r.val_loss for r in first.results]
+    for change in ({"precision": "bf16"}, {"train_blocks": 2}, {"image_size": 72}):
+        other, num_images = trained(replace(config, **change))
+        assert num_images == train + val + test, change
+        assert (other.feed.val is first.feed.val) == ("image_size" not in change)
+    moved, num_images = trained(config, replace(tiny_data, val=replace(tiny_data.val)))
+    assert num_images == train + val + test
+    assert moved.feed.val is not first.feed.val
+    again = trained(config)[0]
+    assert [r.val_loss for r in again.results] == [r.val_loss for r in first.results]
+
+
+def test_what_the_next_trial_does_not_need_is_let_go(weights: Path, tiny_data: Dataset) -> None:
+    trial = Trial(frozen_config(weights), tiny_data, CPU, None)
+    trial.train_on()
+    features = weakref.ref(trial.feed._features["val"].images_NHWC)
+    labels = weakref.ref(trial.feed.val.labels_N)
+    del trial
+    gc.collect()
+    assert features() is not None
+    plain = TrialConfig(dataset="tiny", model="plain", pretrained="none", image_size=64)
+    Trial(replace(plain, batch_size=8), tiny_data, CPU, None)
+    assert features() is None
+    assert labels() is not None  # the same images
+    Trial(replace(plain, batch_size=8, image_size=48), tiny_data, CPU, None)
+    assert labels() is None
 
 
 def test_without_room_the_numbers_are_the_same(
@@ -318,6 +374,7 @@ def test_without_room_the_numbers_are_the_same(
     config = frozen_config(weights, augment="none", precision="bf16")
     kept = numbers(config, tiny_data)
     monkeypatch.setattr(feed, "room_bytes", lambda _: 0)
+    forget()
     assert numbers(config, tiny_data) == kept
 
 

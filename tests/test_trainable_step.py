@@ -15,6 +15,7 @@ from trainable.data.cache import Dataset
 from trainable.finetune import finetune
 from trainable.networks.models import build_model
 from trainable.training import step as step_module
+from trainable.training.schedule import ema_decay_at
 from trainable.training.snapshot import Snapshot
 from trainable.training.step import Step
 
@@ -338,13 +339,12 @@ def test_a_batch_that_grows_is_averaged_by_its_size(
     tiny_config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decays: list[float] = []
-    average = Step._update_average
 
-    def noted(self: Step, averaged: Any, decay: float) -> None:
-        decays.append(decay)
-        average(self, averaged, decay)
+    def noted(config: TrialConfig, batch_size: int) -> float:
+        decays.append(ema_decay_at(config, batch_size))
+        return decays[-1]
 
-    monkeypatch.setattr(Step, "_update_average", noted)
+    monkeypatch.setattr(step_module, "ema_decay_at", noted)
     changes: dict[str, Any] = {"decay": "batch_growth", "num_steps": 1, "step_factor": 0.5}
     config = replace(tiny_config, batch_size=4, epochs=2, warmup_epochs=0.0, **changes)
     config = replace(
@@ -370,27 +370,6 @@ def test_an_average_of_weights_has_an_average_of_statistics() -> None:
     for name, value in expected.items():
         torch.testing.assert_close(getattr(averaged, name), value)
         assert not torch.allclose(getattr(averaged, name), getattr(live, name), rtol=1e-3)
-
-
-def test_a_graph_is_for_a_batch_in_one_part() -> None:
-    """Its gradients lie where its next replay writes: parts would add up wrongly."""
-    step = step_of()
-    step.microbatch_size = 8
-    taken: list[int] = []
-
-    def graph(images: torch.Tensor) -> torch.Tensor:
-        taken.append(len(images))
-        out: torch.Tensor = step.model(images)
-        return out
-
-    step.graph, step.graphed_images = graph, 8
-    images, labels = batch(16)
-    step.update(images[:8], labels[:8], 0.1)
-    assert taken == [8]
-    step.update(images, labels, 0.1)  # as a batch that has grown: two parts of eight
-    step.microbatch_size = 4
-    step.update(images[:8], labels[:8], 0.1)
-    assert taken == [8]
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])

@@ -143,6 +143,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.execution.watchdog.head_watched", lambda *_: nullcontext())
     monkeypatch.setattr("search.execution.meanwhile.report_written", lambda *_, **__: nullcontext())
     monkeypatch.setattr("search.report.report.write_report", lambda _: "report.html")
+    monkeypatch.setattr("search.report.advised.print_advice", lambda *_: None)
 
 
 class ByHand:

@@ -310,6 +310,11 @@ class TrialConfig:
         "floating-point format of the network; tf32 and fp16 need a GPU",
         choices=("fp32", "tf32", "bf16", "fp16"),
     )
+    deterministic: bool = setting(
+        True,
+        "on a GPU, one seed gives one result: its libraries choose kernels by rule; False: they "
+        "choose the fastest, and results differ a little from run to run",
+    )
     select_by: str | None = setting(
         None,
         "score that selects the epoch whose weights are tested; None: the study's metric, and "

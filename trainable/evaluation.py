@@ -15,7 +15,7 @@ from trainable.networks.normalization import (
     running_statistics,
     trained_batchnorms,
 )
-from trainable.networks.prefix import bypassed, prefix_at
+from trainable.networks.prefix import tail_of
 from trainable.training import noise
 from trainable.training.noise import NoiseSums
 from trainable.training.schedule import images_kept_together
@@ -108,14 +108,13 @@ class Evaluation:
         return ranks.of_first(task.scores(rows, split.targets_N)), rows
 
     def _rows(self, split: DeviceSplit) -> Tensor:
-        model = self.step.evaluated
+        model, prefix = self.step.evaluated, self.step.prefix
+        model = tail_of(model, prefix.paths) if prefix else model
         model.eval()
-        prefix = self.step.prefix and prefix_at(model, self.step.prefix.paths)
         rows = []
         with torch.inference_mode(), self.step.autocast():
             for inputs_B, targets_B in self.feed.evaluation(split):
-                with bypassed(prefix):
-                    rows.append(self.step.task.rows(model, inputs_B, targets_B))
+                rows.append(self.step.task.rows(model, inputs_B, targets_B))
         if not rows:  # fewer images than ranks
             return self.step.task.no_rows(self.step.num_classes).to(self.step.device)
         return torch.cat(rows)
@@ -131,7 +130,7 @@ class Evaluation:
 
         return halve_until_it_fits(
             lambda size: noise.measure(
-                self.step.model,
+                self.step.tail,
                 self.step.trained,
                 lambda first, last: self.feed.random_inputs(split, number, first, last),
                 lambda inputs, labels: self.step.loss(inputs, labels)[0],

@@ -5,8 +5,9 @@ computed for several updates together, and only once for images without random a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ from trainable.data.batches import (
     to_device,
     training_batches,
 )
-from trainable.data.cache import Dataset, Split
+from trainable.data.cache import Dataset
+from trainable.data.resident import Resident, forget, resident
 from trainable.host.device import room_bytes
 from trainable.host.ranks import ALONE, Ranks
-from trainable.networks.prefix import Prefix, run_prefix
+from trainable.networks.prefix import Prefix, fingerprint, run_prefix
 from trainable.training.losses import is_mixed
 from trainable.training.schedule import growth, images_kept_together
 
@@ -43,6 +45,28 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     version: int  # of the inputs: torch counts what changes them in place
+
+
+def forget_others(config: TrialConfig, data: Dataset, device: torch.device) -> None:
+    """Let go of the images and features of earlier trials that this one does not need.
+
+    Features were kept where the activations of batches of their size left room for them on a GPU.
+    """
+    splits = (data.train, data.val, data.test)
+
+    def is_needed(kept: Resident) -> bool:
+        about = _features_of(config, device) if kept.split.are_features else config.image_size
+        is_this_data = any(kept.source is split for split in splits)
+        return is_this_data and kept.about == about
+
+    forget(unless=is_needed)
+
+
+def _features_of(config: TrialConfig, device: torch.device) -> Hashable:
+    """What the features of a trial depend on, as far as its config says."""
+    c = config
+    room = c.batch_size if device.type == "cuda" else None
+    return c.model, c.pretrained, c.train_blocks, c.image_size, c.precision, c.norm, room
 
 
 class Feed:
@@ -64,8 +88,10 @@ class Feed:
             DataError: the config's `image_size` is larger than the images.
         """
         self.config, self.device, self.ranks = config, device, ranks
-        self.train = self.on_device(data.train, config.train_images)
-        self.val = self.on_device(data.val, config.eval_images)
+        self.sources = {"train": data.train, "val": data.val, "test": data.test}
+        self.splits: dict[str, DeviceSplit] = {}
+        self.train = self.on_device("train", config.train_images)
+        self.val = self.on_device("val", config.eval_images)
         mean, std = normalization(config, data.mean, data.std)
         self.normalization = (tuple(map(float, mean)), tuple(map(float, std)))
         self.mean_C = torch.tensor(mean, device=device)
@@ -86,15 +112,27 @@ class Feed:
         self._random_number = 0  # of the evaluation that the next are for
         self._random_inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def on_device(self, split: Split, num_images: int | None) -> DeviceSplit:
-        """A split on the device, with the config's image size."""
-        return to_device(
-            split,
-            num_images=num_images,
-            image_size=self.config.image_size,
-            device=self.device,
-            room_bytes=room_bytes(self.device),
-        )
+    def on_device(self, name: str, num_images: int | None) -> DeviceSplit:
+        """A split on the device, with the config's image size; it is kept for the next trials.
+
+        Raises:
+            KeyError: the data has no such split.
+        """
+        source, size = self.sources[name], self.config.image_size
+        if source is None:
+            raise KeyError(name)
+
+        def make() -> DeviceSplit:
+            return to_device(
+                source,
+                num_images=num_images,
+                image_size=size,
+                device=self.device,
+                room_bytes=room_bytes(self.device),
+            )
+
+        self.splits[name] = resident(name, source, size, (num_images, self.device), make)
+        return self.splits[name]
 
     def use_prefix(self, prefix: Prefix | None, autocast: Callable[[], torch.autocast]) -> None:
         """From now on yield features of this prefix, computed under `autocast`, not images."""
@@ -105,6 +143,8 @@ class Feed:
         """The fast paths of the data in use, for the results."""
         on_gpu = self.train.images_NHWC.device.type == "cuda"
         names = ["data_on_gpu" if on_gpu else "data_mapped"]
+        fastest = self.device.type == "cuda" and not self.config.deterministic
+        names += ["fastest_kernels"] if fastest else []
         names += ["frozen_prefix"] if self.prefix else []
         kept = [name for name, split in sorted(self._features.items()) if split.are_features]
         return [*names, *(f"{name}_features_kept" for name in kept)]
@@ -178,7 +218,8 @@ class Feed:
         """Inputs and targets of all images once, in order; of several ranks, of this one's."""
         part = self.ranks.part(len(split))
         own = split.between(part.start, part.stop) if len(part) < len(split) else split
-        split = self._kept("val", own) if split is self.val else own
+        names = [name for name, whole in self.splits.items() if whole is split]
+        split = self._kept(names[0], own) if names else own
         for inputs, targets in self.plain(split, self.chunk_size):
             yield inputs if split.are_features else self.inputs(inputs), targets
 
@@ -211,10 +252,16 @@ class Feed:
 
     def _kept(self, name: str, split: DeviceSplit) -> DeviceSplit:
         """The features of a whole split if there is a prefix and they fit, else the split."""
-        if self.prefix is None or not self.keeps_features:
+        source = self.sources[name]
+        if self.prefix is None or source is None or not self.keeps_features:
             return split
         if name not in self._features:
-            self._features[name] = self._compute_if_it_fits(split) or split
+            about, network = _features_of(self.config, self.device), fingerprint(self.prefix)
+            images = len(self.splits[name]), len(split), self.ranks.rank, self.device
+            key = network, self.normalization, self.chunk_size, images
+            make = partial(self._compute_if_it_fits, split)
+            made = resident(f"{name} features", source, about, key, make)
+            self._features[name] = split if made is None else made
         return self._features[name]
 
     def _compute_if_it_fits(self, split: DeviceSplit) -> DeviceSplit | None:

@@ -18,7 +18,6 @@ from trainable.config import TrialConfig
 from trainable.data.batches import Place, seed_for
 from trainable.data.cache import Dataset
 from trainable.host.device import pick_device
-from trainable.networks.models import set_training
 from trainable.training.schedule import peak_lr
 from trainable.trial import Trial
 
@@ -67,6 +66,7 @@ def find_lr_range(config: TrialConfig, data: Dataset, *, num_threads: int) -> Lr
     torch.set_num_threads(num_threads)
     constant = replace(config, decay="constant", warmup_epochs=0.0, warmup_share=0.0)
     trial = Trial(constant, data, pick_device(), None)
+    trial.step.may_try_graph = False  # the optimizer's state is replaced too often for one
     initial = copy.deepcopy((trial.model.state_dict(), trial.step.state_dict()))
     # A rate of 0 changes no weights: these are the initial weights' losses on each batch.
     initial_N = np.array(list(losses(trial, initial, np.zeros(RANGE_UPDATES))))
@@ -121,7 +121,7 @@ def losses(
     trial.step.microbatch_size = microbatch_size  # keep the size that fits in memory
     trial.place = Place()
     torch.manual_seed(seed_for(trial.config.seed, "dropout", 1))
-    set_training(trial.model)
+    trial.step.set_training()
     for lr, (inputs_B, labels_B) in zip(lrs, trial.feed.batches(trial.place), strict=False):
         yield trial.step.update(inputs_B, labels_B, float(lr))[0].item() / len(labels_B)
 

@@ -4,13 +4,14 @@ Images, augmentation and the output of frozen blocks are made once for all of th
 its own network and random states: its numbers are those of the trial alone, bit for bit on a CPU.
 """
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
@@ -19,7 +20,7 @@ from trainable.host.device import device_time_s, host_free_bytes
 from trainable.host.ranks import ALONE, Ranks
 from trainable.host.storage import Folder
 from trainable.record import EpochResult, TrialResult
-from trainable.trial import Trial
+from trainable.trial import Trial, new_network
 
 # What a trial has besides its network, in copies of what it trains: gradients, the optimizer's two
 # moments, an average, and the weights of the best evaluation.
@@ -139,6 +140,7 @@ class _Pack:
         self.seats: list[_Seat] = []
         self.left: list[int] = []  # the members that have ended
         self.feed: Feed | None = None
+        self.network: nn.Module | None = None  # of all members, before its first update
 
     def outcomes(self) -> Iterator[tuple[int, Outcome]]:
         """Each member's index and what it reports.
@@ -153,6 +155,7 @@ class _Pack:
             except Exception as error:
                 self._fail(index, error)
                 yield index, error
+        self.network = None
         for seat in list(self.seats):
             yield from ((seat.index, result) for result in list(seat.trial.results))
             yield from self._end_if_over(seat)
@@ -162,6 +165,11 @@ class _Pack:
 
     def _seat(self, seat: _Seat, member: Member) -> None:
         """Build the member's trial."""
+        if self.network is None:
+            classes = len(self.terms.data.classes)
+            self.network = new_network(member.config, num_classes=classes)
+        is_last = len(self.left) + len(self.seats) == self.size - 1
+        network = self.network if is_last else copy.deepcopy(self.network)
         seat.trial = Trial(
             member.config,
             self.terms.data,
@@ -171,6 +179,7 @@ class _Pack:
             self.terms.checkpoint_every_s,
             self.terms.ranks,
             feed=self.feed,
+            network=network,
             clock=seat.clock if self.size > 1 else None,
         )
         seat.trial.pack_size = self.size

@@ -17,7 +17,6 @@ from trainable.host.device import (
     pick_device,
     set_threads,
 )
-from trainable.networks.models import set_training
 from trainable.training import noise
 from trainable.training.schedule import growth
 from trainable.trial import Trial
@@ -73,7 +72,7 @@ def measure_memory(config: TrialConfig, data: Dataset, *, num_threads: int) -> M
     if largest > config.batch_size:
         config = replace(config, batch_size=largest, decay="constant")
     trial = Trial(replace(config, eval_updates=MEMORY_UPDATES), data, device, None)
-    test = data.test and trial.feed.on_device(data.test, config.eval_images)
+    test = data.test and trial.feed.on_device("test", config.eval_images)
     trial.feed.keeps_features = False  # optional: a trial keeps them only if they fit
     # A view: the whole split stays in memory.
     trial.feed.val = _part(trial.feed.val, INFERENCE_BATCH[device.type])
@@ -127,7 +126,7 @@ def probe(config: TrialConfig, data: Dataset, *, num_threads: int) -> Measured:
 def _images_per_s(trial: Trial) -> float:
     """Speed of training after the first updates, with a tiny learning rate."""
     warmup = WARMUP_UPDATES.get(trial.device.type, 1)
-    set_training(trial.model)
+    trial.step.set_training()
     timed = images = 0
     started = seconds = 0.0
     for update, (inputs_B, labels_B) in enumerate(trial.feed.batches(trial.place), start=1):

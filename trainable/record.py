@@ -67,9 +67,10 @@ class TrialResult:
     images that each of them has at once, `accumulation_steps` counts the microbatches of one, and
     `peak_memory_gib` is that of the GPU that needed most. `fast_paths` names the
     optimizations in use: `data_on_gpu` or `data_mapped` (from a file), and any of `frozen_prefix`,
-    `train_features_kept`, `val_features_kept` and, on one GPU, `cuda_graph`. Of the `pack_size`
-    trials that trained together in one process, each has its share of the time of the updates and
-    the time of its own evaluations; `peak_memory_gib` is that of all together.
+    `train_features_kept`, `val_features_kept`, `test_features_kept` and, on one GPU, `cuda_graph`
+    and, without `deterministic`, `fastest_kernels`.
+    Of the `pack_size` trials that trained together in one process, each has its share of the time
+    of the updates and the time of its own evaluations; `peak_memory_gib` is that of all together.
     """
 
     status: str

@@ -24,7 +24,7 @@ from trainable.data.batches import Place, normalization, seed_for
 from trainable.data.cache import Dataset
 from trainable.data.sources import DataError
 from trainable.evaluation import Evaluation
-from trainable.feed import Feed
+from trainable.feed import Feed, forget_others
 from trainable.host.device import (
     device_name,
     device_time_s,
@@ -35,8 +35,9 @@ from trainable.host.device import (
 )
 from trainable.host.pulse import enter
 from trainable.host.ranks import ALONE, Ranks
+from trainable.host.stopwatch import Stopwatch
 from trainable.host.storage import Folder
-from trainable.networks.models import build_model, set_training, trained_state
+from trainable.networks.models import build_model, trained_state
 from trainable.networks.prefix import find_prefix, prefix_at
 from trainable.networks.teacher import Renormalized, keep_weights, taught_as
 from trainable.record import CHANCE, EpochResult, TrialResult
@@ -58,18 +59,29 @@ class Interval:
 
     `totals` are the sums over updates of loss, correct predictions, gradient norm, and the number
     of updates that fp16 skipped because their gradients overflowed: they have no norm. `lr` and
-    `batch_size` are those of the last update. `started_s` and `read_s` are readings of the trial's
-    clock: the first one, and of a budget in seconds the last.
+    `batch_size` are those of the last update. `started_s` is a reading of the trial's clock. Of a
+    budget in seconds, `used_s` were used up before, and `stopwatch` counts on.
     """
 
     totals: Tensor
     lr: float
     batch_size: int
     started_s: float
-    read_s: float
+    used_s: float
+    stopwatch: Stopwatch | None
     updates: int = 0
     examples: int = 0
     is_finite: bool = True
+
+
+def new_network(config: TrialConfig, *, num_classes: int) -> nn.Module:
+    """A trial's network before its first update, on the host; the same in every rank.
+
+    Raises:
+        ValueError: the config does not fit the network or its weights.
+    """
+    torch.manual_seed(seed_for(config.seed, "weights"))
+    return build_model(config, num_classes=num_classes)
 
 
 class Trial:
@@ -90,13 +102,15 @@ class Trial:
         ranks: Ranks = ALONE,
         *,
         feed: Feed | None = None,
+        network: nn.Module | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Load network and data; continue from the checkpoint in `folder` if there is one.
 
         `start_folder` contains the state of the trial that the config `begins_from`. The state is
         saved at the first evaluation after each `checkpoint_every_s`, and at the end. `feed` is
-        that of a trial with the same images, and `clock` gives this trial's seconds.
+        that of a trial with the same images, `network` what `new_network` returns for the config,
+        and `clock` gives this trial's seconds.
 
         Raises:
             DataError: the data is too small for the batch.
@@ -108,15 +122,18 @@ class Trial:
         self.ranks = ranks
         self.key = trial_key(config, data.fingerprint)
         self.num_classes = len(data.classes)
+        if feed is None:
+            forget_others(config, data, device)
         keep_freed_memory(device)
         reset_peak_memory(device)
-        set_precision(config.precision, device)
+        set_precision(config.precision, device, deterministic=config.deterministic)
         self.clock = clock or (lambda: device_time_s(device))
         self.feed = feed or Feed(config, data, device, self.ranks)
         self.train = self.feed.train
         self._check_sizes()
         self.timetable = timetable(config, train_images=len(self.train))
-        self.model = self._new_network()
+        network = network or new_network(config, num_classes=self.num_classes)
+        self.model = network.to(device).to(memory_format=torch.channels_last)
         self.step = Step(
             config, self.model, num_classes=self.num_classes, device=device, ranks=self.ranks
         )
@@ -135,12 +152,6 @@ class Trial:
         self.num_saves, self.saved_at = 0, time.monotonic()
         self.checkpoint_every_s = checkpoint_every_s
         self._continue(start_folder)
-
-    def _new_network(self) -> nn.Module:
-        """The network before its first update, the same in every rank."""
-        torch.manual_seed(seed_for(self.config.seed, "weights"))
-        model = build_model(self.config, num_classes=self.num_classes)
-        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def _check_sizes(self) -> None:
         if self.config.batch_size < self.ranks.size:
@@ -186,11 +197,12 @@ class Trial:
         if c.train_blocks is None or c.mixup_alpha or c.cutmix_alpha or c.distill_from:
             return
         if self.feed.prefix is not None:  # that of a network with the same frozen blocks
-            self.step.prefix = prefix_at(self.model, self.feed.prefix.paths)
+            self.step.use_prefix(prefix_at(self.model, self.feed.prefix.paths))
             return
         size = c.image_size or self.data.train.images_NHWC.shape[1]
-        self.step.prefix = find_prefix(self.model, image_size=size, device=self.device)
-        self.feed.use_prefix(self.step.prefix, self.step.autocast)
+        prefix = find_prefix(self.model, image_size=size, device=self.device)
+        self.step.use_prefix(prefix)
+        self.feed.use_prefix(prefix, self.step.autocast)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the trained weights and statistics of the evaluated network."""
@@ -313,8 +325,7 @@ class Trial:
         loss, correct, grad_norm, skipped = interval.totals.tolist()
         applied = interval.updates - skipped
         train_s = self.clock() - interval.started_s
-        if self.timetable.unit != "seconds":
-            self.train_s += train_s
+        self.train_s = self.ranks.of_first(interval.used_s + train_s)
         enter("evaluating")
         self.step.to_evaluation()
         self.evaluation.share_statistics(interval.batch_size)
@@ -359,10 +370,9 @@ class Trial:
             self.interval = self._new_interval(len(self.results) + 1)
         interval = self.interval
         self._update(*self.feed.batch(self.place), interval)
-        if self.timetable.unit == "seconds":
-            now_s = self.clock()
-            self.train_s = self.ranks.of_first(self.train_s + now_s - interval.read_s)
-            interval.read_s = now_s
+        if interval.stopwatch is not None:
+            now_s = interval.used_s + interval.stopwatch.after_update()
+            self.train_s = self.ranks.of_first(now_s)
         at_evaluation = self._at_evaluation()
         if at_evaluation or interval.updates % FINITE_CHECK_UPDATES == 0:
             interval.is_finite = bool(interval.totals[0].isfinite())
@@ -378,9 +388,16 @@ class Trial:
         if self.ranks.size > 1:  # all mix alike, and each has a dropout of its own
             self.step.mixing_state = torch.get_rng_state()
             torch.manual_seed(seed_for(self.config.seed, "dropout", number, self.ranks.rank))
-        set_training(self.model)
-        totals, size = torch.zeros(4, device=self.device), self.config.batch_size
-        return Interval(totals=totals, lr=math.nan, batch_size=size, started_s=now_s, read_s=now_s)
+        self.step.set_training()
+        in_seconds = self.timetable.unit == "seconds"
+        return Interval(
+            totals=torch.zeros(4, device=self.device),
+            lr=math.nan,
+            batch_size=self.config.batch_size,
+            started_s=now_s,
+            used_s=self.train_s,
+            stopwatch=Stopwatch(self.device, self.clock) if in_seconds else None,
+        )
 
     def _update(self, inputs_B: Tensor, labels_B: Tensor, interval: Interval) -> None:
         """One update with its learning rate, counted in the trial and in the interval."""
@@ -478,7 +495,7 @@ class Trial:
         """Scores of the test split and the interval of its AUROC; NaN without a test split."""
         if self.data.test is None:
             return Scores(), math.nan, math.nan
-        split = self.feed.on_device(self.data.test, self.config.eval_images)
+        split = self.feed.on_device("test", self.config.eval_images)
         scores, rows = self.evaluation.evaluate(split)
         return scores, *self.step.task.auroc_interval(rows, split.targets_N)
 

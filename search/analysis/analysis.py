@@ -26,7 +26,8 @@ from search.analysis.scaling.ridge import ridge_interval
 from search.analysis.scaling.stability import stable_lr
 from search.analysis.surface import lr_step, surface
 
-MANY_BATCH_SIZES = 12  # more of them are random draws, not a grid
+MANY_BATCH_SIZES = 12  # more of them are random draws, unless they are crossed with the lrs
+CROSSED = 0.5  # of all pairs of batch size and lr: so many are a grid
 LEAST_DRAWN = 6  # fewer different lrs are never called scattered
 SHARED = 0.1  # in a grid, two batch sizes share more than this part of their lrs
 UNEVEN = 2.0  # a grid's widest step in log lr is at most this many times its narrowest
@@ -189,8 +190,10 @@ def in_bins(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
 
 def _scattered(trials: pd.DataFrame) -> bool:
     """Whether lrs were drawn at random: each is used once, with many digits and uneven steps."""
-    if trials["batch_size"].nunique() > MANY_BATCH_SIZES:
-        return True
+    num_sizes, num_lrs = (trials[name].nunique() for name in ("batch_size", "grid_lr"))
+    if num_sizes > MANY_BATCH_SIZES:
+        num_cells = len(trials[["batch_size", "grid_lr"]].drop_duplicates())
+        return bool(num_lrs < 2 or num_cells < CROSSED * num_sizes * num_lrs)
     used_once = trials.groupby(["batch_size", "grid_lr"]).size().median() == 1
     shared = (trials.groupby("grid_lr")["batch_size"].nunique() > 1).mean()
     if not used_once or shared > SHARED or trials["grid_lr"].nunique() < LEAST_DRAWN:

@@ -1,11 +1,10 @@
 """A table of results from any tool -> the trials that an analysis reads.
 
 Ray Tune's `result_grid.get_dataframe()`, Optuna's `study.trials_dataframe()`, an export of Weights
-& Biases, or any CSV or Parquet file with one row per training run and columns for batch size,
-learning rate and score.
+& Biases or of MLflow, or any CSV or Parquet file with one row per training run, or one per epoch,
+and columns for batch size, learning rate and score.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,20 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_numeric_dtype
 
+from search.analysis.columns import OF_SETTINGS, alike, column_of
+from search.analysis.columns import TableError as TableError
+from search.analysis.histories import one_row_per_run, runs_of
+
 READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
 # The words of other tools for how a run ended, in lower case.
 STATUS_COLUMNS = ("status", "state", "State")
 STATUS_OF = {
     **dict.fromkeys(("complete", "completed", "finished", "terminated", "done"), "completed"),
     **dict.fromkeys(("pruned", "stopped"), "stopped"),
-    **dict.fromkeys(("fail", "failed", "crashed", "killed", "error"), "failed"),
+    **dict.fromkeys(("fail", "failed", "crashed", "killed", "error", "preempted"), "failed"),
     "diverged": "diverged",
     **dict.fromkeys(("running", "waiting", "pending", "paused", "interrupted"), "under way"),
+    **dict.fromkeys(("scheduled", "preempting"), "under way"),
 }
 # Columns that `analyse` and leaderboards use: a metric with such a name is renamed.
 TAKEN = (
@@ -36,10 +40,6 @@ SEED = "seed"  # a column of this name tells which rows are pairs
 LEAST_BATCH_SIZES, LEAST_LRS = 2, 3
 LARGEST_WHOLE = 2**53  # up to here floats represent every integer
 FEW = 12  # a text column with more different values contains names, not choices
-
-
-class TableError(ValueError):
-    """The table cannot be read as results; the message gives the reason and what to type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,28 @@ def read_own_table(
     fields: Sequence[str] = (),
     seed: str = SEED,
 ) -> OwnTable:
-    """The trials of a CSV or Parquet file; the other arguments name its columns.
+    """The trials of a CSV or Parquet file; the other arguments are those of `own_table`.
+
+    Raises:
+        TableError: the file cannot be read, a column is missing or contains wrong values.
+    """
+    columns = {"batch_size": batch_size, "lr": lr, "metric": metric, "seed": seed}
+    return own_table(read_file(file), **columns, file=str(file), fields=fields)
+
+
+def own_table(
+    table: pd.DataFrame,
+    *,
+    file: str,
+    batch_size: str,
+    lr: str,
+    metric: str,
+    fields: Sequence[str] = (),
+    seed: str = SEED,
+    runs: Sequence[str] = (),
+    mode: str | None = None,
+) -> OwnTable:
+    """The trials of a table, which messages call `file`; the other arguments name its columns.
 
     `fields` are columns of numbers that differ from run to run as well, such as momentum.
 
@@ -69,32 +90,29 @@ def read_own_table(
     says that it failed or was stopped. Rows of unfinished runs are left out. The column of seeds is
     kept, if there is one: rows with the same seed are then compared in pairs.
 
+    Of several rows per run (`runs` tells them apart, or what looks like it) the best by `mode`
+    counts.
+
     Raises:
-        TableError: the file cannot be read, a column is missing or contains wrong values.
+        TableError: a column is missing or contains wrong values.
     """
-    table = _read(file)
-    if len({batch_size, lr, metric}) < 3:
-        raise TableError(
-            f"--batch-size, --lr and --metric must name three different columns of {file}"
-        )
-    named = [("--batch-size", batch_size), ("--lr", lr), ("--metric", metric)]
-    named += [("--fields", name) for name in fields]
-    named += [("--seed-column", seed)] if seed != SEED else []
-    for flag, name in named:
-        _check_exists(table, file, flag, name)
+    three = (batch_size, lr, metric)
+    table = _named(table, file, three, fields, seed, runs)
     fields = list(dict.fromkeys(fields))
-    _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, batch_size, lr, metric, seed])
-    status, messages = _statuses(table.drop(columns=[batch_size, lr, metric]))
+    _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, *three, seed])
+    table, messages = _one_row_per_run(table, file, three, fields, runs, mode)
+    status, said = _statuses(table.drop(columns=[*three]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
     if len(rows) < len(table):
-        messages.append(f"{len(table) - len(rows)} rows of unfinished runs are left out.")
+        said.append(f"{len(table) - len(rows)} rows of unfinished runs are left out.")
+    rows, status, without = _with_settings(rows, status, three)
+    messages += [*said, *without]
     required = pd.Series(np.ones(len(rows), dtype=bool), index=rows.index)
     sizes = _numbers(rows[batch_size], file, required, above=0, whole=True)
     rates = _numbers(rows[lr], file, required, above=0)
     scores = _numbers(rows[metric], file, ~required)
     lost = ~np.isfinite(scores) & (status == "completed")
-    status = status.mask(lost, "diverged")
     if lost.any():
         messages.append(
             f"{lost.sum()} rows have no finite {metric} and count as diverged. This is wrong for "
@@ -105,15 +123,81 @@ def read_own_table(
         {
             "batch_size": sizes.astype(int),
             "lr": rates,
-            "status": status,
+            "status": status.mask(lost, "diverged"),
             name: scores,
             **{field: _numbers(rows[field], file, ~required) for field in fields},
-            **_seeds(rows.drop(columns=[batch_size, lr, metric]), seed),
+            **_seeds(rows.drop(columns=[*three]), seed),
         }
     ).reset_index(drop=True)
-    messages += _size_cautions(trials) + _pooled(rows, {batch_size, lr, metric, seed})
+    messages += _size_cautions(trials) + _pooled(rows, {*three, seed, *runs})
     messages += _without_a_value(trials, fields) if fields else _drawn(trials)
     return OwnTable(trials=trials, metric=name, fields=tuple(fields), cautions=tuple(messages))
+
+
+def _named(
+    table: pd.DataFrame,
+    file: str,
+    three: tuple[str, str, str],
+    fields: Sequence[str],
+    seed: str,
+    runs: Sequence[str],
+) -> pd.DataFrame:
+    """The table with its columns under the names that were typed: `params.lr` becomes lr.
+
+    Raises:
+        TableError: a column is missing, or one has two meanings.
+    """
+    named = list(zip(("--batch-size", "--lr", "--metric"), three, strict=True))
+    if len(set(three)) == 3:
+        named += [("--fields", name) for name in fields]
+        named += [("--run-column", name) for name in runs]
+        named += [("--seed-column", seed)] if seed != SEED else []
+    found = {name: column_of(table, name, flag=flag, file=file) for flag, name in named}
+    if len({found[name] for name in three}) < 3:
+        raise TableError(
+            f"--batch-size, --lr and --metric must name three different columns of {file}"
+        )
+    seeds = alike(list(table.columns), SEED, OF_SETTINGS)
+    if seed == SEED and len(seeds) == 1 and seeds[0] not in found.values():
+        found[SEED] = seeds[0]
+    return table.rename(columns={column: name for name, column in found.items()})
+
+
+def _one_row_per_run(
+    table: pd.DataFrame,
+    file: str,
+    three: tuple[str, str, str],
+    fields: Sequence[str],
+    runs: Sequence[str],
+    mode: str | None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """The table itself, or the best row of each run where it has several; and cautions."""
+    *settings, metric = three
+    settings += [*fields, *([SEED] if SEED in table and SEED not in three else [])]
+    messages: list[str] = []
+    if not runs:
+        runs, messages = runs_of(table, settings, seeded=SEED in settings)
+    if not runs:
+        return table, messages
+    any_value = pd.Series(np.zeros(len(table), dtype=bool), index=table.index)
+    table = table.assign(**{metric: _numbers(table[metric], file, any_value)})
+    return one_row_per_run(table, runs=runs, settings=settings, metric=metric, mode=mode)
+
+
+def _with_settings(
+    rows: pd.DataFrame, status: "pd.Series[str]", three: tuple[str, str, str]
+) -> tuple[pd.DataFrame, "pd.Series[str]", list[str]]:
+    """The rows and their statuses without runs that ended before they had settings; a caution."""
+    batch_size, lr, metric = three
+    without = rows[[batch_size, lr]].isna().any(axis=1)
+    without &= (status == "failed") | rows[metric].isna()
+    if not without.any():
+        return rows, status, []
+    said = (
+        f"{without.sum()} rows without a score lack {batch_size} or {lr} as well: they are left "
+        f"out."
+    )
+    return rows[~without], status[~without], [said]
 
 
 def _check_fields(fields: Sequence[str], others: Sequence[str]) -> None:
@@ -155,7 +239,12 @@ def _seeds(rows: pd.DataFrame, seed: str) -> dict[str, "pd.Series[Any]"]:
     return {SEED: seeds if is_numeric_dtype(seeds) else seeds.map(str, na_action="ignore")}
 
 
-def _read(file: Path) -> pd.DataFrame:
+def read_file(file: Path) -> pd.DataFrame:
+    """The table of a CSV or Parquet file.
+
+    Raises:
+        TableError: it does not exist, is empty or is not of that format.
+    """
     if file.suffix.lower() not in READERS:
         raise TableError(f"--table must be a .csv or .parquet file, got {file}")
     _check_separator(file)
@@ -192,20 +281,6 @@ def _check_separator(file: Path) -> None:
             )
 
 
-def _check_exists(table: pd.DataFrame, file: Path, flag: str, name: str) -> None:
-    names = list(table.columns)
-    if names.count(name) > 1:
-        raise TableError(f"{file} has {names.count(name)} columns {name!r}: rename all but one")
-    if name in names:
-        return
-    lower = {column.lower(): column for column in names}
-    tails = [n for n in names if n.lower().replace("/", "_").endswith("_" + name.lower())]
-    near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)]
-    hint = next(iter([*tails, *near]), None)
-    cure = f"did you mean {flag} {hint}?" if hint else f"it has {', '.join(names[:20])}"
-    raise TableError(f"{file} has no column {name!r} for {flag}: {cure}")
-
-
 def _statuses(table: pd.DataFrame) -> tuple["pd.Series[str]", list[str]]:
     """Each row's status in our words, `under way` if it has not ended; and cautions."""
     column = next((name for name in STATUS_COLUMNS if name in table), None)
@@ -237,7 +312,7 @@ def _depth_cautions(table: pd.DataFrame) -> list[str]:
 
 def _numbers(
     column: "pd.Series[object]",
-    file: Path,
+    file: str,
     needed: "pd.Series[bool]",
     *,
     above: float | None = None,

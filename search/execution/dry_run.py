@@ -32,7 +32,7 @@ from search.explore import Asha, HyperBand
 from search.results import tables
 from search.results.tables import ENDED, Results
 from search.study.explorer import PlannedTrial, Tables
-from search.study.shown import number_of, show
+from search.study.shown import duration, number_of, show
 from search.study.space_file import SpaceFileError
 from search.study.study import Study
 from trainable.config import TrialConfig
@@ -203,16 +203,6 @@ def compare_estimate(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def duration(seconds: float) -> str:
-    """`1 h 02 m`, `3 m 10 s`, `12 s` or `0.8 s`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02} m"
 
 
 def _write(results: Results, record: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,8 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.execution.filling import Filling
 from search.study.explorer import PlannedTrial
 from search.study.shown import number_of, show
+
+if TYPE_CHECKING:
+    from search.execution.logs import Log
 
 RECENT_ROWS = 8
 STATUS_STYLES = {"completed": "green", "diverged": "yellow", "failed": "red", "stopped": "cyan"}
@@ -29,6 +33,8 @@ class Progress:
     done_before: int
     running: dict[str, tuple[PlannedTrial, Mapping[str, Any]]] = field(default_factory=dict)
     recent: list[tuple[PlannedTrial, Mapping[str, Any]]] = field(default_factory=list)
+    filling: Filling | None = None
+    log: "Log | None" = None
     ended: int = 0
     started: float = field(default_factory=time.monotonic)
     live: Live | None = None
@@ -47,6 +53,10 @@ class Progress:
 
     def trial_started(self, trial: PlannedTrial) -> None:
         """A worker began with a trial; one that goes on after a lost worker stays as it is."""
+        if self.filling is not None and trial.key not in self.running:
+            self.filling.started(trial)
+        if self.log is not None:
+            self.log.started(trial)
         self.running.setdefault(trial.key, (trial, {"status": "started"}))
 
     def note(self, sentence: str) -> None:
@@ -64,6 +74,8 @@ class Progress:
     def epoch_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported an evaluation."""
         self.running[trial.key] = (trial, row)
+        if self.log is not None:
+            self.log.evaluated(trial, row)
 
     def trial_ended(self, trial: PlannedTrial, row: Mapping[str, Any]) -> None:
         """A trial reported its end."""
@@ -72,6 +84,10 @@ class Progress:
         row = {"train_loss": last.get("train_loss"), **row}
         self.recent = [*self.recent[-RECENT_ROWS + 1 :], (trial, row)]
         self.ended += 1
+        if self.filling is not None:
+            self.filling.ended(trial, row)
+        if self.log is not None:
+            self.log.ended(trial, row)
         if self.live is None:
             line = self._line(trial, row)
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -90,6 +106,27 @@ class Progress:
         values = " ".join(f"{name}={show(getattr(trial.config, name))}" for name in names)
         part = trial.step or trial.variant
         return f"{part}: {values}" if part else values
+
+    def as_json(self) -> dict[str, Any]:
+        """What is going on, for other programs: counts, seconds left, running and last trials."""
+        return {
+            "total": self.total,
+            "ended": self.done_before + self.ended,
+            "seconds_left": self.seconds_left,
+            "fields": [*self.varied, "seed"],
+            "running": [self._row(*pair) for pair in list(self.running.values())],
+            "surface": None if self.filling is None else self.filling.as_json(),
+            "recent": [self._row(*pair) for pair in reversed(self.recent)],
+        }
+
+    def _row(self, trial: PlannedTrial, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            **{name: getattr(trial.config, name) for name in [*self.varied, "seed"]},
+            "epoch": row.get("epochs_seen", row.get("epochs_completed")),
+            "score": row.get(self.metric),
+            "status": row.get("status", "running"),
+            "reason": row.get("reason") or "",
+        }
 
     def _line(self, trial: PlannedTrial, row: Mapping[str, Any]) -> str:
         values = self.name_of(trial)
@@ -131,7 +168,8 @@ class Progress:
             )
         if not self.running and not self.ended:
             return Group(bar, table, Text("starting workers, which import torch", "dim"))
-        return Group(bar, table)
+        surface = None if self.filling is None else self.filling.table()
+        return Group(bar, *([surface] if surface else []), table)
 
 
 def clock(seconds: float) -> str:

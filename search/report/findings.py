@@ -12,7 +12,7 @@ import pandas as pd
 from search.analysis.analysis import Analysis, analyse
 from search.analysis.chance import nothing_beat_chance
 from search.analysis.expected import Verdict, verdicts
-from search.analysis.foreign_table import TableError, read_own_table
+from search.analysis.foreign_table import TableError, own_table
 from search.analysis.groups import (
     CROSSED,
     RIDGE,
@@ -45,6 +45,7 @@ from search.report.sentences.expected import summary
 from search.report.sentences.scaling import scaling
 from search.report.sentences.search import importance_sentence, stopping_sentence
 from search.report.sentences.wording import listed
+from search.report.sources.opened import open_source
 from search.results import files
 from search.results.tables import TABLES, Results, ResultsError, named_alike
 from search.study.shown import number_of, show
@@ -66,7 +67,7 @@ class Findings:
     trials in the folder that the study, as it was last run, does not ask for. `stopping` is whether
     it was safe, by rung. `expected` is what the study's source reports, beside what was measured.
     `by_model` has the ridge of each surface where trials were chosen to find it (`Ridge`), and that
-    of a table whose cells have one seed.
+    of a table whose cells have one seed. `folder` is where a study's results are.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Findings:
     stopping: pd.DataFrame = field(default_factory=pd.DataFrame)
     expected: Sequence[Verdict] = ()
     by_model: Sequence[ByModel] = ()
+    folder: str = ""
 
     @property
     def synthetic(self) -> bool:
@@ -143,6 +145,7 @@ def of_study(
         weights = importance(trials, fields=varied, metric=metric, mode=mode)
     return Findings(
         name=str(about.get("name") or folder.study),
+        folder=folder.folder.uri,
         metric=metric,
         mode=mode,
         about=about,
@@ -212,7 +215,7 @@ def _tables(folder: Results) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
 
 
 def of_table(
-    file: Path,
+    where: Path | str,
     *,
     batch_size: str,
     lr: str,
@@ -221,19 +224,32 @@ def of_table(
     seed: str = "seed",
     mode: str | None = None,
     margin: float | None = None,
+    runs: Sequence[str] = (),
+    study: str | None = None,
 ) -> Findings:
-    """From anyone's table of results. Without `mode` the metric's name tells which values are best.
+    """From anyone's results: a table, or what another tool recorded.
 
-    `fields` are columns that differ from run to run beside batch size and lr.
+    Without `mode` the tool's record tells which values are best, else the metric's name. `fields`
+    are columns that differ from run to run beside batch size and lr; `runs` tell which run a row is
+    of, where a run has several; `study` is one of several in a storage.
 
     Raises:
-        TableError: it cannot be read as one, or the name does not tell.
+        TableError: it cannot be read, or the name does not tell.
     """
-    table = read_own_table(
-        file, batch_size=batch_size, lr=lr, metric=metric, fields=fields, seed=seed
+    source = open_source(str(where), study=study)
+    mode = mode or source.modes.get(metric) or mode_by_name(metric)
+    table = own_table(
+        source.rows,
+        file=source.where,
+        batch_size=batch_size,
+        lr=lr,
+        metric=metric,
+        fields=fields,
+        seed=seed,
+        runs=runs or source.runs,
+        mode=mode,
     )
     fields = table.fields
-    mode = mode or mode_by_name(metric)
     if mode is None:
         raise TableError(
             f"--metric {metric} does not tell whether higher or lower is better: add --mode max or "
@@ -242,10 +258,10 @@ def of_table(
     trials = table.trials
     best: dict[str, Any] = {"metric": table.metric, "mode": mode}
     return Findings(
-        name=file.name,
+        name=source.name,
         metric=table.metric,
         mode=mode,
-        about={"table": file.name, "columns": {"batch_size": batch_size, "lr": lr}},
+        about={"table": source.said, "columns": {"batch_size": batch_size, "lr": lr}},
         trials=trials,
         epochs=None,
         analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr", margin=margin)],

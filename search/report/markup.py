@@ -71,10 +71,13 @@ def table(
     *,
     best: Sequence[bool] = (),
     long: Sequence[str] = (),
+    cell_lr: Sequence[float] = (),
 ) -> str:
     """The frame's columns with the headings in `columns`; the first one is the row's heading.
 
     Rows marked in `best` are coloured; columns in `long` contain sentences. Empty without rows.
+    The page shows the rows of the batch sizes that the reader picks, if there is such a column, and
+    with `cell_lr`, the peak learning rates of the rows, those of the settings.
     """
     names = [name for name in columns if name in rows]
     if rows.empty or not names:
@@ -89,12 +92,23 @@ def table(
         cells = [f'<th scope="row">{text(cell_text(row[names[0]]))}</th>']
         cells += [_cell(row[name], is_long=name in long) for name in names[1:]]
         marked = ' class="best"' if index < len(best) and best[index] else ""
+        marked += _linked(rows, index, cell_lr)
         body.append(f"<tr{marked}>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table>'
         f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _linked(rows: pd.DataFrame, index: int, cell_lr: Sequence[float]) -> str:
+    """Which batch size and which setting a row is of, for page.js."""
+    size = rows["batch_size"].iloc[index] if "batch_size" in rows else None
+    if not isinstance(size, int | float | np.number) or not math.isfinite(size):
+        return ""
+    lr = cell_lr[index] if index < len(cell_lr) else math.nan
+    of_lr = f' data-lr="{float(lr)!r}"' if math.isfinite(lr) else ""
+    return f' data-size="{size:.0f}"{of_lr}'
 
 
 def details(summary: str, content: str) -> str:

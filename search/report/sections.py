@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from search.analysis.analysis import Analysis
 from search.analysis.leaderboard import best_by_batch_size
 from search.analysis.surface import best_cell
 from search.report.charts.gallery import surface_name
+from search.report.facts import trained_hours
 from search.report.findings import Findings
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
 from search.report.sentences.scaling import RULE_WORDS
@@ -88,7 +90,13 @@ def surface_table(analysis: Analysis) -> str:
     columns = CELL | {"grid_lr": analysis.lr_name}
     if np.allclose(cells["lr"], cells["grid_lr"]):
         del columns["grid_lr"]
-    rows = table(f"{analysis.metric} of all settings, by mean", cells, columns, best=list(best))
+    rows = table(
+        f"{analysis.metric} of all settings, by mean",
+        cells,
+        columns,
+        best=list(best),
+        cell_lr=list(cells["lr"]),
+    )
     return details("The numbers of all settings", rows)
 
 
@@ -195,7 +203,8 @@ def equal_table(analysis: Analysis) -> str:
             columns={"mean": f"mean_{name}", "lr": f"lr_{name}"}
         )
         merged = renamed if merged is None else merged.merge(renamed, on="batch_size", how="outer")
-        columns[f"mean_{name}"] = f"at {cell_text(float(f'{spent:.4g}'))} {unit}"
+        shown = float(f"{spent:.4g}") if unit == "seconds" else spent
+        columns[f"mean_{name}"] = f"at {cell_text(shown)} {unit}"
         columns[f"lr_{name}"] = "at peak lr"
     if merged is None:
         return ""
@@ -248,9 +257,9 @@ def cost_table(findings: Findings) -> str:
     }
     parts = [table("Medians", findings.analyses[0].throughput, columns)]
     rows = findings.trials
-    if "train_wall_s" in rows and rows["train_wall_s"].notna().any():
-        hours = rows["train_wall_s"].sum() / 3600
-        gpu_hours = (rows["train_wall_s"] * rows["num_gpus"].fillna(0)).sum() / 3600
+    trained = trained_hours(rows)
+    if trained is not None:
+        hours, gpu_hours = trained
         devices = ", ".join(sorted({str(d) for d in rows["device"].dropna()}))
         time = f"{show(hours)} hours" if hours >= 1 else f"{show(60 * hours)} minutes"
         together = f"All {len(rows)} trials together" if len(rows) > 1 else "The trial"
@@ -289,7 +298,13 @@ def ablation_tables(findings: Findings) -> str:
 
 def leaders_table(findings: Findings) -> str:
     """The best configurations with intervals."""
-    return _ranked("Best configurations", findings.leaders, findings.metric)
+    rows, cells = findings.leaders, findings.analyses[0].cells
+    by = ["batch_size", findings.analyses[0].lr_name]
+    cell_lr: list[float] = []
+    if set(by) <= set(rows) and not cells.duplicated(["batch_size", "grid_lr"]).any():
+        known = cells.rename(columns={"lr": "cell_lr", "grid_lr": by[1]})[[*by, "cell_lr"]]
+        cell_lr = list(rows[by].merge(known, on=by, how="left")["cell_lr"])
+    return _ranked("Best configurations", rows, findings.metric, cell_lr=cell_lr)
 
 
 def unplanned_table(findings: Findings) -> str:
@@ -301,7 +316,7 @@ def unplanned_table(findings: Findings) -> str:
     return paragraph(why, kind="soft") + _ranked(title, findings.unplanned, findings.metric)
 
 
-def _ranked(title: str, rows: pd.DataFrame, metric: str) -> str:
+def _ranked(title: str, rows: pd.DataFrame, metric: str, *, cell_lr: Sequence[float] = ()) -> str:
     figures = ("mean", "std", "n", "low", "high")
     headings = {"mean": f"mean {metric}", "low": "95 % from", "high": "to", "n": "n"}
     rows = rows.rename(columns={metric: "again"})
@@ -310,7 +325,7 @@ def _ranked(title: str, rows: pd.DataFrame, metric: str) -> str:
     by = {n: n for n in columns if n not in test}
     shown_columns = by | {n: headings.get(n, n) for n in figures} | {n: f"mean {n}" for n in test}
     ranked = rows.assign(rank=range(1, len(rows) + 1))
-    return table(title, ranked, {"rank": "", **shown_columns})
+    return table(title, ranked, {"rank": "", **shown_columns}, cell_lr=cell_lr)
 
 
 def troubles(findings: Findings) -> str:

@@ -19,6 +19,16 @@ def number_of(count: object, noun: str, plural: str = "") -> str:
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def duration(seconds: float) -> str:
+    """`1 h 02 m`, `3 m 10 s`, `12 s` or `0.8 s`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} m"
+
+
 def print_error(command: str, error: BaseException) -> int:
     """Print an error of the user's input as one red line; returns the command's exit status."""
     Console(stderr=True).print(

@@ -37,6 +37,7 @@ from trainable.data.standard import check_ungrouped, digits_source, find_torchvi
 from trainable.data.synthetic import synthetic_source
 from trainable.data.voc import IMAGES, KINDS, LISTS, find_voc_boxes, find_voc_masks, is_voc
 from trainable.host.pulse import tick
+from trainable.host.storage import user_cache_dir
 
 CACHE_VERSION = 1
 NESTED, MOST_LOOKED_AT = 3, 200  # levels of subfolders, and folders of a level, for a hint
@@ -92,7 +93,7 @@ def default_cache_dir() -> Path:
     """`$DATA_CACHE_DIR`, or a folder in the user's cache."""
     if named := os.environ.get("DATA_CACHE_DIR"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batch-lr-search"
+    return user_cache_dir()
 
 
 def locate(

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -94,8 +95,8 @@ def limit_memory(device: torch.device, share: float) -> None:
 def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> None:
     """Wait until most of the trial's share of the GPU is free.
 
-    The process of the previous trial may still be exiting. Memory that this process has reserved
-    but does not use counts as free.
+    The process of the previous trial may still be exiting. Memory that this process has reserved,
+    for the data that it keeps too, counts as free.
 
     Raises:
         RuntimeError: too little is free after `timeout_s`; the message says how much.
@@ -106,7 +107,6 @@ def wait_for_memory(device: torch.device, share: float, timeout_s: float) -> Non
     while True:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         free_gib = (free_bytes + torch.cuda.memory_reserved(device)) / GIB
-        free_gib -= torch.cuda.memory_allocated(device) / GIB
         wanted_gib = FREE_PART * share * total_bytes / GIB
         if free_gib >= wanted_gib:
             return
@@ -168,21 +168,29 @@ def host_free_bytes() -> float:
     return max(0, available) * share
 
 
-def set_precision(precision: str, device: torch.device) -> None:
-    """Allow or forbid TF32, and make the same seed give the same numbers.
+def set_precision(precision: str, device: torch.device, *, deterministic: bool = True) -> None:
+    """Allow or forbid TF32; on a GPU, make the same seed give the same numbers, or be faster.
 
-    The settings belong to the process, so each trial sets them.
+    The settings belong to the process, so each trial sets them. Operations that have no
+    deterministic form on a GPU run all the same.
 
     Raises:
         ValueError: fp16 on a CPU, which does not support it.
     """
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision=fp16 needs a GPU; on a CPU use bf16 or fp32")
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    # cuBLAS reads it once, at the first product of matrices.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # It would write all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
 
 
 def reset_peak_memory(device: torch.device) -> None:

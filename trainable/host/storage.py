@@ -173,13 +173,22 @@ def _retried(call: Callable[P, T]) -> Callable[P, T]:
     return again
 
 
+def user_cache_dir() -> Path:
+    """This project's folder in the user's cache: what it holds can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batch-lr-search"
+
+
 @_retried
-def write(folder: Folder, name: str, content: bytes) -> None:
-    """Write or replace a file; a reader sees either the old or the new one, complete."""
-    write_once(folder, name, content)
+def write(folder: Folder, name: str, content: bytes, *, is_lasting: bool = True) -> None:
+    """Write or replace a file; a reader sees either the old or the new one, complete.
+
+    What can be made again need not be `is_lasting`: that is faster, and a failure of power may
+    leave it empty.
+    """
+    write_once(folder, name, content, is_lasting=is_lasting)
 
 
-def write_once(folder: Folder, name: str, content: bytes) -> None:
+def write_once(folder: Folder, name: str, content: bytes, *, is_lasting: bool = True) -> None:
     """`write` that fails at once, for what must not be written later."""
     _checked(name)
     if not folder.is_local:
@@ -202,7 +211,8 @@ def write_once(folder: Folder, name: str, content: bytes) -> None:
         with open(writing, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         os.replace(writing, directory / name)
     except OSError as error:
         if error.errno in FULL:
@@ -210,6 +220,8 @@ def write_once(folder: Folder, name: str, content: bytes) -> None:
         raise
     finally:
         writing.unlink(missing_ok=True)
+    if not is_lasting:
+        return
     entry = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(entry)

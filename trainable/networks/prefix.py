@@ -4,9 +4,10 @@ Its output for an image depends on the image alone. So it can run for several up
 only once for images that are never augmented.
 """
 
+import copy
+import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,21 +20,39 @@ from trainable.networks.models import draws, set_training
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """Modules of a network, first to last, each with its parent module and its name there."""
+    """Modules of a network, first to last, and the path of each in it."""
 
     modules: tuple[nn.Module, ...]
-    places: tuple[tuple[nn.Module, str], ...]
     paths: tuple[str, ...]
 
 
 def prefix_at(model: nn.Module, paths: tuple[str, ...]) -> Prefix:
     """The prefix made of the modules at these paths of a network or of its copy."""
-    parts = [path.rpartition(".") for path in paths]
-    return Prefix(
-        modules=tuple(model.get_submodule(path) for path in paths),
-        places=tuple((model.get_submodule(parent), name) for parent, _, name in parts),
-        paths=paths,
-    )
+    return Prefix(modules=tuple(model.get_submodule(path) for path in paths), paths=paths)
+
+
+def fingerprint(prefix: Prefix) -> str:
+    """SHA-256 of where the prefix is in its network, and of its weights and statistics."""
+    digest = hashlib.sha256(repr((prefix.paths, prefix.modules)).encode())
+    for module in prefix.modules:
+        for tensor in module.state_dict().values():
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tail_of(model: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """The network without the modules at these paths: it takes their output instead of images.
+
+    What is left is the network's own: weights and statistics are shared. Modules on the way to the
+    paths are copied, and each copy has a training mode of its own.
+    """
+    tail = copy.copy(model)
+    tail._modules = dict(model._modules)
+    for name in dict.fromkeys(path.partition(".")[0] for path in paths):
+        inside = [path.partition(".")[2] for path in paths if path.partition(".")[0] == name]
+        child = model.get_submodule(name)
+        tail._modules[name] = tail_of(child, inside) if all(inside) else nn.Identity()
+    return tail
 
 
 @torch.no_grad()
@@ -62,8 +81,7 @@ def find_prefix(model: nn.Module, *, image_size: int, device: torch.device) -> P
     prefix = prefix_at(model, tuple(paths))
     features = run_prefix(prefix, images, chunk_size=len(images))
     before = features.clone()
-    with bypassed(prefix):
-        logits_apart = model(features)
+    logits_apart = tail_of(model, paths)(features)
     is_same = torch.equal(logits_apart, logits) and torch.equal(features, before)
     return prefix if is_same else None
 
@@ -122,21 +140,3 @@ def run_prefix(
 
     size = min(chunk_size, len(images_BCHW))
     return halve_until_it_fits(features, size, before_retry=before_retry)
-
-
-@contextmanager
-def bypassed(prefix: Prefix | None) -> Iterator[None]:
-    """In this context the network takes the prefix's features instead of images."""
-    if prefix is None:
-        yield
-        return
-    try:
-        for parent, name in prefix.places:
-            parent._modules[name] = _PASS
-        yield
-    finally:
-        for (parent, name), module in zip(prefix.places, prefix.modules, strict=True):
-            parent._modules[name] = module
-
-
-_PASS = nn.Identity()

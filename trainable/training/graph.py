@@ -1,71 +1,145 @@
-"""A CUDA graph of a network's forward and backward pass: one launch instead of a hundred.
+"""A CUDA graph of a whole update: one launch instead of some hundreds.
 
 With small batches a GPU waits for the host to launch kernels. A graph replays the same kernels with
-one launch. It is used if a short measurement shows that it is correct and faster.
+one launch. It is used if a short measurement shows that it is faster and gives the same bits.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-
-from trainable.networks.models import draws
+from torch import Tensor
 
 MOST_IMAGES = 256  # with more images, launching takes a small part of an update
 TIMES = 10
 LEAST_GAIN = 1.05
+KIND = "cuda"  # of devices that have graphs
+
+Update = Callable[[Tensor, Tensor], Tensor]  # inputs and targets of a batch to sums
 
 
-def may_be_graphed(model: nn.Module, device: torch.device, *, images: int) -> bool:
-    """Whether to measure a graph: on a GPU, with a small batch, and a network without dropout."""
-    return device.type == "cuda" and images <= MOST_IMAGES and not draws(model)
+@dataclass(frozen=True)
+class UpdateGraph:
+    """An update with memory of its own for inputs (B, ...), targets (B, ...) and sums."""
+
+    inputs: Tensor
+    targets: Tensor
+    sums: Tensor
+    replay: Callable[[], None]
+
+    def fits(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Whether it is of batches of this size and kind."""
+        return all(
+            (own.shape, own.dtype) == (given.shape, given.dtype)
+            for own, given in ((self.inputs, inputs), (self.targets, targets))
+        )
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Update with a batch; returns a copy of the sums."""
+        self.inputs.copy_(inputs)
+        self.targets.copy_(targets)
+        self.replay()
+        return self.sums.clone()
+
+
+def may_be_graphed(device: torch.device, *, images: int) -> bool:
+    """Whether to measure a graph: on a GPU, with a small batch."""
+    return device.type == KIND and images <= MOST_IMAGES
 
 
 def graph_if_faster(
-    model: nn.Module, inputs: Tensor, labels_B: Tensor, *, dtype: torch.dtype | None
-) -> Callable[[Tensor], Tensor] | None:
-    """The network as a graph for inputs of this shape; None if it is not faster or not the same.
+    update: Update, state: Sequence[Tensor], lrs: Sequence[Tensor], inputs: Tensor, targets: Tensor
+) -> UpdateGraph | None:
+    """The update as a graph for batches of this shape; None if it is slower or not the same.
 
-    `dtype` is that of autocast, None without autocast. The network must be in training mode. Its
-    weights, gradients and statistics, and the random generator, stay as they are.
+    `update` changes `state` in place at the rates `lrs`, which are of the state too. The same means
+    equal bits after two updates at two rates. State and random generator stay as they are.
     """
-    generator = torch.cuda.get_rng_state(inputs.device)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    network = nn.Sequential(model)  # the forward of this one is replaced, not the model's
+    before = [tensor.clone() for tensor in state]
+    generator = _random_state(inputs.device)
 
-    def autocast(*, cache: bool) -> torch.autocast:
-        return torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=cache)
+    def restore() -> None:
+        with torch.no_grad():
+            for tensor, start in zip(state, before, strict=True):
+                tensor.copy_(start)
+        _set_random_state(generator, inputs.device)
 
-    def gradients(forward: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        with autocast(cache=True):
-            logits_BK = forward(inputs)
-        loss = nn.functional.cross_entropy(logits_BK.float(), labels_B)
-        return list(torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True))
+    def two_updates(run: Update) -> Tensor:
+        restore()
+        first = run(inputs, targets).clone()
+        for lr in lrs:
+            lr.mul_(0.5)  # a graph would not see a rate that is not read from its tensor
+        return torch.stack([first, run(inputs, targets)])
 
-    def seconds(forward: Callable[[Tensor], Tensor]) -> float:
-        gradients(forward)
-        torch.cuda.synchronize()
+    def seconds(run: Update) -> float:
+        run(inputs, targets)
+        _wait(inputs.device)
         started = time.perf_counter()
         for _ in range(TIMES):
-            gradients(forward)
-        torch.cuda.synchronize()
+            run(inputs, targets)
+        _wait(inputs.device)
         return time.perf_counter() - started
 
     try:
-        eager_s = seconds(model)
-        expected = gradients(model)
-        with autocast(cache=False):
-            graphed: Any = torch.cuda.make_graphed_callables(network, (inputs.clone(),))
-        replayed = [gradient.clone() for gradient in gradients(graphed)]
+        eager_s = seconds(update)
+        expected = [two_updates(update), *(tensor.clone() for tensor in state)]
+        graph = captured(update, inputs, targets)
+        replayed = [two_updates(graph), *state]
         is_same = all(torch.equal(a, b) for a, b in zip(replayed, expected, strict=True))
-        return graphed if is_same and seconds(graphed) * LEAST_GAIN < eager_s else None
+        return graph if is_same and seconds(graph) * LEAST_GAIN < eager_s else None
     except RuntimeError:  # an operation cannot be captured, or memory ran out
         return None
     finally:
-        torch.cuda.set_rng_state(generator, inputs.device)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        restore()
+
+
+def captured(update: Update, inputs: Tensor, targets: Tensor) -> UpdateGraph:
+    """The update as a graph, which captures it and does not run it.
+
+    Raises:
+        RuntimeError: it cannot be captured. The process can go on drawing and capturing.
+    """
+    inputs, targets = inputs.clone(), targets.clone()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        # Other threads, such as the one that writes checkpoints, may use CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            sums = update(inputs, targets)
+    except RuntimeError:
+        _mend(pool, inputs.device)
+        raise
+    return UpdateGraph(inputs, targets, sums, graph.replay)
+
+
+def _mend(pool: tuple[int, int], device: torch.device) -> None:
+    """Undo what a failed capture leaves behind.
+
+    Its memory pool may still be open. And the random generator believes that it is captured, so
+    that it refuses to draw: the end of a capture of nothing corrects that.
+    """
+    with suppress(RuntimeError):  # it was closed
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+    with suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the graph is empty
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+            pass
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -116,6 +116,21 @@ def _schedule_free(
     return made
 
 
+# Their steps read a rate that is a tensor, and count in tensors: a CUDA graph can take them.
+CAPTURABLE = (optim.SGD, optim.Adam, optim.AdamW)
+
+
+def make_capturable(optimizer: optim.Optimizer, device: torch.device) -> None:
+    """Give each group a rate on the device, of its own, if a CUDA graph can take the steps."""
+    if not isinstance(optimizer, CAPTURABLE):
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are no graph's
+
+
 def take_step(optimizer: optim.Optimizer) -> None:
     """`optimizer.step()` without its wrappers, which import torch's compiler too."""
     with torch.no_grad():
@@ -137,4 +152,7 @@ def to_evaluation(optimizer: optim.Optimizer) -> None:
 def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
     """Set every group's lr to the update's, times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["lr_factor"])
+        else:
+            group["lr"] = lr * group["lr_factor"]

@@ -7,22 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from trainable.config import TrialConfig
 from trainable.host.device import halve_until_it_fits
 from trainable.host.pulse import tick
 from trainable.host.ranks import ALONE, Ranks, bounds
-from trainable.networks.models import head_of
+from trainable.networks.models import head_of, set_training
 from trainable.networks.normalization import as_part_of_batch, running_statistics
-from trainable.networks.prefix import Prefix, bypassed
+from trainable.networks.prefix import Prefix, tail_of
 from trainable.networks.sync_norm import num_exchanged, synchronize
 from trainable.networks.teacher import load_teacher
+from trainable.training import graph
 from trainable.training.gradients import SharedGradients
-from trainable.training.graph import graph_if_faster, may_be_graphed
+from trainable.training.graph import UpdateGraph, graph_if_faster, may_be_graphed
 from trainable.training.losses import is_mixed, mix, smoothing_of
 from trainable.training.optim import (
+    CAPTURABLE,
     build_optimizer,
+    make_capturable,
     set_lr,
     take_step,
     to_evaluation,
@@ -66,7 +69,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average: AveragedModel | None = None
         if config.ema_decay:
-            self.average = AveragedModel(model)  # each update sets the function that averages
+            self.average = AveragedModel(model)
         self.teacher: nn.Module | None = None
         if config.distill_from:
             teacher = load_teacher(config.distill_from, num_classes=num_classes).to(device)
@@ -76,20 +79,39 @@ class Step:
         self.may_halve = True  # the microbatch; trials of a pack first train with fewer others
         self.snapshot = Snapshot(model, device)
         self.has_stepped = False
-        self.prefix: Prefix | None = None  # if set, the network is given its features
-        self.graph: Callable[[Tensor], Tensor] | None = None
-        self.graphed_images = -1  # batch size of the graph; -1 before it was measured
+        self.prefix: Prefix | None = None
+        self.tail = model  # what batches are given to: the network, or without its prefix
+        self.graph: UpdateGraph | None = None
+        # A capture fails while another GPU is spoken to; fp16 decides on the host about each step.
+        self.may_try_graph = (
+            self.task.may_try_graph
+            and self.ranks.size == 1
+            and not self.scaler.is_enabled()
+            and isinstance(self.optimizer, CAPTURABLE)
+        )
         self.batch_size: int | None = None  # of which this rank has a part; None: all of it
         self.mixing_state = torch.get_rng_state()  # of several ranks, all mix alike
         if self.ranks.size > 1:
-            self.graphed_images = 0  # a capture fails while another GPU is spoken to
             self.gradients = SharedGradients(self.trained, self.ranks)
             num_exchanged_ = num_exchanged(model, self.ranks.size)
             self.ranks.reserve(num_exchanged_, device if num_exchanged_ else torch.device("cpu"))
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         lr, head = peak_lr(self.config), head_of(self.model)
-        return build_optimizer(self.config, self.model, lr=lr, head=head)
+        optimizer = build_optimizer(self.config, self.model, lr=lr, head=head)
+        if self.device.type == graph.KIND:
+            make_capturable(optimizer, self.device)
+        return optimizer
+
+    def use_prefix(self, prefix: Prefix | None) -> None:
+        """From now on batches are features of this prefix of the network."""
+        self.prefix = prefix
+        self.tail = tail_of(self.model, prefix.paths) if prefix else self.model
+
+    def set_training(self) -> None:
+        """Put what is trained in training mode; a tail has some modules of its own."""
+        set_training(self.model)
+        set_training(self.tail)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -135,6 +157,7 @@ class Step:
             self.average.load_state_dict(state["average"])
         self.microbatch_size, self.oom_retries = state["microbatch_size"], state["oom_retries"]
         self.has_stepped = bool(state["optimizer"]["state"])
+        self.graph = None  # its optimizer had other tensors
 
     def update(self, images_BCHW: Tensor, labels_B: Tensor, lr: float) -> Tensor:
         """One step of the optimizer on a whole batch: (loss, correct predictions, gradient norm).
@@ -150,8 +173,26 @@ class Step:
         set_lr(self.optimizer, lr)
         to_training(self.optimizer)
         images, targets = self._mixed(images_BCHW, labels_B)
-        if self.graphed_images < 0:
+        if self.may_try_graph and self.has_stepped:
             self._measure_graph(images, targets)
+        is_whole = len(targets) <= self.microbatch_size
+        if self.graph is not None and is_whole and self.graph.fits(images, targets):
+            sums = self.graph(images, targets)
+        else:
+            sums = torch.stack(self._whole_or_halved(images, targets, lr, total))
+            self.has_stepped = True
+            if self.average is not None and not int(self.average.n_averaged):
+                self.average.update_parameters(self.model)  # a copy, which it counts
+                return sums
+            self._average_weights(total)
+        if self.average is not None:
+            self.average.n_averaged += 1
+        return sums
+
+    def _whole_or_halved(
+        self, images: Tensor, targets: Tensor, lr: float, total: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sums of loss and correct predictions, and the gradient norm, once memory suffices."""
         self.snapshot.take()
         undo_step = None if self.has_stepped else self._first_step(lr)
 
@@ -182,10 +223,35 @@ class Step:
         if grad_norm is None:
             loss, correct = self._of_all_ranks(loss, correct)
             grad_norm = self._apply_gradients()
-        self.has_stepped = True
-        if self.average is not None:
-            self._update_average(self.average, ema_decay_at(self.config, total))
+        return loss, correct, grad_norm.to(loss.dtype)
+
+    def _captured_update(self, images: Tensor, targets: Tensor) -> Tensor:
+        """An update of a whole batch at once, at the rates that the optimizer has, as `update`."""
+        loss, correct = self._accumulate(images, targets, len(targets), len(targets))
+        grad_norm = self._apply_gradients()
+        self._average_weights(len(targets))
         return torch.stack([loss, correct, grad_norm.to(loss.dtype)])
+
+    def _measure_graph(self, images: Tensor, targets: Tensor) -> None:
+        """Capture a CUDA graph for batches of this size if it is faster; that is tried once."""
+        self.may_try_graph = False
+        is_whole = len(images) <= self.microbatch_size  # of parts it would be another for each size
+        if not is_whole or not may_be_graphed(self.device, images=len(images)):
+            return
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        optimizer_state = (
+            value
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+        average = self.average.module if self.average is not None else nn.Identity()
+        networks = *self.trained, *self.model.buffers(), *average.parameters(), *average.buffers()
+        state = [*networks, *optimizer_state, *lrs]
+        self.graph = graph_if_faster(
+            self._captured_update, [t.detach() for t in state], lrs, images, targets
+        )
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _mixed(self, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """The batch after mixup or CutMix.
@@ -245,22 +311,25 @@ class Step:
         return grad_norm
 
     @torch.no_grad()
-    def _update_average(self, average: AveragedModel, decay: float) -> None:
+    def _average_weights(self, batch_size: int) -> None:
         """Average the weights; and BatchNorm's statistics, unless precise ones replace them.
 
         torch copies the live network's statistics, which belong to other weights. Its option to
         average buffers would round whole numbers down.
         """
-        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        if self.config.precise_bn_images != 0 or not int(average.n_averaged):
-            average.update_parameters(self.model)
+        if self.average is None:
             return
-        own, live = running_statistics(average.module), running_statistics(self.model)
-        before = [statistic.clone() for statistic in own]
-        average.update_parameters(self.model)
-        if own:
-            torch._foreach_copy_(own, before)
-            torch._foreach_lerp_(own, live, 1 - decay)
+        share = 1 - ema_decay_at(self.config, batch_size)
+        own, live = self.average.module, self.model
+        torch._foreach_lerp_(list(own.parameters()), list(live.parameters()), share)
+        is_precise = self.config.precise_bn_images != 0
+        averaged = [] if is_precise else running_statistics(own)
+        if averaged:
+            torch._foreach_lerp_(averaged, running_statistics(live), share)
+        are_averaged = {id(statistic) for statistic in averaged}
+        for buffer, live_buffer in zip(own.buffers(), live.buffers(), strict=True):
+            if id(buffer) not in are_averaged:
+                buffer.copy_(live_buffer)
 
     def _accumulate(
         self, images_BCHW: Tensor, targets: Tensor, size: int, total: int
@@ -272,13 +341,12 @@ class Step:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = correct_sum = torch.zeros((), device=self.device)
-        graph = self.graph if len(targets) == self.graphed_images <= size else None
         done = 0
         sizes = self._microbatches(size, total) if self.ranks.size > 1 else size
         for images, part in zip(images_BCHW.split(sizes), targets.split(sizes), strict=True):
             tick()
             with as_part_of_batch(self.batchnorms, done=done, size=len(part), total=len(targets)):
-                loss, logits_BK = self.loss(images, part, graph)
+                loss, logits_BK = self.loss(images, part)
             done += len(part)
             share = len(part) / total
             self.scaler.scale(loss * share).backward()
@@ -296,17 +364,10 @@ class Step:
         edges = bounds(own, min(max(counts), *lengths))
         return [last - first for first, last in pairwise(edges)]
 
-    def loss(
-        self, images: Tensor, targets: Tensor, graph: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss of images and their logits; computed by the network's CUDA graph if given.
-
-        A graph can only compute a whole batch: its next replay overwrites its gradients.
-        """
-        forward = self.model if graph is None else graph
+    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of images and their logits."""
         with self.autocast():
-            with bypassed(self.prefix):
-                logits_BK = forward(images, *([targets] if self.task.takes_targets else []))
+            logits_BK = self.tail(images, *([targets] if self.task.takes_targets else []))
             with torch.no_grad():
                 teacher_logits = self.teacher(images).float() if self.teacher is not None else None
         logits_BK = logits_BK.float()
@@ -318,17 +379,6 @@ class Step:
             teacher_logits_BK=teacher_logits,
         )
         return loss, logits_BK.detach()
-
-    def _measure_graph(self, images: Tensor, targets: Tensor) -> None:
-        """Capture a CUDA graph for batches of this size if it is faster."""
-        self.graphed_images = 0
-        is_whole = len(images) <= self.microbatch_size  # a graph cannot accumulate gradients
-        may_be = self.task.may_be_graphed and is_whole
-        if may_be and may_be_graphed(self.model, self.device, images=len(images)):
-            dtype = AUTOCAST.get(self.config.precision)
-            with bypassed(self.prefix):
-                self.graph = graph_if_faster(self.model, images, targets, dtype=dtype)
-            self.graphed_images = len(images) if self.graph is not None else 0
 
     def autocast(self) -> torch.autocast:
         """The autocast context of the config's precision."""

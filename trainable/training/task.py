@@ -49,8 +49,7 @@ class Task:
     gives its loss itself. `rows` are what an evaluation keeps of a batch, from the network, its
     inputs and the targets; `no_rows` those of no image of so many classes; `of_all_ranks` puts
     those of each rank together. `scores` are made of all rows and targets, and so is the interval
-    of the AUROC. If `may_be_graphed`, a CUDA graph is tried with the cross-entropy of outputs and
-    targets.
+    of the AUROC. If `may_try_graph`, a CUDA graph of an update is tried.
     """
 
     loss: Callable[..., Tensor]
@@ -60,7 +59,7 @@ class Task:
     of_all_ranks: Callable[[Ranks, Tensor, int], Tensor]
     scores: Callable[[Tensor, Tensor], AnyScores]
     auroc_interval: Callable[[Tensor, Tensor], tuple[float, float]] = _no_interval
-    may_be_graphed: bool = False
+    may_try_graph: bool = False
     takes_targets: bool = False
 
 
@@ -92,7 +91,7 @@ TASKS = {
         of_all_ranks=_in_order,
         scores=score,
         auroc_interval=auroc_interval,
-        may_be_graphed=True,
+        may_try_graph=True,
     ),
     SEGMENTATION: Task(
         loss=pixel_loss,

@@ -13,6 +13,8 @@ from scipy import stats
 
 from search.analysis.surface import usable
 
+Array = NDArray[np.float64]
+
 COSTS = ("examples_seen", "updates", "train_s")
 REACHED_SHARE = 0.5  # at least this part of a cell's seeds must reach the target
 
@@ -67,10 +69,13 @@ def to_target(
     sign = 1.0 if mode == "max" else -1.0
     rows = curves(usable(trials, metric=metric), epochs, lr=lr)
     columns = ["batch_size", "lr", *COSTS, "n", "spread", "early", "unreached", "typical_updates"]
+    arrays = {name: rows[name].to_numpy(dtype=float) for name in COSTS}
+    score = sign * rows[metric].to_numpy(dtype=float)
+    by_trial = rows.groupby(["trial_key", "batch_size", "lr"]).indices
     costs = [
         {"trial_key": key, "batch_size": batch_size, "lr": trial_lr}
-        | _cost_of(curve, sign * curve[metric].to_numpy(dtype=float), sign * target)
-        for (key, batch_size, trial_lr), curve in rows.groupby(["trial_key", "batch_size", "lr"])
+        | _cost_of({name: a[at] for name, a in arrays.items()}, score[at], sign * target)
+        for (key, batch_size, trial_lr), at in by_trial.items()
     ]
     if not costs:
         return pd.DataFrame(columns=columns)
@@ -89,13 +94,15 @@ def to_target(
     return best.sort_values("batch_size").reset_index(drop=True)[columns]
 
 
-def _cost_of(curve: pd.DataFrame, score: NDArray[np.float64], target: float) -> dict[str, Any]:
+def _cost_of(curve: Mapping[str, Array], score: Array, target: float) -> dict[str, Any]:
     """What a trial spent until its score first reached the target; NaN if it never did.
+
+    `curve` has its costs at each evaluation.
 
     `early`: it was reached at the first evaluation; `last_updates`: those of the last evaluation.
     """
     hits = np.flatnonzero(score >= target)
-    cost: dict[str, Any] = {"early": False, "last_updates": float(curve["updates"].iloc[-1])}
+    cost: dict[str, Any] = {"early": False, "last_updates": float(curve["updates"][-1])}
     if not len(hits):
         return cost | dict.fromkeys(COSTS, np.nan)
     i = int(hits[0])
@@ -103,7 +110,7 @@ def _cost_of(curve: pd.DataFrame, score: NDArray[np.float64], target: float) -> 
     if i and score[i] > score[i - 1]:
         share = (target - score[i - 1]) / (score[i] - score[i - 1])
     for name in COSTS:
-        values = curve[name].to_numpy(dtype=float)
+        values = curve[name]
         before = values[i - 1] if i else 0.0
         cost[name] = before + share * (values[i] - before) if i else values[0]
     return cost | {"early": i == 0}
@@ -115,7 +122,11 @@ def _typical(by_cell: "pd.api.typing.DataFrameGroupBy[Any, Any]") -> "pd.Series[
     Updates are log-normal with one standard deviation, which is pooled over the known updates of
     all cells. It is NaN where seeds are censored and no cell says how much seeds differ.
     """
-    logs = {cell: _logs(group) for cell, group in by_cell}
+    columns = {name: by_cell.obj[name].to_numpy() for name in ("updates", "early", "last_updates")}
+    logs = {
+        cell: _logs(**{name: column[at] for name, column in columns.items()})
+        for cell, at in by_cell.indices.items()
+    }
     several = [exact for exact, _, _ in logs.values() if len(exact) > 1]
     freedom = sum(len(exact) - 1 for exact in several)
     squares = sum(float(((exact - exact.mean()) ** 2).sum()) for exact in several)
@@ -125,19 +136,17 @@ def _typical(by_cell: "pd.api.typing.DataFrameGroupBy[Any, Any]") -> "pd.Series[
     return pd.Series(list(means.values()), index=index, dtype=float)
 
 
-def _logs(costs: pd.DataFrame) -> tuple[NDArray[np.float64], ...]:
+def _logs(updates: Array, early: NDArray[np.bool_], last_updates: Array) -> tuple[Array, ...]:
     """Log updates of a cell: known ones, upper bounds of early ones, lower ones of unreached."""
-    known = costs["updates"].notna()
-    early = costs["early"].astype(bool)
-    exact, left = costs.loc[known & ~early, "updates"], costs.loc[early, "updates"]
-    parts = (exact, left, costs.loc[~known, "last_updates"])
-    return tuple(np.log(part.to_numpy(dtype=float)) for part in parts)
+    known = ~np.isnan(updates)
+    parts = (updates[known & ~early], updates[early], last_updates[~known])
+    return tuple(np.log(part) for part in parts)
 
 
 def _censored_mean(
-    exact: NDArray[np.float64],
-    left: NDArray[np.float64],
-    right: NDArray[np.float64],
+    exact: Array,
+    left: Array,
+    right: Array,
     *,
     std: float,
 ) -> float:

@@ -32,6 +32,7 @@ DRAWS = 384
 ENDS = (0.025, 0.5, 0.975)
 LEAST_SIZES, LEAST_SCORES = 2, 3
 MOST_TRIALS = 500  # whose covariances fit into memory
+LITTLE = 0.1  # of the noise of a trial: a smaller gain is not worth training one more
 OPEN = 0.25  # of the draws at an end of the range: the best lr may be outside
 MANY, DRAWS_OF_MANY = 150, 128  # trials, whose covariances take long
 MOST_SIZES = 12  # batch sizes that an answer has
@@ -84,6 +85,11 @@ class ByModel:
     def predicted(self) -> pd.DataFrame:
         """The rows of batch sizes that have none."""
         return self.rows[self.rows["trials"] == 0]
+
+
+def is_worth(answer: ByModel) -> bool:
+    """Whether the next trial is expected to tell enough to be trained."""
+    return answer.next_trial.gain >= LITTLE * answer.noise_std
 
 
 def by_model(

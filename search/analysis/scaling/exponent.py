@@ -170,7 +170,7 @@ def _bracketed(cells: pd.DataFrame, *, mode: str) -> _Points:
 
 def _line(points: _Points) -> Any:
     """Weighted least squares of log lr* on log B, by statsmodels."""
-    from statsmodels.api import WLS
+    from statsmodels.regression.linear_model import WLS
 
     return WLS(points.y, _design(points.x), weights=points.weights).fit()
 

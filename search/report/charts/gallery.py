@@ -11,19 +11,31 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.analysis.groups import STEP
+from search.analysis.tuning_curve import GRID
 from search.report.charts.compared import best_by_batch_size_chart
 from search.report.charts.search import importance_chart, parallel_coordinates
-from search.report.charts.surface import Chart, collapse_chart, heat_map, lr_curves, ridge_chart
+from search.report.charts.surface import (
+    Chart,
+    collapse_chart,
+    heat_map,
+    lr_curves,
+    ridge_chart,
+    scores_of,
+    shown_range,
+    unit_of,
+)
 from search.report.charts.training import (
+    best_points,
+    curves_of,
     learning_curves,
     noise_scale_chart,
     target_chart,
     throughput_chart,
 )
+from search.report.charts.tuning_curve import tuning_chart
 from search.report.findings import Findings
+from search.report.tuning_curve import READ, curve_of
 from search.study.shown import show
-
-PNG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ def picture(name: str, title: str, caption: str, chart: Chart | None) -> dict[st
     if chart is None:
         return {}
     with alt.data_transformers.enable(max_rows=None):
-        spec = chart.to_dict()
+        spec = chart.to_dict(validate=False)  # a test validates them, which takes long
     return {name: Picture(name, title, caption, {**spec, "description": f"{title}. {caption}"})}
 
 
@@ -68,14 +80,19 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
     near = ""
     if math.isfinite(analysis.margin) and len(analysis.compared):
         near = f"; dashed: others within {show(analysis.margin)} of the best with 95 % confidence"
+    unit = f" of steps of {unit_of(analysis):.1g}" if len(analysis.ridge) else ""
+    unit += ", the noise of a trial" if analysis.noise.std > 0 else ""
+    beyond = _at_edge(scores_of(analysis), analysis.mode)
     return {
         **picture(
             f"surface{suffix}",
             f"{metric} over batch size and {analysis.lr_name}{which}",
-            f"Colour and number: {mean}; yellow is best. Diamond: the best learning rate of each "
-            f"batch size. Outlined: settings that cannot be told from the best{near}. Grey: no "
-            "score, because the trials diverged (div.), were stopped early (stop.) or failed "
-            "(fail.).",
+            f"Number: {mean}. Colour: how far it is behind the best, which is yellow, on a "
+            f"logarithmic scale{unit}. Diamond: the best "
+            f"learning rate of each batch size. Outlined: settings that cannot be told from the "
+            f"best{near}. Grey: no score, because the trials diverged (div.), were stopped early "
+            f"(stop.) or failed (fail.). On the page, click on settings (several: with Shift) to "
+            f"see only these.",
             heat_map(analysis),
         ),
         **picture(
@@ -83,7 +100,7 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
             f"{metric} against the peak learning rate{which}",
             "One line per batch size (means); one dot per trial. Diamond: the best rate, from a "
             "parabola through the best three, with its 95 % interval; hollow if it is the smallest "
-            "or largest rate tried. Click on the legend to select a batch size.",
+            f"or largest rate tried. Click on the legend to select a batch size.{beyond}",
             lr_curves(analysis),
         ),
         **picture(
@@ -95,6 +112,15 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
             ridge_chart(analysis),
         ),
     }
+
+
+def _at_edge(scores: "pd.Series[float]", mode: str) -> str:
+    """A sentence on the scores beyond the ends of their axis, if there are any."""
+    if scores.empty:
+        return ""
+    low, high, is_cut = shown_range(scores, mode=mode)
+    end = f"below {low:.3g}" if mode == "max" else f"above {high:.3g}"
+    return f" Scores {end} are drawn at the edge." if is_cut else ""
 
 
 def compared_pictures(analyses: Sequence[Analysis]) -> dict[str, Picture]:
@@ -110,13 +136,14 @@ def compared_pictures(analyses: Sequence[Analysis]) -> dict[str, Picture]:
 
 def training_pictures(analysis: Analysis, epochs: pd.DataFrame | None) -> dict[str, Picture]:
     """The charts of the best surface only."""
-    metric = analysis.metric
+    metric, curves = analysis.metric, curves_of(analysis, epochs)
+    at_edge = "" if curves.empty else _at_edge(best_points(curves), analysis.mode)
     return {
         **picture(
             "learning_curves",
             f"{metric} during training",
             "Thick lines: each batch size with its best learning rate, mean and range over seeds. "
-            "Thin lines: other rates. The menu selects a batch size.",
+            f"Thin lines: other rates.{at_edge}",
             learning_curves(analysis, epochs),
         ),
         **picture(
@@ -169,17 +196,31 @@ def search_pictures(findings: Findings) -> dict[str, Picture]:
             "parallel_coordinates",
             "All trials and fields",
             "One line per trial and one axis per field; yellow is best. Stopped trials have their "
-            "last score.",
-            parallel_coordinates(findings.trials, fields=findings.fields, **kind)
+            "last score. On the page, draw a rectangle over lines to see only these.",
+            parallel_coordinates(_with_cells(findings), fields=findings.fields, **kind)
             if findings.fields
             else None,
         ),
     }
 
 
-def drawn(picture: Picture) -> tuple[str, bytes]:
-    """The picture as SVG and PNG."""
-    import vl_convert
+def tuning_pictures(findings: Findings) -> dict[str, Picture]:
+    """The tuning curve."""
+    curve = curve_of(findings)
+    name = surface_name(findings.analyses[0]) if curve is not None and curve.kind == GRID else ""
+    return picture(
+        "tuning_curve",
+        f"Best {findings.metric} against the number of trials{f' for {name}' if name else ''}",
+        READ[curve.kind] if curve is not None else "",
+        tuning_chart(curve, metric=findings.metric),
+    )
 
-    svg: str = vl_convert.vegalite_to_svg(picture.spec)
-    return svg, vl_convert.svg_to_png(svg, scale=PNG_SCALE)
+
+def _with_cells(findings: Findings) -> pd.DataFrame:
+    """The trials with the setting of the surface that each belongs to, where there is one."""
+    parts = [analysis.trials[["batch_size", "peak"]] for analysis in findings.analyses]
+    cells = pd.concat(parts)
+    if cells.index.has_duplicates or not findings.trials.index.is_unique:
+        return findings.trials
+    names = {"batch_size": "cell_batch_size", "peak": "cell_lr"}
+    return findings.trials.join(cells.rename(columns=names))

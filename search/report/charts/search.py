@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.importance import COMPARED, is_log, is_numeric, value_of
+from search.report.charts.linked import DIM, OF_TRIAL, PICKED
 from search.report.charts.surface import Chart, finished, layered
 from search.study.shown import show
 
@@ -37,7 +38,11 @@ def importance_chart(table: pd.DataFrame) -> Chart | None:
 def parallel_coordinates(
     trials: pd.DataFrame, *, fields: Sequence[str], metric: str, mode: str
 ) -> Chart | None:
-    """One line per trial across its fields, each with its own axis; the metric is the colour."""
+    """One line per trial across its fields, each with its own axis; the metric is the colour.
+
+    With the columns `cell_batch_size` and `cell_lr`, the setting of each trial in the surface, the
+    lines are linked to the other charts.
+    """
     rows = trials[trials["status"].isin(COMPARED)].dropna(subset=metric)
     rows = rows[np.isfinite(rows[metric].astype(float))]
     if len(rows) < 2 or len(fields) < 2:
@@ -50,6 +55,7 @@ def parallel_coordinates(
     # Draw the best trials last, over the others.
     table = table.sort_values("score", ascending=mode == "max")
     pick = alt.selection_point(fields=["trial"], on="pointerover", empty=False)
+    brush = alt.selection_interval(name="pick_lines", encodings=["x", "y"])
     x = alt.X(
         "field:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, grid=True, labelLimit=90)
     )
@@ -66,9 +72,13 @@ def parallel_coordinates(
         y=y,
         detail="trial:N",
         color=colour,
-        opacity=alt.when(pick).then(alt.value(1.0)).otherwise(alt.value(0.55)),
+        opacity=alt.when(pick)
+        .then(alt.value(1.0))
+        .when(OF_TRIAL)
+        .then(alt.value(0.55))
+        .otherwise(alt.value(DIM / 2)),
         size=alt.when(pick).then(alt.value(4.0)).otherwise(alt.value(1.5)),
-    ).add_params(pick)
+    ).add_params(pick, brush)
     dots = alt.Chart(table).mark_point(filled=True, size=26, opacity=0.8)
     dots = dots.encode(
         x=x, y=y, color=colour, tooltip=["field:N", "value:N", "score:Q", "status:N"]
@@ -79,7 +89,7 @@ def parallel_coordinates(
         .encode(x=x, y=y, text="text:N")
         for height, dy in ((0.0, 12), (1.0, -12))
     ]
-    return finished(layered(lines, dots, *words))
+    return finished(layered(lines, dots, *words).add_params(PICKED))
 
 
 def _coordinates(rows: pd.DataFrame, order: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -88,7 +98,10 @@ def _coordinates(rows: pd.DataFrame, order: Sequence[str]) -> tuple[pd.DataFrame
     for name in order:
         height, low, high = _heights(rows[name])
         part = pd.DataFrame({"field": name, "height": height, "value": rows[name].map(_label)})
-        parts.append(part.assign(trial=range(len(rows)), score=rows[metric], status=rows["status"]))
+        part = part.assign(trial=range(len(rows)), score=rows[metric], status=rows["status"])
+        if "cell_lr" in rows:
+            part = part.assign(batch_size=rows["cell_batch_size"], lr=rows["cell_lr"])
+        parts.append(part)
         ends += [(name, 0.0, low), (name, 1.0, high)]
     return pd.concat(parts), pd.DataFrame(ends, columns=["field", "height", "text"])
 

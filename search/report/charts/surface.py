@@ -13,6 +13,7 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis
 from search.analysis.surface import usable
+from search.report.charts.linked import OF_CELL, OF_SIZE, PICKED, clear_if
 
 Chart = alt.Chart | alt.LayerChart
 
@@ -21,9 +22,15 @@ COLUMN_WIDTH = 40  # px: in a narrower cell its number does not fit, so a page s
 ROW_HEIGHT = 46  # px of a batch size in the heat map
 COLUMNS = 24  # of the heat map: with more columns each trial is drawn at its lr
 LABELLED_COLUMNS = 12  # of the heat map: with more columns a cell is too narrow for its number
+UNKNOWN_NOISE = 0.02  # of the range of scores: what counts as one unit where the noise is unknown
+FAR = 4.0  # times as far behind the best as the median: not shown to scale
+DARK = 0.45  # of the colour scale: from there on numbers are white
+ALONE = 0.01  # of the scale, on either side of scores that are all the same
+ROOM = 0.02  # of the range, beyond its ends
 SOFT, FAINT = 0.65, 0.12  # opacity of references, and of cells without a score
 RATE = "peak learning rate"
 SHORT = "format(datum.value, '.3~g')"
+WHOLE = "format(datum.value, 'd')"
 # If a logarithmic axis spans more than about a decade, only its ticks at 1, 2 and 5 times a power
 # of ten have labels.
 ROUND_ONES = (
@@ -32,6 +39,7 @@ ROUND_ONES = (
     f" ? {SHORT} : ''"
 )
 REFERENCES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
+PICK_CELL = alt.selection_point(name="pick_cell", fields=["batch_size", "lr"])
 DIAMOND: dict[str, Any] = {"shape": "diamond", "size": 55, "filled": True, "opacity": 1}
 
 
@@ -76,14 +84,68 @@ def batch_colour(**more: Any) -> alt.Color:
     return alt.Color("batch_size:O", title="batch size", **more)
 
 
-def score_colour(field: str, analysis: Analysis) -> alt.Color:
-    """Viridis; the best score is yellow."""
+def behind_colour(analysis: Analysis) -> alt.Color:
+    """Viridis over how far a mean is behind the best one, which is yellow.
+
+    On a logarithmic scale of units of the noise, so that the best settings do not look the same
+    where the worst are far below.
+    """
+    widest = float(analysis.cells["mean"].max() - analysis.cells["mean"].min())
     return alt.Color(
-        f"{field}:Q",
-        title=f"mean {analysis.metric}",
-        scale=alt.Scale(reverse=analysis.mode == "min", zero=False),
-        legend=alt.Legend(orient="top", type="gradient", gradientLength=200, format=".4~g"),
+        "behind:Q",
+        title=f"{analysis.metric} behind the best by",
+        scale=alt.Scale(
+            type="symlog",
+            constant=unit_of(analysis),
+            reverse=True,
+            domain=[0, max(widest, unit_of(analysis))],
+        ),
+        legend=alt.Legend(
+            orient="top",
+            type="gradient",
+            gradientLength=200,
+            format=".2~g",
+            tickCount=4,
+            labelOverlap=True,
+            titleLimit=400,
+        ),
     )
+
+
+def unit_of(analysis: Analysis) -> float:
+    """The difference of scores that counts as one: the noise of a trial, or a part of the range."""
+    means = analysis.cells["mean"]
+    part = float(means.max() - means.min()) * UNKNOWN_NOISE
+    noise = analysis.noise.std
+    if noise > 0:
+        return noise
+    return part if part > 0 else 1.0
+
+
+def top_of(scores: "pd.Series[float]", *, mode: str) -> alt.Scale:
+    """A linear scale that is spent on the better half of the scores.
+
+    Where the worst are `FAR` times as far behind the best as the median is, they are drawn at the
+    edge.
+    """
+    low, high, _ = shown_range(scores, mode=mode)
+    return alt.Scale(domain=[low, high], clamp=True, zero=False, nice=False)
+
+
+def scores_of(analysis: Analysis) -> "pd.Series[float]":
+    """The scores that may be averaged."""
+    return usable(analysis.trials, metric=analysis.metric)[analysis.metric].astype(float)
+
+
+def shown_range(scores: "pd.Series[float]", *, mode: str) -> tuple[float, float, bool]:
+    """The ends of the scale of scores, and whether some lie beyond."""
+    low, high, middle = float(scores.min()), float(scores.max()), float(scores.median())
+    room = ROOM * (high - low) or ALONE
+    if mode == "max":
+        floor = high - FAR * (high - middle)
+        return max(low - room, floor), high + room, floor > low
+    ceiling = low + FAR * (middle - low)
+    return low - room, min(high + room, ceiling), ceiling < high
 
 
 def log_axis(field: str, *, title: str, base: int = 10, axis: type = alt.X, **more: Any) -> Any:
@@ -104,7 +166,7 @@ def batch_axis(sizes: "pd.Series[float]") -> Any:
         "batch_size:Q",
         title="batch size",
         scale=alt.Scale(type="log", base=2, nice=False, padding=16),
-        axis=alt.Axis(values=sorted({float(size) for size in sizes}), labelExpr=SHORT),
+        axis=alt.Axis(values=sorted({float(size) for size in sizes}), labelExpr=WHOLE),
     )
 
 
@@ -120,10 +182,10 @@ def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
     near = pd.MultiIndex.from_frame(analysis.near[["batch_size", "lr"]])
     cells["only_near"] = key.isin(near) & ~cells["in_best_set"]
     cells["on_ridge"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
-    low, high = cells["mean"].min(), cells["mean"].max()
-    share = (cells["mean"] - low) / (high - low) if high > low else cells["mean"] * 0 + 1
-    light = share > 0.55 if analysis.mode == "max" else share < 0.45
-    cells["light"] = light
+    best = cells["mean"].max() if analysis.mode == "max" else cells["mean"].min()
+    cells["behind"] = (cells["mean"] - best).abs()
+    depth = np.log1p(cells["behind"] / unit_of(analysis))
+    cells["light"] = depth <= DARK * max(depth.max(), 1e-9)
     words = [("diverged", "div."), ("stopped", "stop."), ("failed", "fail.")]
     small = np.nanmax(np.abs(cells["mean"])) < 0.01 if cells["mean"].notna().any() else False
     cells["label"] = [
@@ -150,7 +212,7 @@ def heat_map(analysis: Analysis) -> Chart | None:
     encoded: dict[str, Any] = {
         "x": alt.X("column:O", title=title, axis=axis, scale=padded),
         "y": alt.Y(
-            "batch_size:O", title="batch size", axis=alt.Axis(labelExpr=SHORT), scale=padded
+            "batch_size:O", title="batch size", axis=alt.Axis(labelExpr=WHOLE), scale=padded
         ),
         "tooltip": _cell_tooltip(analysis),
     }
@@ -159,10 +221,14 @@ def heat_map(analysis: Analysis) -> Chart | None:
         return alt.Chart(rows).encode(**encoded)
 
     scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
-    ink = alt.when("datum.light").then(alt.value("#000000")).otherwise(alt.value("#ffffff"))
+    ink = (
+        alt.when(f"datum.light || !({OF_CELL})")
+        .then(alt.value("#000000"))
+        .otherwise(alt.value("#ffffff"))
+    )
     layers = [
         of(missing).mark_rect(opacity=FAINT),
-        of(scored).mark_rect().encode(color=score_colour("mean", analysis)),
+        of(scored).mark_rect().encode(color=behind_colour(analysis), opacity=clear_if(OF_CELL)),
         of(cells[cells["only_near"]]).mark_rect(filled=False, strokeWidth=2, strokeDash=[4, 3]),
         of(cells[cells["in_best_set"]]).mark_rect(filled=False, strokeWidth=3),
         of(cells[cells["on_ridge"]]).mark_point(**DIAMOND, yOffset=-13).encode(color=ink),
@@ -174,9 +240,12 @@ def heat_map(analysis: Analysis) -> Chart | None:
             of(missing).mark_text(fontSize=11).encode(text="label:N"),
             of(partly).mark_text(fontSize=9, yOffset=14).encode(text="some_diverged:N", color=ink),
         ]
+    # Texts lie over the coloured rectangles: clicks and pointers meet this layer.
+    layers.append(of(cells).mark_rect(opacity=0).add_params(PICK_CELL))
     height = ROW_HEIGHT * cells["batch_size"].nunique()
     narrow = 100 + COLUMN_WIDTH * cells["column"].nunique()
-    return finished(layered(*layers), height=height, usermeta={"min_width_px": narrow})
+    chart = layered(*layers).add_params(PICKED)
+    return finished(chart, height=height, usermeta={"min_width_px": narrow})
 
 
 def _cell_tooltip(analysis: Analysis) -> list[alt.Tooltip]:
@@ -199,23 +268,25 @@ def _cell_tooltip(analysis: Analysis) -> list[alt.Tooltip]:
 def _scattered(analysis: Analysis, cells: pd.DataFrame) -> Chart:
     """The heat map of lrs that are not a grid: squares at their lr, hollow without a score."""
     x = log_axis("column", title=analysis.lr_name)
-    y = alt.Y("batch_size:O", title="batch size", axis=alt.Axis(labelExpr=SHORT, grid=True))
+    y = alt.Y("batch_size:O", title="batch size", axis=alt.Axis(labelExpr=WHOLE, grid=True))
     tooltip = _cell_tooltip(analysis)
 
     def of(rows: pd.DataFrame) -> alt.Chart:
         return alt.Chart(rows).encode(x=x, y=y, tooltip=tooltip)
 
     scored, missing = cells[cells["mean"].notna()], cells[cells["mean"].isna()]
+    colour, opacity = behind_colour(analysis), clear_if(OF_CELL)
     layers = [
         of(missing).mark_square(size=160, filled=False, opacity=SOFT),
-        of(scored).mark_square(size=220, opacity=1).encode(color=score_colour("mean", analysis)),
+        of(scored).mark_square(size=220).encode(color=colour, opacity=opacity),
         of(cells[cells["in_best_set"]]).mark_square(
             size=260, filled=False, strokeWidth=3, opacity=1
         ),
         of(cells[cells["on_ridge"]]).mark_point(**DIAMOND, yOffset=-14),
+        of(cells).mark_square(size=260, opacity=0).add_params(PICK_CELL),
     ]
     height = ROW_HEIGHT * cells["batch_size"].nunique()
-    return finished(layered(*layers), height=height)
+    return finished(layered(*layers).add_params(PICKED), height=height)
 
 
 def lr_curves(analysis: Analysis) -> Chart | None:
@@ -224,9 +295,10 @@ def lr_curves(analysis: Analysis) -> Chart | None:
     if scored.empty:
         return None
     x = log_axis("lr", title=RATE)
-    y = alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False))
-    pick = alt.selection_point(fields=["batch_size"], bind="legend")
-    opacity = alt.when(pick).then(alt.value(1.0)).otherwise(alt.value(0.12))
+    y = alt.Y(
+        "mean:Q", title=analysis.metric, scale=top_of(scores_of(analysis), mode=analysis.mode)
+    )
+    pick = alt.selection_point(name="pick_size", fields=["batch_size"], bind="legend")
     points = usable(analysis.trials, metric=analysis.metric)[
         ["batch_size", "peak", analysis.metric]
     ]
@@ -240,19 +312,25 @@ def lr_curves(analysis: Analysis) -> Chart | None:
     ]
     ridge = _ridge_rows(analysis)
     bars = ridge.dropna(subset=["lr_low", "lr_high"])
-    encoded: dict[str, Any] = {"x": x, "y": y, "color": colour, "opacity": opacity}
+    # Of strokes and fills: to draw a whole mark transparently takes ten times as long.
+    plain: dict[str, Any] = {"x": x, "y": y, "color": colour}
+    encoded = plain | {"strokeOpacity": clear_if(OF_SIZE)}
+    of_trial = plain | {"fillOpacity": clear_if(OF_CELL), "tooltip": tooltip}
     layers = [
         lines.mark_line(strokeWidth=2).encode(**encoded, detail="batch_size:O"),
-        alt.Chart(points).mark_point(filled=True, size=22).encode(**encoded, tooltip=tooltip),
+        alt.Chart(points).mark_point(filled=True, size=22, opacity=1).encode(**of_trial),
         alt.Chart(bars)
         .mark_rule(strokeWidth=2)
         .encode(**encoded | {"x": log_axis("lr_low", title=RATE), "x2": "lr_high:Q"}),
     ]
     for is_inside in (True, False):
         rows = alt.Chart(ridge[ridge["bracketed"] == is_inside])
-        diamonds = rows.mark_point(shape="diamond", size=130, filled=is_inside, strokeWidth=2)
-        layers.append(diamonds.encode(**encoded, tooltip=tooltip))
-    return finished(layered(*layers).add_params(pick))
+        diamonds = rows.mark_point(
+            shape="diamond", size=130, filled=is_inside, strokeWidth=2, opacity=1
+        )
+        channel = "fillOpacity" if is_inside else "strokeOpacity"
+        layers.append(diamonds.encode(**plain, tooltip=tooltip, **{channel: clear_if(OF_SIZE)}))
+    return finished(layered(*layers).add_params(pick, PICKED))
 
 
 def _ridge_rows(analysis: Analysis) -> pd.DataFrame:
@@ -287,9 +365,10 @@ def ridge_chart(analysis: Analysis) -> Chart | None:
     layers.append(bars.encode(x=x, y=low, y2="lr_high:Q"))
     for is_inside in (True, False):
         points = alt.Chart(rows[rows["bracketed"] == is_inside])
-        circles = points.mark_point(size=90, filled=is_inside, strokeWidth=2, opacity=1)
-        layers.append(circles.encode(x=x, y=y, tooltip=tooltip, color=batch_colour(legend=None)))
-    return finished(layered(*layers))
+        circles = points.mark_point(size=90, filled=is_inside, strokeWidth=2)
+        encoded = {"x": x, "y": y, "color": batch_colour(legend=None)}
+        layers.append(circles.encode(**encoded, tooltip=tooltip, opacity=clear_if(OF_SIZE)))
+    return finished(layered(*layers).add_params(PICKED))
 
 
 def _reference_layers(rows: pd.DataFrame, x: Any, y: Any) -> list[alt.Chart]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from search.analysis.analysis import Analysis
 from search.analysis.costs.critical_batch import Front
 from search.analysis.surface import usable
+from search.report.charts.linked import OF_CELL, PICKED, clear_if
 from search.report.charts.surface import (
     SOFT,
     Chart,
@@ -19,6 +20,7 @@ from search.report.charts.surface import (
     finished,
     layered,
     log_axis,
+    top_of,
 )
 
 OTHER_CURVES = 40  # curves of lrs that are not the best of their batch size
@@ -27,19 +29,13 @@ EVALUATIONS = 60  # points of a curve
 
 def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | None:
     """Each batch size with its best lr, mean and range over seeds; other lrs as thin lines."""
-    if epochs is None or analysis.metric not in epochs or analysis.ridge.empty:
-        return None
-    table = _curves(analysis, epochs)
+    table = curves_of(analysis, epochs)
     if table.empty:
         return None
     sizes = sorted(int(b) for b in table["batch_size"].unique())
-    menu = alt.binding_select(
-        options=[None, *sizes], labels=["all", *map(str, sizes)], name="batch size "
-    )
-    pick = alt.selection_point(fields=["batch_size"], bind=menu)
     tooltip = [
         alt.Tooltip("batch_size:Q", title="batch size"),
-        alt.Tooltip("peak_lr:Q", title="peak lr", format=".4~g"),
+        alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
         alt.Tooltip("epoch:Q", title="evaluation"),
         alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
         alt.Tooltip("count:Q", title="seeds"),
@@ -50,25 +46,36 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
             title="evaluation",
             axis=alt.Axis(values=whole_ticks(table["epoch"]), format="d"),
         ),
-        "y": alt.Y("mean:Q", title=analysis.metric, scale=alt.Scale(zero=False)),
+        "y": alt.Y(
+            "mean:Q", title=analysis.metric, scale=top_of(best_points(table), mode=analysis.mode)
+        ),
         "color": batch_colour(
             legend=alt.Legend(orient="top", symbolOpacity=1), scale=alt.Scale(domain=sizes)
         ),
-        "detail": alt.Detail(["batch_size:O", "peak_lr:Q"]),
+        "detail": alt.Detail(["batch_size:O", "lr:Q"]),
     }
 
     def of(rows: pd.DataFrame) -> alt.Chart:
-        return alt.Chart(rows).transform_filter(pick).encode(**encoded)
+        return alt.Chart(rows).encode(**encoded)
 
     best_rows, other_rows = table[table["best"]], table[~table["best"]]
     repeated = best_rows[best_rows["count"] > 1]
     layers = [
-        of(other_rows).mark_line(strokeWidth=1, opacity=0.3),
-        of(repeated).mark_area(opacity=0.18).encode(y=alt.Y("min:Q"), y2="max:Q"),
-        of(best_rows).mark_line(strokeWidth=2.5),
-        of(best_rows).mark_point(size=30, filled=True, opacity=1).encode(tooltip=tooltip),
+        of(other_rows).mark_line(strokeWidth=1).encode(strokeOpacity=clear_if(OF_CELL, 0.3)),
+        of(repeated)
+        .mark_area(opacity=1)
+        .encode(y=alt.Y("min:Q"), y2="max:Q", fillOpacity=clear_if(OF_CELL, 0.18)),
+        of(best_rows).mark_line(strokeWidth=2.5).encode(strokeOpacity=clear_if(OF_CELL)),
+        of(best_rows)
+        .mark_point(size=30, filled=True, opacity=1)
+        .encode(tooltip=tooltip, fillOpacity=clear_if(OF_CELL)),
     ]
-    return finished(layered(*layers).add_params(pick))
+    return finished(layered(*layers).add_params(PICKED))
+
+
+def best_points(curves: pd.DataFrame) -> "pd.Series[float]":
+    """The points of the curves of the best lrs, on whose better half the scale is spent."""
+    return curves.loc[curves["best"], "mean"].astype(float)
 
 
 def whole_ticks(values: "pd.Series[int]") -> list[int]:
@@ -78,10 +85,12 @@ def whole_ticks(values: "pd.Series[int]") -> list[int]:
     return [low, *(tick for tick in range(step, high + 1, step) if tick > low)]
 
 
-def _curves(analysis: Analysis, epochs: pd.DataFrame) -> pd.DataFrame:
+def curves_of(analysis: Analysis, epochs: pd.DataFrame | None) -> pd.DataFrame:
     """Mean, min, max and count over seeds of each curve's points, and whether its lr is best."""
+    if epochs is None or analysis.metric not in epochs or analysis.ridge.empty:
+        return pd.DataFrame()
     scored = usable(analysis.trials, metric=analysis.metric)
-    known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "peak_lr"})
+    known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "lr"})
     rows = epochs[["trial_key", "epoch", analysis.metric]].merge(known, on="trial_key")
     rows = rows.rename(columns={analysis.metric: "score"})
     rows = rows[np.isfinite(rows["score"].astype(float))]
@@ -90,9 +99,9 @@ def _curves(analysis: Analysis, epochs: pd.DataFrame) -> pd.DataFrame:
     step = -(-int(rows["epoch"].max()) // EVALUATIONS)
     last = rows.groupby("trial_key")["epoch"].transform("max")
     rows = rows[(rows["epoch"] % step == 0) | (rows["epoch"] == last) | (rows["epoch"] == 1)]
-    curves = rows.groupby(["batch_size", "peak_lr", "epoch"])["score"]
+    curves = rows.groupby(["batch_size", "lr", "epoch"])["score"]
     table = curves.agg(["mean", "min", "max", "count"]).reset_index()
-    key = pd.MultiIndex.from_frame(table[["batch_size", "peak_lr"]])
+    key = pd.MultiIndex.from_frame(table[["batch_size", "lr"]])
     table["best"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
     others = key[~table["best"]].unique()
     if len(others) > OTHER_CURVES:

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from search.analysis.humps.by_model import ByModel
+from search.analysis.humps.by_model import ByModel, is_worth
 from search.analysis.scaling.exponent import RULES
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import listed, sentence
 
-LITTLE = 0.1  # of the noise of a trial: what one more can gain by it is not worth training
 ASSUMING = "assuming that the scores have one smooth hump at each batch size"
 
 
@@ -119,7 +118,7 @@ def next_sentence(answer: ByModel, *, metric: str, mode: str) -> str:
     more = answer.next_trial
     rise = f"{'rise' if mode == 'max' else 'fall'} by {more.gain:.1g}"
     noise = f"the noise of one trial is {answer.noise_std:.1g}"
-    if more.gain < LITTLE * answer.noise_std:
+    if not is_worth(answer):
         return (
             f"One more trial{_of(answer)} would tell little, wherever it is: {metric} at the lrs "
             f"then chosen is expected to {rise} or less, on average over batch sizes ({noise})."

@@ -1,0 +1,145 @@
+"""A table with a row per epoch -> one with a row per run, which has the run's best score."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from search.analysis.columns import TableError
+
+# Names of the column that tells which run a row is of, and of the one that counts its rows; in
+# lower case, with _ for a space.
+RUNS = (
+    *("run", "run_id", "runid", "run_name", "trial", "trial_id", "trial_name", "trial_key"),
+    *("trial_number", "id", "name", "number"),
+)
+EPOCHS = (
+    *("epoch", "epochs", "epoch_index", "step", "_step", "global_step", "trainer/global_step"),
+    *("training_iteration", "iteration", "iter", "update", "updates"),
+)
+
+
+def runs_of(
+    table: pd.DataFrame, settings: Sequence[str], *, seeded: bool
+) -> tuple[list[str], list[str]]:
+    """The columns that tell which run a row is of, none if rows are not epochs; and cautions.
+
+    The settings are constant within each run, some runs have several rows, and no two rows of a run
+    are of the same epoch. Without a column of epochs the rows may be repeats. Without a column of
+    runs the settings tell, where a seed is among them (`seeded`).
+    """
+    epochs = [name for name in table if _plain(name) in EPOCHS and name not in settings]
+    for run in (name for name in table if _plain(name) in RUNS and name not in settings):
+        rows = table.groupby(run)
+        if table[run].isna().any() or rows.size().max() < 2:
+            continue
+        if (rows[list(settings)].nunique() > 1).any(axis=None):
+            continue
+        for epoch in epochs:
+            if table[epoch].notna().all() and not table.duplicated([run, epoch]).any():
+                return [run], []
+        return [], [
+            f"Rows that share their {run} count as repeats with other seeds. If they are epochs of "
+            f"one run, add --run-column {run}."
+        ]
+    epoch = next((name for name in epochs if _numbered(table, name, settings)), None)
+    if epoch is None:
+        return [], []
+    if seeded:
+        return list(settings), []
+    return [], [
+        f"Rows of one setting count as repeats with other seeds. They are numbered by {epoch}: if "
+        f"they are epochs of one run, add --run-column with the columns that tell one run from "
+        f"another."
+    ]
+
+
+def one_row_per_run(
+    table: pd.DataFrame,
+    *,
+    runs: Sequence[str],
+    settings: Sequence[str],
+    metric: str,
+    mode: str | None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """The last value of each column of a run, but the best of the metric; and cautions.
+
+    `runs` are the columns that together tell which run a row is of. `metric` has numbers. Without a
+    mode its last value is kept.
+
+    Raises:
+        TableError: rows of one run differ in a setting.
+    """
+    run = table.groupby(list(runs), sort=False, dropna=False).ngroup()
+    rows = table.groupby(run).last()
+    _check_constant(table, rows, run, runs, settings)
+    rows.index = table.index.to_series().groupby(run).last()
+    if len(rows) == len(table):
+        return rows, []
+    scores = table[metric].where(np.isfinite(table[metric].astype(float)))
+    of_run = scores.groupby(run)
+    evaluations = of_run.count()
+    if mode is None or evaluations.max() < 2:
+        return rows, []
+    rows[metric] = (of_run.max() if mode == "max" else of_run.min()).to_numpy()
+    return rows, _said(rows, scores, run, metric, evaluations)
+
+
+def _said(
+    rows: pd.DataFrame,
+    scores: "pd.Series[float]",
+    run: "pd.Series[int]",
+    metric: str,
+    evaluations: "pd.Series[int]",
+) -> list[str]:
+    """What was taken of each run, and how many ended without a finite score."""
+    fewest, most = int(evaluations[evaluations > 0].min()), int(evaluations.max())
+    each = f"{most}" if fewest == most else f"{fewest} to {most}"
+    messages = [
+        f"A run has several rows: the score of each of the {len(rows)} runs is the best {metric} "
+        f"of its {each} rows."
+    ]
+    last = scores.groupby(run).nth(-1)
+    lost = int(last.isna().sum()) - int((evaluations == 0).sum())
+    if 0 < lost < len(rows) / 2:
+        messages.append(
+            f"{lost} of {len(rows)} runs end without a finite {metric} and count with their best "
+            f"value before. If they diverged, add a column status with `diverged` in their rows."
+        )
+    return messages
+
+
+def _check_constant(
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    run: "pd.Series[int]",
+    runs: Sequence[str],
+    settings: Sequence[str],
+) -> None:
+    """Raises TableError for a run whose rows differ in a setting."""
+    for name in (name for name in settings if name not in runs):
+        differing = table[name].groupby(run).nunique() > 1
+        if not differing.any():
+            continue
+        first = int(differing.idxmax())
+        values = ", ".join(map(str, table.loc[run == first, name].unique()[:4]))
+        which = ", ".join(f"{each} {rows.loc[first, each]}" for each in runs)
+        raise TableError(
+            f"the rows of {which} differ in {name} ({values}), which must be constant in a run: "
+            f"give --run-column all columns that tell one run from another"
+        )
+
+
+def _numbered(table: pd.DataFrame, epoch: str, settings: Sequence[str]) -> bool:
+    """Whether the rows of every setting are numbered 1, 2, ... as epochs are."""
+    values = pd.to_numeric(table[epoch], errors="coerce")
+    numbers = values.groupby([table[name] for name in settings], dropna=False)
+    counts = numbers.size()
+    spans = numbers.max() - numbers.min() + 1
+    return bool(
+        counts.max() > 1 and (numbers.nunique() == counts).all() and (spans == counts).all()
+    )
+
+
+def _plain(name: object) -> str:
+    return str(name).lower().replace(" ", "_")
