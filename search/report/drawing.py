@@ -1,14 +1,15 @@
 """Vega-Lite specifications -> SVG, PNG and PDF, in processes of their own.
 
 The renderer holds Python's lock while it draws, and takes half a second to start: processes draw
-one chart while the report makes the next. As a program this file reads specifications and writes
-files, pickled, until its input ends.
+one chart while the report makes the next. As a program this file reads one specification a line
+and writes its files (base64) as one line of JSON, until its input ends.
 """
 
-import pickle
+import json
 import signal
 import subprocess
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,11 +31,8 @@ def drawing(num_processes: int = NUM_PROCESSES) -> Iterator[Draw]:
     Its futures raise ValueError for a specification that cannot be drawn, and OSError if the
     process that draws ended.
     """
-    command = [
-        sys.executable,
-        "-P",
-        __file__,
-    ]  # -P hides the modules beside this file, as numbers.py
+    # -P hides the modules beside this file, as numbers.py.
+    command = [sys.executable, "-P", __file__]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(num_processes)
@@ -63,14 +61,17 @@ def _asked(process: subprocess.Popen[bytes], spec: Spec) -> Files:
     assert process.stdin is not None  # noqa: S101
     assert process.stdout is not None  # noqa: S101
     try:
-        process.stdin.write(pickle.dumps(spec))
+        process.stdin.write(json.dumps(spec).encode() + b"\n")
         process.stdin.flush()
-        files: Files | str = pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError) as error:
-        raise OSError("the process that draws the charts ended: write the report again") from error
-    if isinstance(files, str):
-        raise ValueError(f"a chart cannot be drawn: {files}")
-    return files
+        answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = b""
+    if not answer.endswith(b"\n"):
+        raise OSError("the process that draws the charts ended: write the report again")
+    files: dict[str, str] = json.loads(answer)
+    if "error" in files:
+        raise ValueError(f"a chart cannot be drawn: {files['error']}")
+    return {kind: b64decode(text) for kind, text in files.items()}
 
 
 def files_of(spec: Spec) -> Files:
@@ -86,17 +87,14 @@ def main() -> None:
     """Draw what is asked for until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the report
     files_of({"mark": "text", "data": {"values": [{}]}})  # starts the renderer before it is needed
-    while True:
+    for line in sys.stdin.buffer:
         try:
-            spec = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            files: Files | str = files_of(spec)
+            files = files_of(json.loads(line))
+            answer = {kind: b64encode(content).decode() for kind, content in files.items()}
         except ValueError as error:
-            files = str(error)
-        sys.stdout.buffer.write(pickle.dumps(files))
-        sys.stdout.buffer.flush()
+            answer = {"error": str(error)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
