@@ -9,7 +9,8 @@ import pytest
 from made_tables import table
 
 from search.analysis.analysis import Analysis, analyse
-from search.analysis.side_by_side import Compared, compared_analyses, differing_fields
+from search.analysis.declared import differing_fields
+from search.analysis.side_by_side import Compared, compared_analyses
 from search.report.sentences.side_by_side import compared_sentences, names_of, settings_sentence
 
 SIZES, LRS = (16, 32, 64, 128), tuple(0.003 * 3.0**k for k in range(7))
@@ -185,7 +186,7 @@ def test_the_settings_that_differ_are_named() -> None:
     }
     assert settings_sentence(differing, NAMES) == (
         "They differ in mixup_alpha 0 in plain and 0.2 in mixed; base_lr (not set) in plain and "
-        "(0.1 0.3) in mixed."
+        "(0.1 and 0.3) in mixed."
     )
     assert settings_sentence({}, NAMES).startswith("Both studies have the same settings")
     many = {f"field{i}": (0, 1) for i in range(8)}

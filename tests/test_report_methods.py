@@ -9,10 +9,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from search.report.facts import evaluation_images, training_images
+from search.report.facts import (
+    evaluation_images,
+    hours_words,
+    parameters_words,
+    training_images,
+)
 from search.report.findings import of_study, of_table
 from search.report.methods import methods
-from search.report.protocol import domain_words, part_words, varied
+from search.report.protocol import part_words, varied
+from search.report.sentences.domains import domain_words
 from search.results.tables import Results
 
 MakeStudy = Callable[..., Results]
@@ -149,12 +155,18 @@ def test_images_of_the_splits() -> None:
     ("domain", "words"),
     [
         ({"grid_search": [1, 0.5]}, "1 and 0.5"),
-        ("[16, 32] Categorical", "one of [16, 32]"),
+        ({"choice": [16, 32, 64]}, "one of 16, 32 and 64"),
+        ({"range": [0.001, 1], "scale": "log"}, "0.001 to 1 (log scale)"),
         (
-            "(0.1, 1) Float",
-            "range (0.1, 1), continuous (uniform or logarithmic: not recorded here, see the space "
-            "file)",
+            {"range": [2, 8], "scale": "linear", "step": 2, "whole": True},
+            "2 to 8 (linear scale, in steps of 2, whole numbers)",
         ),
+        # As older study.json have them.
+        ("[16, 32] Categorical", "one of 16 and 32"),
+        ("['sgd', None] Categorical", "one of sgd and -"),
+        ("(0.1, 1) Float", "0.1 to 1 (its scale was not recorded)"),
+        ("(1, 5) Integer", "1 to 4 (its scale was not recorded, whole numbers)"),
+        ("all of it", "all of it"),
         (0.3, "0.3"),
         ("adamw", "adamw"),
     ],
@@ -214,3 +226,30 @@ def test_without_study_json_the_plan_is_unknown(make_study: MakeStudy) -> None:
     assert "**There is no study.json: how these trials were planned is unknown.**" in text
     assert "The command is unknown." in text
     assert "Versions: unknown." in text
+
+
+def test_the_number_of_parameters_is_told_by_model(make_study: MakeStudy) -> None:
+    networks = ({"model": "vgg16", "train_blocks": 2}, {"model": "resnet18"})
+    findings = of_study(make_study(changes=networks, seeds=1))
+    assert "Number of parameters: unknown." in methods(findings)
+    trials = findings.trials
+    is_frozen = trials["model"] == "vgg16"
+    counted = trials.assign(
+        num_parameters=is_frozen.map({True: 14_715_714, False: 11_177_538}),
+        num_trained_parameters=is_frozen.map({True: 12_980_226, False: 11_177_538}),
+    )
+    words = "resnet18 11,177,538 (all trained) and vgg16 14,715,714 (12,980,226 trained)"
+    assert parameters_words(counted) == words
+    text = methods(replace(findings, trials=counted))
+    assert f"Number of parameters: {words}." in text
+    assert f"| Number of parameters of each model (C1) | {words} |" in text
+    wider = counted[is_frozen].assign(num_parameters=[10, *[20] * (is_frozen.sum() - 1)])
+    assert parameters_words(wider) == "vgg16 10 to 20 (12,980,226 trained)"
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [(1, "1 hour"), (1.0004, "1 hour"), (0.5, "0.5 hours"), (12.34, "12.3 hours")],
+)
+def test_hours_in_words(hours: float, words: str) -> None:
+    assert hours_words(hours) == words

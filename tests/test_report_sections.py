@@ -392,7 +392,7 @@ def test_how_it_was_made_is_told_of_what_is_known() -> None:
         ["metric", "val_auroc, max is best"],
         ["explored by", "Grid()"],
         ["stopped by", "Asha()"],
-        ["varied", "lr: 0.1 12,345, x: loguniform"],
+        ["varied", "lr: 0.1 and 12345; x: loguniform"],
         ["seeds", "0, 1"],
         ["space file", "a.py"],
         ["its SHA-256", "0f"],

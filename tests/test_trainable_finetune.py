@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from made_data import write_folders
 from torch import Tensor, nn
 
@@ -212,6 +213,19 @@ def test_best_epoch_is_validations_and_its_weights_are_tested(
         if end.best_epoch < 4:
             return
     raise AssertionError("no seed had its best epoch before the last")
+
+
+def test_a_trial_counts_its_parameters(
+    tiny_data: Dataset, tiny_config: TrialConfig, tmp_path: Path
+) -> None:
+    layer4, head, whole_network = 8_393_728, 2 * 512 + 2, 11_177_538  # of ResNet-18, two classes
+    config = replace(tiny_config, model="resnet18", epochs=1, norm="batch")
+    _, end = whole(config, tiny_data)
+    assert (end.num_parameters, end.num_trained_parameters) == (whole_network, whole_network)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pt")
+    config = replace(config, pretrained=str(tmp_path / "weights.pt"), train_blocks=1)
+    _, end = whole(config, tiny_data)
+    assert (end.num_parameters, end.num_trained_parameters) == (whole_network, layer4 + head)
 
 
 def test_without_a_test_split_there_is_no_test_score(

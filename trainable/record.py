@@ -71,6 +71,7 @@ class TrialResult:
     and, without `deterministic`, `fastest_kernels`.
     Of the `pack_size` trials that trained together in one process, each has its share of the time
     of the updates and the time of its own evaluations; `peak_memory_gib` is that of all together.
+    `num_parameters` counts those of the network, `num_trained_parameters` those not frozen.
     """
 
     status: str
@@ -103,6 +104,8 @@ class TrialResult:
     accumulation_steps: int
     oom_retries: int
     pack_size: int = 1
+    num_parameters: int = -1
+    num_trained_parameters: int = -1
     noise_scale: float
     device: str
     fast_paths: str

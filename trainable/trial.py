@@ -481,6 +481,10 @@ class Trial:
             accumulation_steps=math.ceil(part / self.step.microbatch_size),
             oom_retries=self.step.oom_retries,
             pack_size=self.pack_size,
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            num_trained_parameters=sum(
+                p.numel() for p in self.model.parameters() if p.requires_grad
+            ),
             noise_scale=self.noise.scale,
             device=device_name(self.device),
             fast_paths="+".join([*self.feed.paths, *self.step.paths]),

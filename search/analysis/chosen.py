@@ -45,9 +45,9 @@ def resolved(
 def _declared(name: str, about: Mapping[str, Any], step: object) -> list[Any]:
     """The values of a field in study.json; none where variants have different ones."""
     domain = about.get("vary", {}).get(name)
-    each = {s: more.get(name) for s, more in exploration_of(about).steps.items()}
-    own = {s: values for s, values in each.items() if isinstance(values, dict)}
-    if own and step not in each:
+    changes = {s: more.get(name) for s, more in exploration_of(about).steps.items()}
+    own = {s: values for s, values in changes.items() if isinstance(values, dict)}
+    if own and step not in changes:
         return []
     domain = own.get(str(step), domain)
     return list(domain.get("grid_search", [])) if isinstance(domain, dict) else []

@@ -43,11 +43,11 @@ def column_of(table: pd.DataFrame, name: str, *, flag: str, file: str) -> str:
 
 def alike(names: Sequence[str], name: str, prefixes: Sequence[str]) -> list[str]:
     """The names that are this one but for what a tool puts before it."""
-    return [each for each in names if _bare(each, prefixes) == _bare(name, prefixes)]
+    return [column for column in names if _bare(column, prefixes) == _bare(name, prefixes)]
 
 
 def _bare(name: str, prefixes: Sequence[str]) -> str:
-    return next((name.removeprefix(each) for each in prefixes if name.startswith(each)), name)
+    return next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
 
 
 def _cure(names: Sequence[str], name: str, flag: str) -> str:

@@ -39,18 +39,18 @@ def paired(differences: "pd.Series[float]") -> Effect:
     at all settings is noise too.
     """
     grid = whole_grid(differences.unstack("seed"))
-    found = Effect(by_setting=grid.mean(axis=1))
+    effect = Effect(by_setting=grid.mean(axis=1))
     if not grid.size:
-        return found
+        return effect
     by_seed = grid.mean(axis=0).to_numpy(dtype=float)
     n, mean = len(by_seed), float(by_seed.mean())
-    found = replace(found, value=mean, seeds=n)
+    effect = replace(effect, value=mean, seeds=n)
     if n < 2:
-        return found
+        return effect
     error = float(by_seed.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * error
     p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
-    return replace(found, low=mean - half, high=mean + half, p_value=p_value)
+    return replace(effect, low=mean - half, high=mean + half, p_value=p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

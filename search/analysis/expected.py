@@ -101,7 +101,7 @@ def verdicts(
     trials = trials.reset_index(drop=True)  # a trial of two steps is in two rows
     known: dict[str, Any] = {"metric": metric, "mode": mode}
     measured = _Measured(trials=trials, about=about, analyses=analyses, **known)
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     is_noise = nothing_beat_chance(trials, metric=metric)
     for entry in entries:
         start = Verdict(
@@ -109,12 +109,12 @@ def verdicts(
         )
         judge = _JUDGES.get(start.kind)
         if is_noise:
-            found.append(replace(start, why="no trial beat chance"))
+            verdicts.append(replace(start, why="no trial beat chance"))
         elif judge is None or not NEEDED[start.kind] <= set(start.expected):
-            found.append(replace(start, why="its entry in study.json cannot be read"))
+            verdicts.append(replace(start, why="its entry in study.json cannot be read"))
         else:
-            found += judge(start, measured)
-    return found
+            verdicts += judge(start, measured)
+    return verdicts
 
 
 # --- the scaling of the best lr ---------------------------------------------------------------
@@ -122,7 +122,7 @@ def verdicts(
 
 def _exponent(start: Verdict, measured: _Measured) -> list[Verdict]:
     """One verdict for each surface."""
-    found, why = [], "there are no trials over batch sizes and learning rates"
+    verdicts, why = [], "there are no trials over batch sizes and learning rates"
     for analysis in measured.analyses:
         named = analysis.of.items()
         trials = analysis.trials.assign(**{n: v for n, v in named if n not in analysis.trials})
@@ -137,8 +137,8 @@ def _exponent(start: Verdict, measured: _Measured) -> list[Verdict]:
         of = analysis.of if len(measured.analyses) > 1 else {}
         of = {name: value for name, value in of.items() if name not in start.expected["where"]}
         seeds = int(rows["seed"].nunique()) if "seed" in rows else 0
-        found.append(_of_exponent(replace(start, where=where, of=of, seeds=seeds), fit))
-    return found or [replace(start, why=why)]
+        verdicts.append(_of_exponent(replace(start, where=where, of=of, seeds=seeds), fit))
+    return verdicts or [replace(start, why=why)]
 
 
 def _of_exponent(start: Verdict, fit: scaling.Exponent) -> Verdict:
@@ -147,27 +147,27 @@ def _of_exponent(start: Verdict, fit: scaling.Exponent) -> Verdict:
     An interval is too wide to tell if it contains zero, or, where zero is what is expected, also
     the power of the nearest other rule.
     """
-    found = replace(start, value=fit.value, low=fit.low, high=fit.high)
+    verdict = replace(start, value=fit.value, low=fit.low, high=fit.high)
     if not math.isfinite(fit.value):
         noisy = scaling.EDGE_WITHIN_NOISE in fit.left_out.values()
         if fit.looks_flat or noisy:
             why = "the scores look like noise" if fit.looks_flat else scaling.EDGE_WITHIN_NOISE
-            return replace(found, outcome=UNRESOLVED, why=why)
+            return replace(verdict, outcome=UNRESOLVED, why=why)
         num = len(fit.batch_sizes)
         return replace(
-            found, why=f"this needs three batch sizes with a bracketed best rate, there are {num}"
+            verdict, why=f"this needs three batch sizes with a bracketed best rate, there are {num}"
         )
     if not math.isfinite(fit.low):
-        return replace(found, outcome=UNRESOLVED, why="there is no interval")
+        return replace(verdict, outcome=UNRESOLVED, why="there is no interval")
     low, high = float(start.expected["low"]), float(start.expected["high"])
     if fit.high < low or high < fit.low:
-        return replace(found, outcome=NOT_REPRODUCED)
+        return replace(verdict, outcome=NOT_REPRODUCED)
     outside = [power for power in scaling.RULES.values() if not low <= power <= high]
     rival = min(outside, key=abs, default=0.0)
     if fit.low <= rival <= fit.high:
         why = f"the interval also contains {rival:g}, so it cannot tell"
-        return replace(found, outcome=UNRESOLVED, why=why)
-    return replace(found, outcome=REPRODUCED)
+        return replace(verdict, outcome=UNRESOLVED, why=why)
+    return replace(verdict, outcome=REPRODUCED)
 
 
 # --- effects, in pairs of seeds ---------------------------------------------------------------
@@ -208,13 +208,13 @@ def _better(start: Verdict, measured: _Measured) -> list[Verdict]:
         return [start]
     best = own_best(rows, groups, metric=start.metric, mode=start.mode)
     effect = paired(best.scores[0] - best.scores[1])
-    found = _with_effect(start, effect)
-    found = replace(found, left_out=_lost(best, name, values), rows=_by_setting(effect))
-    if not found.seeds:
+    verdict = _with_effect(start, effect)
+    verdict = replace(verdict, left_out=_lost(best, name, values), rows=_by_setting(effect))
+    if not verdict.seeds:
         why = f"no setting has scores with {name}={in_words(values[0])} and {in_words(values[1])}"
-        return [replace(found, why=why)]
-    why = ONE_SEED if found.seeds < 2 else ""
-    return [replace(found, outcome=_outcome(found.value, found.p_value), why=why)]
+        return [replace(verdict, why=why)]
+    why = ONE_SEED if verdict.seeds < 2 else ""
+    return [replace(verdict, outcome=_outcome(verdict.value, verdict.p_value), why=why)]
 
 
 def _with_effect(start: Verdict, effect: Effect) -> Verdict:
@@ -251,7 +251,7 @@ def _order(start: Verdict, measured: _Measured) -> list[Verdict]:
     values, groups = [v for v, _ in tried], [group for _, group in tried]
     best = own_best(rows, groups, metric=start.metric, mode=start.mode)
     steps = _steps(best, [in_words(value) for value in values])
-    found = replace(
+    verdict = replace(
         start,
         rows=steps,
         order=_by_mean(best, values),
@@ -260,15 +260,15 @@ def _order(start: Verdict, measured: _Measured) -> list[Verdict]:
         notes=tuple(f"no trial has {name}={value}" for value in missing),
     )
     if (steps["seeds"] == 0).all():
-        return [replace(found, why="no two of the values have scores at the same setting")]
+        return [replace(verdict, why="no two of the values have scores at the same setting")]
     outcomes = set(steps["outcome"])
     outcome = UNRESOLVED
     if NOT_REPRODUCED in outcomes:
         outcome = NOT_REPRODUCED
     elif outcomes == {REPRODUCED}:
         outcome = REPRODUCED
-    why = ONE_SEED if found.seeds == 1 else ""
-    return [replace(found, outcome=outcome, why=why)]
+    why = ONE_SEED if verdict.seeds == 1 else ""
+    return [replace(verdict, outcome=outcome, why=why)]
 
 
 def _by_mean(best: OwnBest, values: Sequence[object]) -> tuple[str, ...]:
@@ -315,23 +315,23 @@ def _trend(start: Verdict, measured: _Measured) -> list[Verdict]:
         return [start]
     best = own_best(rows, groups, metric=start.metric, mode=start.mode)
     grid = whole_grid(best.scores)
-    found = replace(
+    verdict = replace(
         start,
         seeds=grid.index.get_level_values("seed").nunique() if grid.size else 0,
         left_out=_lost(best, name, values),
     )
     if grid.shape[1] < LEAST_VALUES:
         why = f"this needs scores at {LEAST_VALUES} values of {name}, there are {grid.shape[1]}"
-        return [replace(found, why=why)]
+        return [replace(verdict, why=why)]
     scores = grid.to_numpy(dtype=float)
     if (scores == scores[:, :1]).all():
-        return [replace(found, outcome=UNRESOLVED, why="all scores of a seed are the same")]
+        return [replace(verdict, outcome=UNRESOLVED, why="all scores of a seed are the same")]
     rho, p_value = rank_test(list(grid.columns), scores)
     sign = 1.0 if start.mode == "max" else -1.0
     shown = {name: [values[k] for k in grid.columns], "measured": sign * grid.mean().to_numpy()}
     value = rho if start.expected["direction"] == "rises" else -rho
-    found = replace(found, value=value, p_value=p_value, rows=pd.DataFrame(shown))
-    return [replace(found, outcome=_outcome(value, p_value))]
+    verdict = replace(verdict, value=value, p_value=p_value, rows=pd.DataFrame(shown))
+    return [replace(verdict, outcome=_outcome(value, p_value))]
 
 
 def _reported(start: Verdict, measured: _Measured) -> list[Verdict]:
@@ -354,8 +354,8 @@ def _reported(start: Verdict, measured: _Measured) -> list[Verdict]:
         return [replace(start, why=why)]
     scores = both["measured"].to_numpy(dtype=float)
     rho, p_value = rank_test(list(both["expected"]), scores[None])
-    found = replace(start, value=rho, p_value=p_value, seeds=int(both["seeds"].min()))
-    return [replace(found, outcome=_outcome(rho, p_value))]
+    verdict = replace(start, value=rho, p_value=p_value, seeds=int(both["seeds"].min()))
+    return [replace(verdict, outcome=_outcome(rho, p_value))]
 
 
 _JUDGES: Mapping[str, Callable[[Verdict, _Measured], list[Verdict]]] = {

@@ -101,13 +101,13 @@ def own_table(
     fields = list(dict.fromkeys(fields))
     _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, *three, seed])
     table, messages = _one_row_per_run(table, file, three, fields, runs, mode)
-    status, said = _statuses(table.drop(columns=[*three]))
+    status, cautions = _statuses(table.drop(columns=[*three]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
     if len(rows) < len(table):
-        said.append(f"{len(table) - len(rows)} rows of unfinished runs are left out.")
+        cautions.append(f"{len(table) - len(rows)} rows of unfinished runs are left out.")
     rows, status, without = _with_settings(rows, status, three)
-    messages += [*said, *without]
+    messages += [*cautions, *without]
     required = pd.Series(np.ones(len(rows), dtype=bool), index=rows.index)
     sizes = _numbers(rows[batch_size], file, required, above=0, whole=True)
     rates = _numbers(rows[lr], file, required, above=0)
@@ -152,15 +152,15 @@ def _named(
         named += [("--fields", name) for name in fields]
         named += [("--run-column", name) for name in runs]
         named += [("--seed-column", seed)] if seed != SEED else []
-    found = {name: column_of(table, name, flag=flag, file=file) for flag, name in named}
-    if len({found[name] for name in three}) < 3:
+    columns = {name: column_of(table, name, flag=flag, file=file) for flag, name in named}
+    if len({columns[name] for name in three}) < 3:
         raise TableError(
             f"--batch-size, --lr and --metric must name three different columns of {file}"
         )
     seeds = alike(list(table.columns), SEED, OF_SETTINGS)
-    if seed == SEED and len(seeds) == 1 and seeds[0] not in found.values():
-        found[SEED] = seeds[0]
-    return table.rename(columns={column: name for name, column in found.items()})
+    if seed == SEED and len(seeds) == 1 and seeds[0] not in columns.values():
+        columns[SEED] = seeds[0]
+    return table.rename(columns={column: name for name, column in columns.items()})
 
 
 def _one_row_per_run(
@@ -193,11 +193,11 @@ def _with_settings(
     without &= (status == "failed") | rows[metric].isna()
     if not without.any():
         return rows, status, []
-    said = (
+    caution = (
         f"{without.sum()} rows without a score lack {batch_size} or {lr} as well: they are left "
         f"out."
     )
-    return rows[~without], status[~without], [said]
+    return rows[~without], status[~without], [caution]
 
 
 def _check_fields(fields: Sequence[str], others: Sequence[str]) -> None:

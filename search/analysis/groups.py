@@ -43,7 +43,7 @@ def exploration_of(about: Mapping[str, Any]) -> Exploration:
     values = _from_repr(explore) if isinstance(explore, str) else explore
     kind = str(values.get("kind"))
     vary = about.get("vary", {})
-    is_search = any(not isinstance(domain, dict) for domain in vary.values())
+    is_search = any("grid_search" not in domain for domain in vary.values())
     is_search = is_search or (not vary and kind == "Optuna")
     if kind == "Variants":
         return Exploration(kind, is_search, values.get("each", {}))
@@ -53,15 +53,6 @@ def exploration_of(about: Mapping[str, Any]) -> Exploration:
         changes = changes | more
         together[step] = changes
     return Exploration(kind, is_search, together)
-
-
-def choices_of(about: Mapping[str, Any], name: str) -> list[Any]:
-    """The values of a field that is chosen from a list, as study.json has it; none for a range."""
-    domain = about.get("vary", {}).get(name)
-    if isinstance(domain, dict):
-        return list(domain.get("grid_search", []))
-    values, _, kind = str(domain).rpartition(" ")
-    return list(ast.literal_eval(values)) if kind == "Categorical" else []
 
 
 def _from_repr(explore: str) -> dict[str, Any]:

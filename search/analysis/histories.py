@@ -94,10 +94,10 @@ def _said(
 ) -> list[str]:
     """What was taken of each run, and how many ended without a finite score."""
     fewest, most = int(evaluations[evaluations > 0].min()), int(evaluations.max())
-    each = f"{most}" if fewest == most else f"{fewest} to {most}"
+    num_rows = f"{most}" if fewest == most else f"{fewest} to {most}"
     messages = [
         f"A run has several rows: the score of each of the {len(rows)} runs is the best {metric} "
-        f"of its {each} rows."
+        f"of its {num_rows} rows."
     ]
     last = scores.groupby(run).nth(-1)
     lost = int(last.isna().sum()) - int((evaluations == 0).sum())
@@ -123,7 +123,7 @@ def _check_constant(
             continue
         first = int(differing.idxmax())
         values = ", ".join(map(str, table.loc[run == first, name].unique()[:4]))
-        which = ", ".join(f"{each} {rows.loc[first, each]}" for each in runs)
+        which = ", ".join(f"{column} {rows.loc[first, column]}" for column in runs)
         raise TableError(
             f"the rows of {which} differ in {name} ({values}), which must be constant in a run: "
             f"give --run-column all columns that tell one run from another"

@@ -71,10 +71,10 @@ def _divergences(
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=best)
 
     def divergences(of: NDArray[np.float64]) -> list[float]:
-        found = optuna.importance.get_param_importances(
+        importances = optuna.importance.get_param_importances(
             study, evaluator=evaluator, target=lambda trial: -of[trial.number], normalize=False
         )
-        return [found[name] for name in domains]
+        return [importances[name] for name in domains]
 
     config = pd.factorize(pd.Series([repr(chosen) for chosen in params]))[0]
     try:

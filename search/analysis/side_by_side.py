@@ -262,14 +262,3 @@ def _exponent(first: Exponent, second: Exponent) -> Difference:
     low = value - math.hypot(second.value - second.low, first.high - first.value)
     high = value + math.hypot(second.high - second.value, first.value - first.low)
     return Difference(value=value, low=low, high=high)
-
-
-def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that two studies set differently: name to both values, from their study.json."""
-    both = [{**about.get("base", {}), **about.get("vary", {})} for about in (first, second)]
-    names = dict.fromkeys([*both[0], *both[1]])
-    return {
-        name: (both[0].get(name), both[1].get(name))
-        for name in names
-        if both[0].get(name) != both[1].get(name) and name != "seed"
-    }

@@ -212,8 +212,8 @@ def _numbers(most: int) -> NDArray[np.int64]:
 def _quantiles(ordered: Floats, weights: Floats, shares: Floats) -> Floats:
     """The smallest value at which the weighted distribution reaches each share."""
     reached = np.searchsorted(np.cumsum(weights), shares - 1e-12)
-    found: Floats = ordered[np.minimum(reached, len(ordered) - 1)]
-    return found
+    scores: Floats = ordered[np.minimum(reached, len(ordered) - 1)]
+    return scores
 
 
 @cache

@@ -11,7 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ray.tune.search.sample import Categorical, Integer
+
 from search.execution.preflight import Ready
+from search.study.domains import ends_of, is_log, step_of
 from search.study.explorer import Tables
 from search.study.space_file import space_sha256
 from search.study.study import Study
@@ -59,9 +62,18 @@ def _step_trials(known: Tables) -> dict[str, list[str]]:
     return keys
 
 
-def domain_as_json(domain: Any) -> Any:
-    """A grid's values, or a range in words."""
-    return domain if isinstance(domain, dict) else f"{domain.domain_str} {type(domain).__name__}"
+def domain_as_json(domain: Any) -> dict[str, Any]:
+    """A grid, a choice of values, or a range with both ends (see search.analysis.declared)."""
+    if isinstance(domain, dict):
+        return domain
+    if isinstance(domain, Categorical):
+        return {"choice": list(domain.categories)}
+    declared: dict[str, Any] = {
+        "range": list(ends_of(domain)),
+        "scale": "log" if is_log(domain) else "linear",
+    }
+    declared |= {"step": step} if (step := step_of(domain)) else {}
+    return declared | ({"whole": True} if isinstance(domain, Integer) else {})
 
 
 def part_as_json(part: object) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from search.report.facts import (
     device_words,
     evaluation_images,
     hours_words,
+    parameters_words,
     values,
 )
 from search.report.findings import Findings
@@ -71,7 +72,7 @@ def _acl(findings: Findings) -> list[tuple[str, str]]:
         else NOT_RECORDED
     )
     return [
-        ("Number of parameters of each model (C1)", NOT_RECORDED),
+        ("Number of parameters of each model (C1)", parameters_words(trials) or NOT_RECORDED),
         ("Computing infrastructure (C1)", device_words(trials)),
         ("Average runtime, total budget (C1)", runtime),
         ("Number of training runs of the search", f"{len(trials)}, each with its evaluations"),
@@ -107,8 +108,11 @@ def _has_bars(findings: Findings) -> str:
     counts = counts[counts > 0]
     if not (counts > 1).any():
         return "no: no setting has two scores; `--set seeds=3` trains more"
-    some, what = int((counts < 2).sum()), "bins" if findings.analyses[0].binned else "settings"
-    return f"partly: {some} of {len(counts)} {what} have one score" if some else "yes: Error bars"
+    num_single = int((counts < 2).sum())
+    if not num_single:
+        return "yes: Error bars"
+    what = "bins" if findings.analyses[0].binned else "settings"
+    return f"partly: {num_single} of {len(counts)} {what} have one score"
 
 
 def _bounds(findings: Findings) -> str:

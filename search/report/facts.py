@@ -21,7 +21,7 @@ def values(trials: pd.DataFrame, column: str) -> list[str]:
     known = trials[column].dropna().unique()
     is_number = all(isinstance(value, int | float | np.number) for value in known)
     ordered = sorted(known, key=float if is_number else str)
-    return [show(float(each)) if isinstance(each, float) else str(each) for each in ordered]
+    return [show(float(value)) if isinstance(value, float) else str(value) for value in ordered]
 
 
 def counted(rows: "pd.Series[bool]") -> int:
@@ -68,6 +68,27 @@ def evaluation_images(rows: pd.DataFrame | None, trials: pd.DataFrame, split: st
     return f"at most {listed(asked)}" if asked else UNKNOWN
 
 
+def parameters_words(trials: pd.DataFrame) -> str:
+    """How many parameters each model has, and how many of them were trained; empty if unknown.
+
+    Models of one name have different numbers where width, depth or the frozen blocks vary.
+    """
+    names = ["num_parameters", "num_trained_parameters"]
+    if not set(names) <= set(trials):
+        return ""
+    rows = trials[["model", *names]].dropna()
+    return listed([_counts_words(str(model), rows[names]) for model, rows in rows.groupby("model")])
+
+
+def _counts_words(model: str, counts: pd.DataFrame) -> str:
+    """`resnet18 11,177,538 (1,026 trained)`."""
+    whole, trained = (
+        " to ".join(f"{count:,.0f}" for count in sorted({column.min(), column.max()}))
+        for _, column in counts.items()
+    )
+    return f"{model} {whole} ({'all' if whole == trained else trained} trained)"
+
+
 def device_words(trials: pd.DataFrame) -> str:
     """The devices, with the number of GPUs of a trial."""
     devices = values(trials, "device")[:MOST_NAMED]
@@ -87,7 +108,8 @@ def trained_hours(trials: pd.DataFrame) -> tuple[float, float] | None:
 
 def hours_words(hours: float) -> str:
     """Hours with three digits."""
-    return f"{float(f'{hours:.3g}'):g} hours"
+    number = f"{float(f'{hours:.3g}'):g}"
+    return f"{number} hour{'' if number == '1' else 's'}"
 
 
 def command_of(about: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from search.analysis.analysis import Analysis, analyse
 from search.analysis.chance import nothing_beat_chance
+from search.analysis.declared import choices_of
 from search.analysis.expected import Verdict, verdicts
 from search.analysis.foreign_table import TableError, own_table
 from search.analysis.groups import (
@@ -18,7 +19,6 @@ from search.analysis.groups import (
     RIDGE,
     analyses,
     branches,
-    choices_of,
     exploration_of,
     others_of,
     varied_fields,
@@ -261,7 +261,7 @@ def of_table(
         name=source.name,
         metric=table.metric,
         mode=mode,
-        about={"table": source.said, "columns": {"batch_size": batch_size, "lr": lr}},
+        about={"table": source.origin, "columns": {"batch_size": batch_size, "lr": lr}},
         trials=trials,
         epochs=None,
         analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr", margin=margin)],

@@ -19,6 +19,7 @@ from search.report.facts import (
     evaluation_images,
     hours_words,
     numbers_words,
+    parameters_words,
     trained_hours,
     training_images,
     values,
@@ -103,11 +104,11 @@ def _data(findings: Findings) -> list[str]:
     trials = findings.trials
     names, splits = values(trials, "dataset"), values(trials, "split")
     sizes = values(trials, "image_size")
-    fingerprint = values(trials, "data_fingerprint")
+    fingerprints = values(trials, "data_fingerprint")
     declared = findings.about.get("base", {}).get("dataset")
     alias = f" (declared as {declared})" if declared and names and declared not in names else ""
     crop = f"cropped to a central square of {listed(sizes)} px" if sizes else "not cropped"
-    said = [
+    sentences = [
         f"Data set: {listed(names) or UNKNOWN}{alias}; task: "
         f"{listed(values(trials, 'task')) or UNKNOWN}; images {crop}.",
         f"Training images: {numbers_words(training_images(trials, findings.epochs))}; "
@@ -115,16 +116,18 @@ def _data(findings: Findings) -> list[str]:
         f"{evaluation_images(trials, trials, 'test')}.",
     ]
     if values(trials, "train_images"):
-        said.append("`train_images` asked for that many training images, drawn by class.")
-    said += [SPLITS.get(kind) or _by_group(kind) for kind in splits]
+        sentences.append("`train_images` asked for that many training images, drawn by class.")
+    sentences += [SPLITS.get(kind) or _by_group(kind) for kind in splits]
     if not splits:
-        said.append(f"How validation was split is {UNKNOWN}.")
-    said.append(f"SHA-256 of the data: {listed([f'`{each}`' for each in fingerprint]) or UNKNOWN}.")
-    said.append(
+        sentences.append(f"How validation was split is {UNKNOWN}.")
+    sentences.append(
+        f"SHA-256 of the data: {listed([f'`{digest}`' for digest in fingerprints]) or UNKNOWN}."
+    )
+    sentences.append(
         "Which images were excluded, and preprocessing before the data set was made, are "
         f"{UNKNOWN}."
     )
-    return said
+    return sentences
 
 
 def _by_group(kind: str) -> str:
@@ -137,19 +140,20 @@ def _by_group(kind: str) -> str:
 def _networks(findings: Findings) -> list[str]:
     trials = findings.trials
     models, weights = values(trials, "model"), values(trials, "pretrained")
-    said = [f"Network: {listed(models) or UNKNOWN}."]
+    sentences = [f"Network: {listed(models) or UNKNOWN}."]
     if set(models) & set(OWN_MODELS):
         own = [f"{name} {listed(values(trials, name))}" for name in OF_OWN_MODELS]
-        said.append(f"Of plain and residual networks: {', '.join(own)}.")
+        sentences.append(f"Of plain and residual networks: {', '.join(own)}.")
     if weights == ["none"]:
-        said.append("Weights were initialized at random: nothing was pretrained.")
+        sentences.append("Weights were initialized at random: nothing was pretrained.")
     else:
         blocks = values(trials, "train_blocks")
-        said.append(
+        sentences.append(
             f"Weights to begin with: {listed(weights) or UNKNOWN}; trained: "
             f"{f'the head and the last {listed(blocks)} blocks' if blocks else 'all blocks'}."
         )
-    return [*said, "The number of parameters is not recorded."]
+    counts = parameters_words(trials) or UNKNOWN
+    return [*sentences, f"Number of parameters: {counts}."]
 
 
 def _endings(trials: pd.DataFrame) -> str:
@@ -165,35 +169,37 @@ def _trials(findings: Findings) -> list[str]:
     seeds = values(trials, "seed")
     planned = len(about.get("planned") or ())
     of = f" of {planned} planned" if planned and planned != len(trials) else ""
-    said = [
+    sentences = [
         f"{number_of(len(trials), 'trial')}{of}: {number_of(settings, 'setting')}, "
         f"seed{'s' if len(seeds) > 1 else ''} {listed(seeds)} (a seed sets initialization, data "
         f"order, augmentation and dropout). They ended as: {_endings(trials)}.",
     ]
     if (trials["status"].isin(("diverged", "failed", "stopped"))).any():
-        said.append(
+        sentences.append(
             "Diverged, failed and stopped trials are in no mean: means are over completed trials."
         )
         if (trials["status"] == "stopped").any() and len(seeds) > 1:
-            said.append(
+            sentences.append(
                 "Where only some seeds of a setting were stopped, its mean is of the better ones, "
                 "and too good."
             )
     if len(findings.unplanned):
-        said.append("Other trials are in the folder, which the study as last run does not ask for.")
+        sentences.append(
+            "Other trials are in the folder, which the study as last run does not ask for."
+        )
     select = values(trials, "select_by")
-    said.append(
+    sentences.append(
         f"A trial's scores are those of its evaluation with the best {listed(select)}."
         if select
         else f"By which score a trial's evaluation was selected is {UNKNOWN}."
     )
     if metric.startswith("test_"):
-        said.append(
+        sentences.append(
             f"**Settings are ranked by {metric}, a test score: that is selection by test.**"
         )
     else:
-        said.append(f"Settings were ranked by their mean {metric} ({findings.mode} is best).")
-    return [*said, *_test(trials), *filter(None, [tuning_sentence(findings)])]
+        sentences.append(f"Settings were ranked by their mean {metric} ({findings.mode} is best).")
+    return [*sentences, *_test(trials), *filter(None, [tuning_sentence(findings)])]
 
 
 def _test(trials: pd.DataFrame) -> list[str]:
@@ -210,10 +216,10 @@ def _test(trials: pd.DataFrame) -> list[str]:
 def _error_bars(findings: Findings) -> list[str]:
     trials = findings.trials
     lows = trials["test_auroc_low"] if "test_auroc_low" in trials else pd.Series(dtype=float)
-    said = _intervals(findings)
+    sentences = _intervals(findings)
     if lows.notna().any():
-        said.append("A trial's test AUROC has DeLong's 95 % interval, over test images.")
-    return said
+        sentences.append("A trial's test AUROC has DeLong's 95 % interval, over test images.")
+    return sentences
 
 
 def _intervals(findings: Findings) -> list[str]:
@@ -226,7 +232,7 @@ def _intervals(findings: Findings) -> list[str]:
     least, most = int(counts[counts > 0].min()), int(counts.max())
     number = f"{most}" if least == most else f"{least} to {most}"
     surface = surface_name(best)
-    said = [
+    sentences = [
         f"Scores{f' of the best surface ({surface})' if surface else ''} are means over {number} "
         f"{what} with the standard deviation (n - 1). Intervals of means are Student's, 95 %; of "
         "scores between 0 and 1 on the scale of the logit, of losses of the logarithm. They assume "
@@ -234,52 +240,52 @@ def _intervals(findings: Findings) -> list[str]:
     ]
     varies = "data order, initialization, augmentation and dropout, by the seed"
     if best.binned:
-        said.append(
+        sentences.append(
             "Trials with similar learning rates are in one bin, so the spread includes whatever "
             "else differs between them."
         )
     elif "train_wall_s" in findings.trials:
-        said.append(
+        sentences.append(
             f"They include {varies}; not the choice of training, validation or test images."
         )
     if math.isfinite(best.exponent.low):
-        said.append(
+        sentences.append(
             "Intervals of the best learning rate and of its exponent: 95 %; docs/statistics.md has "
             "how they are computed, and how often they hold."
         )
     if math.isfinite(best.optimism) and best.optimism > 0:
-        said.append(
+        sentences.append(
             f"The best mean is the best of many, and so probably about {best.optimism:.2g} too "
             f"good."
         )
-    return said
+    return sentences
 
 
 def _compute(findings: Findings) -> list[str]:
     trials, hardware = findings.trials, findings.about.get("hardware", {})
     cores = f"{hardware['cores']} cores" if hardware.get("cores") else ""
     driver = ", ".join(filter(None, [cores, hardware.get("machine")])) or UNKNOWN
-    said = [
+    sentences = [
         f"Device: {device_words(trials)}; {number_of(len(values(trials, 'host')), 'host')}; the "
         f"command's machine: {driver}. Its memory is not recorded.",
     ]
     trained = trained_hours(trials)
     if trained is None:
-        return [*said, f"Time is {UNKNOWN}."]
+        return [*sentences, f"Time is {UNKNOWN}."]
     (hours, gpu_hours), wall = trained, trials["train_wall_s"]
-    said.append(
+    sentences.append(
         f"All trials together trained for {hours_words(hours)} (with their "
         f"evaluations; trials side by side count each), a median of "
         f"{duration(wall.median())} a trial; "
         + (f"{show(gpu_hours)} GPU-hours." if gpu_hours else "no GPU was used.")
     )
     if wall.isna().any():
-        said.append(f"{counted(wall.isna())} trials have no time.")
+        sentences.append(f"{counted(wall.isna())} trials have no time.")
     peak = trials.get("peak_memory_gib", pd.Series(dtype=float)).max()
-    said += [f"Peak memory of a trial: {peak:.3g} GiB."] if np.isfinite(peak) else []
+    sentences += [f"Peak memory of a trial: {peak:.3g} GiB."] if np.isfinite(peak) else []
     if "attempt" in trials and (trials["attempt"] > 1).any():
-        said.append("Attempts that were interrupted or retried are not in these times.")
-    return [*said, "What was trained before or beside this study is not recorded."]
+        sentences.append("Attempts that were interrupted or retried are not in these times.")
+    return [*sentences, "What was trained before or beside this study is not recorded."]
 
 
 def _reproduction(findings: Findings) -> list[str]:
@@ -288,15 +294,17 @@ def _reproduction(findings: Findings) -> list[str]:
     where = f"`{about['space_file']}`" if about.get("space_file") else UNKNOWN
     command = command_of(about)
     dates = findings.trials["ended_at"].dropna() if "ended_at" in findings.trials else None
-    said = [
+    sentences = [
         f"Command: `{command}`." if command else f"The command is {UNKNOWN}.",
         f"Space file: {where}, SHA-256 `{about.get('space_sha256') or UNKNOWN}`.",
         f"Commit: {commits(findings.trials, about)}. Versions: {versions or UNKNOWN}.",
     ]
     if dates is not None and len(dates):
         first, last = f"{dates.min():%Y-%m-%d}", f"{dates.max():%Y-%m-%d}"
-        said.append(f"Trained {f'on {first}' if first == last else f'{first} to {last}'} (UTC).")
-    return said
+        sentences.append(
+            f"Trained {f'on {first}' if first == last else f'{first} to {last}'} (UTC)."
+        )
+    return sentences
 
 
 def _wrapped(sentences: Sequence[str]) -> str:

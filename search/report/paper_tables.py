@@ -258,11 +258,11 @@ def _cost(findings: Findings, analysis: Analysis) -> PaperTable | None:
         {
             "batch_size": numbers["batch_size"],
             "lr": [rounded(lr, 4) for lr in numbers["lr"]],
-            "updates": [f"{round(each):,}" for each in numbers["updates"]],
-            "images": [f"{round(each):,}" for each in numbers["examples_seen"]],
+            "updates": [f"{round(count):,}" for count in numbers["updates"]],
+            "images": [f"{round(count):,}" for count in numbers["examples_seen"]],
             "time": [
-                f"{each:.1f}" if math.isfinite(each) else NOTHING
-                for each in numbers.get("train_s", pd.Series(np.nan, numbers.index))
+                f"{seconds:.1f}" if math.isfinite(seconds) else NOTHING
+                for seconds in numbers.get("train_s", pd.Series(np.nan, numbers.index))
             ],
             "n": numbers["n"],
         }

@@ -6,6 +6,7 @@ from typing import Any
 from search.analysis.groups import NO_CHOICE, exploration_of, varied_fields
 from search.report.facts import UNKNOWN, values
 from search.report.findings import Findings
+from search.report.sentences.domains import domain_words
 from search.report.sentences.wording import listed
 from search.study.shown import show
 from trainable.config import BUDGETS, TrialConfig
@@ -59,26 +60,26 @@ def varied(findings: Findings) -> list[str]:
     exploration = exploration_of(about)
     vary: Mapping[str, Any] = about.get("vary", {})
     own = {name for changes in exploration.steps.values() for name in changes}
-    said = [
+    lines = [
         f"- `{name}`: {domain_words(domain)}"
         + (" (where those below do not give their own)" if name in own else "")
         for name, domain in vary.items()
     ]
     for name, changes in exploration.steps.items():
         told = ", ".join(f"`{k}`: {domain_words(v)}" for k, v in changes.items())
-        said.append(f"- {name}: {told or 'the base configuration'}")
-    if not said:
+        lines.append(f"- {name}: {told or 'the base configuration'}")
+    if not lines:
         seen = {name: values(findings.trials, name) for name in varied_fields(findings.trials)}
-        said = [f"- `{name}`: {_seen(each)}" for name, each in seen.items()]
+        lines = [f"- `{name}`: {_seen(known)}" for name, known in seen.items()]
     how = EXPLORED.get(exploration.kind, "Trials were chosen by an explorer")
-    said.append(f"{how}: `{part_words(about.get('explore')) or UNKNOWN}`.")
+    lines.append(f"{how}: `{part_words(about.get('explore')) or UNKNOWN}`.")
     stop = part_words(about.get("stop"))
-    said.append(
+    lines.append(
         f"Trials were stopped early by `{stop}`." if stop else "No scheduler stopped trials early."
     )
     if leaders := part_words(about.get("leaders")):
-        said.append(f"The best got further seeds: `{leaders}`.")
-    return said
+        lines.append(f"The best got further seeds: `{leaders}`.")
+    return lines
 
 
 def _seen(known: Sequence[str]) -> str:
@@ -86,21 +87,6 @@ def _seen(known: Sequence[str]) -> str:
     if len(known) > MOST_VALUES:
         return f"{len(known)} values from {known[0]} to {known[-1]} (as trained)"
     return f"{listed(known)} (as trained)"
-
-
-def domain_words(domain: object) -> str:
-    """A grid's values or a range; study.json does not say on which scale a range was drawn from."""
-    if isinstance(domain, dict) and "grid_search" in domain:
-        return listed([show(value) for value in domain["grid_search"]])
-    words, _, kind = str(domain).rpartition(" ")
-    if kind == "Categorical":
-        return f"one of {words}"
-    if kind in ("Float", "Integer"):
-        return (
-            f"range {words}, {'whole numbers' if kind == 'Integer' else 'continuous'} (uniform or "
-            f"logarithmic: not recorded here, see the space file)"
-        )
-    return show(domain)
 
 
 def part_words(part: object) -> str:
@@ -118,7 +104,7 @@ def fixed(findings: Findings) -> list[str]:
     trials = findings.trials
     optimizers = set(values(trials, "optimizer"))
     default = TrialConfig(model="plain", pretrained="none")
-    said = []
+    fields = []
     names = [*TOLD, *(n for n in TrialConfig.__slots__ if n not in (*TOLD, *ELSEWHERE, *NO_CHOICE))]
     for name in names:
         if name not in trials or trials[name].nunique(dropna=False) != 1:
@@ -128,8 +114,8 @@ def fixed(findings: Findings) -> list[str]:
         is_used = bool(set(OF_OPTIMIZER.get(name, optimizers)) & optimizers)
         is_usual = value == getattr(default, name) or is_none
         if is_used and not is_none and (name in TOLD or not is_usual):
-            said.append(f"`{name}` {show(value)}")
+            fields.append(f"`{name}` {show(value)}")
     others = "All other fields had their defaults, or are among what was varied (docs/fields.md)."
-    if not said:
+    if not fields:
         return [f"What was held fixed is {UNKNOWN}."]
-    return [f"{', '.join(said)}.", others]
+    return [f"{', '.join(fields)}.", others]

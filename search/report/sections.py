@@ -14,6 +14,7 @@ from search.report.charts.gallery import surface_name
 from search.report.facts import trained_hours
 from search.report.findings import Findings
 from search.report.markup import cell_text, details, pairs, paragraph, table, text
+from search.report.sentences.domains import domain_words
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.search import place_of
 from search.study.shown import show
@@ -380,7 +381,7 @@ def provenance(findings: Findings) -> str:
         "metric": f"{findings.metric}, {findings.mode} is best",
         "explored by": _declared(about.get("explore")),
         "stopped by": None if about.get("stop") == "None" else _declared(about.get("stop")),
-        "varied": ", ".join(f"{k}: {_range(v)}" for k, v in about.get("vary", {}).items()),
+        "varied": "; ".join(f"{k}: {domain_words(v)}" for k, v in about.get("vary", {}).items()),
         "seeds": ", ".join(map(str, seeds)),
         "space file": about.get("space_file"),
         "its SHA-256": about.get("space_sha256"),
@@ -404,12 +405,6 @@ def _declared(part: object) -> str | None:
         return None if part is None else str(part)
     values = ", ".join(f"{name}={value!r}" for name, value in part.items() if name != "kind")
     return f"{part.get('kind')}({values})"
-
-
-def _range(domain: object) -> str:
-    if isinstance(domain, dict) and "grid_search" in domain:
-        return " ".join(map(cell_text, domain["grid_search"]))
-    return str(domain)
 
 
 def stopping_table(findings: Findings) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from search.analysis.side_by_side import Compared, compared_analyses, differing_fields
+from search.analysis.declared import differing_fields
+from search.analysis.side_by_side import Compared, compared_analyses
 from search.report.charts.difference import difference_map, two_ridges
 from search.report.charts.gallery import Picture, picture
 from search.report.drawing import drawing

@@ -270,9 +270,9 @@ def _cell_text(
     colour = COLOURS[min(int(share * len(COLOURS)), len(COLOURS) - 1)]
     ink = "black" if share > 0.5 else "white"
     mark = "*" if is_ridge else " "
-    some = f" {int(cell['diverged'])} div." if cell["diverged"] else ""
+    diverged = f" {int(cell['diverged'])} div." if cell["diverged"] else ""
     style = f"{ink} on {colour}{' bold underline' if is_best else ''}"
-    return Text(f"{cell['mean']:.3f}{mark}{some}", style)
+    return Text(f"{cell['mean']:.3f}{mark}{diverged}", style)
 
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:

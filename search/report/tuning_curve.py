@@ -99,24 +99,26 @@ def tuning_sentence(findings: Findings) -> str:
 
 def notes(curve: TuningCurve) -> list[str]:
     """What else a reader must know of the curve."""
-    said = []
+    sentences = []
     if curve.is_assumed:
-        said.append(
+        sentences.append(
             "The band assumes that the runs of this table were drawn independently at random, "
             "which the table does not tell; after a search that learns from its runs it is void."
         )
     if curve.kind == IN_ORDER:
-        said.append(f"No confidence band: {curve.why}. {SELECTED}")
+        sentences.append(f"No confidence band: {curve.why}. {SELECTED}")
     if curve.seed is not None:
-        said.append(f"One trial of each configuration was used, that with seed {curve.seed}.")
+        sentences.append(f"One trial of each configuration was used, that with seed {curve.seed}.")
     if curve.left_out:
-        said.append(
+        sentences.append(
             f"{number_of(curve.left_out, 'configuration')} that the study gives as points "
             f"{'is' if curve.left_out == 1 else 'are'} no random draw and left out."
         )
     if curve.without_score:
-        said.append(f"{curve.without_score} of {curve.num_trials} trials have no score. {WORST}")
-    return said
+        sentences.append(
+            f"{curve.without_score} of {curve.num_trials} trials have no score. {WORST}"
+        )
+    return sentences
 
 
 def tuning_section(findings: Findings, figure: str) -> str:

@@ -78,8 +78,8 @@ def importance_sentence(table: pd.DataFrame) -> str:
     """Which searched fields stand out above chance; empty if that is unknown."""
     if table.empty or table["by_chance"].isna().all():
         return ""
-    found = table[table["stands_out"].astype(bool)].to_dict("records")
-    if not found:
+    important = table[table["stands_out"].astype(bool)].to_dict("records")
+    if not important:
         first = table.iloc[0]
         return (
             f"No searched field stands out above chance: even the most important, "
@@ -89,11 +89,11 @@ def importance_sentence(table: pd.DataFrame) -> str:
         [
             f"{row['field']} (importance {row['importance']:.0%}, shuffled scores reach "
             f"{row['by_chance']:.0%})"
-            for row in found
+            for row in important
         ]
     )
-    text = f"{fields} {'stands' if len(found) == 1 else 'stand'} out above chance"
-    others = len(table) - len(found)
+    text = f"{fields} {'stands' if len(important) == 1 else 'stand'} out above chance"
+    others = len(table) - len(important)
     if not others:
         return f"{text}."
     return f"{text}; the other {number_of(others, 'field') if others > 1 else 'field'} " + (

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from search.analysis.declared import domain_of
 from search.analysis.side_by_side import Compared, Difference
+from search.report.sentences.domains import domain_words
 from search.report.sentences.wording import listed
 from search.study.shown import number_of, show
 
@@ -25,8 +27,8 @@ def settings_sentence(differing: Mapping[str, Any], names: tuple[str, str]) -> s
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict) and "grid_search" in value:
-        return f"({' '.join(show(member) for member in value['grid_search'])})"
+    if domain_of(value) is not None:
+        return f"({domain_words(value)})"
     return "(not set)" if value is None else show(value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from search.analysis.columns import TableError
-from search.report.sources.source import NAME, RUN, VALUE, Source, chosen, joined, said
+from search.report.sources.source import NAME, RUN, VALUE, Source, chosen, joined, origin
 
 TABLES = frozenset({"experiments", "runs", "params", "metrics"})
 ABOUT = "meta.yaml"  # of an experiment, and of a run
@@ -31,10 +31,10 @@ def read_database(file: Path, study: str | None) -> Source:
     """
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            found = dict(database.execute(EXPERIMENTS).fetchall())
-            name = chosen(sorted(found), study, kind=KIND, where=str(file))
+            experiments = dict(database.execute(EXPERIMENTS).fetchall())
+            name = chosen(sorted(experiments), study, kind=KIND, where=str(file))
             runs, settings, scores, parents = (
-                pd.read_sql_query(query, database, params=(found[name],))
+                pd.read_sql_query(query, database, params=(experiments[name],))
                 for query in (
                     RUNS_OF,
                     f"SELECT run_uuid AS run, key AS name, value FROM params {OF_RUNS}",
@@ -62,14 +62,14 @@ def read_store(folder: Path, study: str | None) -> Source:
     Raises:
         TableError: a file cannot be read, or there are several experiments.
     """
-    found = {name: place for name, place in _experiments(folder).items() if _runs(place)}
-    name = chosen(sorted(found), study, kind=KIND, where=str(folder))
+    experiments = {name: place for name, place in _experiments(folder).items() if _runs(place)}
+    name = chosen(sorted(experiments), study, kind=KIND, where=str(folder))
     runs, settings, scores, parents = [], [], [], set()
-    for run in _runs(found[name]):
+    for run in _runs(experiments[name]):
         about = _about(run)
         key = about.get("run_id", run.name)
         runs.append((key, STATUS.get(about.get("status", ""), about.get("status", ""))))
-        settings += [(key, *each) for each in _entries(run / "params")]
+        settings += [(key, *entry) for entry in _entries(run / "params")]
         for metric, lines in _entries(run / "metrics"):
             scores += [(key, metric, value) for value in _logged(run, metric, lines)]
         parents |= {text for tag, text in _entries(run / "tags") if tag == PARENT}
@@ -97,14 +97,14 @@ def _source(
     if runs.empty:
         raise TableError(f"{where}: no run of the experiment {name} has params: log them")
     of_settings, of_scores = (
-        each[each[RUN].isin(runs[RUN])].assign(**{NAME: before + each[NAME].astype(str)})
-        for before, each in (("params.", settings), ("metrics.", scores))
+        rows[rows[RUN].isin(runs[RUN])].assign(**{NAME: before + rows[NAME].astype(str)})
+        for before, rows in (("params.", settings), ("metrics.", scores))
     )
     return Source(
         rows=joined(runs, of_settings, of_scores).rename(columns={RUN: "run_id"}),
         name=name,
         where=where,
-        said=said(len(runs), f"MLflow's experiment {name}", where),
+        origin=origin(len(runs), f"MLflow's experiment {name}", where),
         runs=("run_id",),
     )
 
@@ -114,16 +114,16 @@ def _experiments(folder: Path) -> dict[str, Path]:
     places = [folder, *(file.parent for file in sorted(folder.glob(f"*/{ABOUT}")))]
     about = {place: _about(place) for place in places if (place / ABOUT).is_file()}
     return {
-        each.get("name", place.name): place
-        for place, each in about.items()
-        if "artifact_location" in each and each.get("lifecycle_stage") == "active"
+        entries.get("name", place.name): place
+        for place, entries in about.items()
+        if "artifact_location" in entries and entries.get("lifecycle_stage") == "active"
     }
 
 
 def _runs(experiment: Path) -> list[Path]:
     """The folders of runs that were not deleted."""
     folders = [file.parent for file in sorted(experiment.glob(f"*/{ABOUT}"))]
-    return [each for each in folders if _about(each).get("lifecycle_stage") == "active"]
+    return [run for run in folders if _about(run).get("lifecycle_stage") == "active"]
 
 
 def _about(folder: Path) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _logged(run: Path, metric: str, lines: str) -> list[float]:
     """The values of a metric in order of their steps: lines of time, value and step."""
     try:
         words = [(*line.split(), "0")[:3] for line in lines.splitlines()]
-        return [float(value) for _, value, _ in sorted(words, key=lambda each: int(each[2]))]
+        return [float(value) for _, value, _ in sorted(words, key=lambda logged: int(logged[2]))]
     except (IndexError, ValueError) as error:
         raise TableError(
             f"{run / 'metrics' / metric} is damaged ({error}): move it away"

@@ -46,7 +46,7 @@ def open_source(where: str, *, study: str | None = None) -> Source:
         raise TableError(f"--table must be a .csv or .parquet file, {WANTED}; got {path}")
     if study is not None:
         raise TableError(f"--study is not for a file such as {path}: remove it")
-    return Source(rows=read_file(path), name=path.name, where=where, said=path.name)
+    return Source(rows=read_file(path), name=path.name, where=where, origin=path.name)
 
 
 def _of_folder(folder: Path, study: str | None) -> Source:
@@ -71,8 +71,8 @@ def _of_folder(folder: Path, study: str | None) -> Source:
 def _of_database(file: Path, study: str | None) -> Source:
     try:
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {name for (name,) in found}
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
     except sqlite3.Error as error:
         raise TableError(f"{file} cannot be read as a SQLite database ({error})") from error
     if tables >= mlflow.TABLES:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.analysis.columns import TableError
-from search.report.sources.source import Source, chosen, said
+from search.report.sources.source import Source, chosen, origin
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -75,10 +75,10 @@ def _tables(url: str) -> set[str]:
 def _read(storage: "BaseStorage", where: str, study: str | None) -> Source:
     import optuna
 
-    names = sorted(each.study_name for each in storage.get_all_studies())
+    names = sorted(summary.study_name for summary in storage.get_all_studies())
     name = chosen(names, study, kind="studies of Optuna", where=where)
-    found = optuna.load_study(study_name=name, storage=storage)
-    rows = found.trials_dataframe(attrs=("number", "value", "params", "user_attrs", "state"))
+    loaded = optuna.load_study(study_name=name, storage=storage)
+    rows = loaded.trials_dataframe(attrs=("number", "value", "params", "user_attrs", "state"))
     if rows.empty:
         raise TableError(f"{where}: the study {name} of Optuna has no trials")
     values = [column for column in rows if column == "value" or str(column).startswith("values_")]
@@ -86,11 +86,11 @@ def _read(storage: "BaseStorage", where: str, study: str | None) -> Source:
         rows=rows,
         name=name,
         where=where,
-        said=said(len(rows), f"Optuna's study {name}", where),
+        origin=origin(len(rows), f"Optuna's study {name}", where),
         runs=("number",),
         modes={
             str(value): BEST[direction.name]
-            for value, direction in zip(values, found.directions, strict=True)
+            for value, direction in zip(values, loaded.directions, strict=True)
             if direction.name in BEST
         },
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from search.analysis.columns import TableError
-from search.report.sources.source import Source, chosen, said
+from search.report.sources.source import Source, chosen, origin
 
 SETTINGS, JSON, CSV, ERROR = "params.json", "result.json", "progress.csv", "error.txt"
 # Of each result; they differ from machine to machine and from hour to hour.
@@ -33,10 +33,10 @@ def read(folder: Path, study: str | None) -> Source:
     """
     trials = sorted(_trials(folder, "*"))
     if not trials or study is not None:
-        found = {trial.parent.name: trial.parent for trial in _trials(folder, "*/*")}
-        found |= {folder.name: folder} if trials else {}
+        experiments = {trial.parent.name: trial.parent for trial in _trials(folder, "*/*")}
+        experiments |= {folder.name: folder} if trials else {}
         kind = "experiments of Ray Tune"
-        folder = found[chosen(sorted(found), study, kind=kind, where=str(folder))]
+        folder = experiments[chosen(sorted(experiments), study, kind=kind, where=str(folder))]
         trials = sorted(_trials(folder, "*"))
     known = _statuses(folder)
     rows = pd.concat([_rows_of(trial, known) for trial in trials], ignore_index=True)
@@ -49,7 +49,7 @@ def read(folder: Path, study: str | None) -> Source:
         rows=rows,
         name=folder.name or folder.resolve().name,
         where=str(folder),
-        said=said(len(trials), "Ray Tune", str(folder)),
+        origin=origin(len(trials), "Ray Tune", str(folder)),
         runs=("trial_id",),
     )
 
@@ -120,7 +120,7 @@ def _statuses(experiment: Path) -> dict[str, str]:
     """Each trial's status as Ray last wrote it, by trial; empty if that cannot be read."""
     files = sorted(experiment.glob("experiment_state-*.json"))
     try:
-        trials = [json.loads(each[0]) for each in json.loads(files[-1].read_text())["trial_data"]]
+        trials = [json.loads(entry[0]) for entry in json.loads(files[-1].read_text())["trial_data"]]
         return {str(trial["trial_id"]): str(trial["status"]).lower() for trial in trials}
     except (IndexError, KeyError, TypeError, ValueError):
         return {}

@@ -23,12 +23,12 @@ class Source:
     rows: pd.DataFrame
     name: str
     where: str
-    said: str
+    origin: str
     runs: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
 
 
-def said(num: int, tool: str, where: str) -> str:
+def origin(num: int, tool: str, where: str) -> str:
     """Where runs were read from: `12 runs of Ray Tune in results/exp`."""
     return f"{num} run{'' if num == 1 else 's'} of {tool} in {where}"
 
@@ -39,17 +39,19 @@ def chosen(names: Sequence[str], study: str | None, *, kind: str, where: str) ->
     Raises:
         TableError: there is none of that name, or several to choose from.
     """
-    some = ", ".join(shlex.quote(name) for name in names[:MOST_NAMED])
+    listed_names = ", ".join(shlex.quote(name) for name in names[:MOST_NAMED])
     if not names:
         raise TableError(f"{where} has no {kind} with runs: there is nothing to report")
     if study is None and len(names) == 1:
         return names[0]
     if study is None:
         raise TableError(
-            f"{where} has {len(names)} {kind}: choose one with --study NAME, of {some}"
+            f"{where} has {len(names)} {kind}: choose one with --study NAME, of {listed_names}"
         )
     if study not in names:
-        raise TableError(f"{where} has no {study!r} among its {kind}: --study must be of {some}")
+        raise TableError(
+            f"{where} has no {study!r} among its {kind}: --study must be of {listed_names}"
+        )
     return study
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from search.analysis.columns import TableError
-from search.report.sources.source import NAME, RUN, VALUE, Source, joined, said
+from search.report.sources.source import NAME, RUN, VALUE, Source, joined, origin
 
 FILES = "events.out.tfevents.*"
 STARTED = "_hparams_/session_start_info"
@@ -62,7 +62,7 @@ def read(folder: Path) -> Source:
         rows=rows,
         name=folder.name or folder.resolve().name,
         where=where,
-        said=said(len(of_runs), "TensorBoard", where),
+        origin=origin(len(of_runs), "TensorBoard", where),
         runs=(RUN,),
     )
 
