@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import math
 import multiprocessing
 import os
 import secrets
@@ -27,7 +28,7 @@ from search.results.tables import Results
 HOST = "127.0.0.1"
 LOOK_S = 2.0  # between two looks at the study's files
 # Of all cores' time, what drawing the report may take while the study trains.
-DRAWING_SHARE = 0.01
+DRAWING_SHARE = 0.005
 HEADERS = {
     "Cache-Control": "no-cache",
     "Referrer-Policy": "no-referrer",
@@ -45,7 +46,7 @@ class Served:
     page: bytes = b""
     version: int = 1
     is_running: bool = False
-    rest_until: float = 0.0  # of the monotonic clock: no new report before, while the study trains
+    rest_looks: int = 0  # so many looks without a new report, while the study trains
     now: bytes = b"{}"
     pulse: Pulse = field(default_factory=Pulse)
 
@@ -62,7 +63,7 @@ def serve(
     served = Served(results, metric, margin)
     seen = state_of(results)
     served.page, served.metric, cpu_s = _drawn(results, metric, margin, served.version)
-    served.rest_until = time.monotonic() + rest_s(cpu_s, os.cpu_count() or 1)
+    served.rest_looks = looks_to_rest(cpu_s, os.cpu_count() or 1)
     _lower_priority()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(served, seen, port, secrets.token_urlsafe(16), console))
@@ -125,7 +126,8 @@ async def _follow(served: Served, seen: object) -> None:
                 _take(served, drawing)
                 drawing = None
             state = await asyncio.to_thread(_state, served.results, seen)
-            may_draw = not served.is_running or time.monotonic() >= served.rest_until
+            served.rest_looks = max(0, served.rest_looks - 1)
+            may_draw = not served.is_running or served.rest_looks == 0
             if drawing is None and state != seen and may_draw:
                 seen, order = state, (served.results, served.metric, served.margin)
                 drawing = loop.run_in_executor(drawer, _drawn, *order, served.version + 1)
@@ -160,12 +162,15 @@ def _take(served: Served, drawing: "asyncio.Future[tuple[bytes, str, float]]") -
     with contextlib.suppress(OSError, ValueError):  # as files changed meanwhile
         served.page, served.metric, cpu_s = drawing.result()
         served.version += 1
-        served.rest_until = time.monotonic() + rest_s(cpu_s, os.cpu_count() or 1)
+        served.rest_looks = looks_to_rest(cpu_s, os.cpu_count() or 1)
 
 
-def rest_s(cpu_s: float, num_cores: int) -> float:
-    """How long nothing is drawn after a report that took so much of a core's time."""
-    return cpu_s / (DRAWING_SHARE * num_cores)
+def looks_to_rest(cpu_s: float, num_cores: int) -> int:
+    """At how many looks nothing is drawn after a report that took so much of a core's time.
+
+    Looks are counted and not seconds: while the server is suspended it does not rest.
+    """
+    return math.ceil(cpu_s / (DRAWING_SHARE * num_cores) / LOOK_S)
 
 
 def _look(served: Served) -> None:
