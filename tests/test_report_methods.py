@@ -1,6 +1,7 @@
 """methods.md says what the tables and study.json say, and calls the rest unknown."""
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from search.report.facts import (
+    command_of,
     evaluation_images,
     hours_words,
     parameters_words,
@@ -20,6 +22,7 @@ from search.report.methods import methods
 from search.report.protocol import part_words, varied
 from search.report.sentences.domains import domain_words
 from search.results.tables import Results
+from search.run import parser
 
 MakeStudy = Callable[..., Results]
 
@@ -245,6 +248,18 @@ def test_the_number_of_parameters_is_told_by_model(make_study: MakeStudy) -> Non
     assert f"| Number of parameters of each model (C1) | {words} |" in text
     wider = counted[is_frozen].assign(num_parameters=[10, *[20] * (is_frozen.sum() - 1)])
     assert parameters_words(wider) == "vgg16 10 to 20 (12,980,226 trained)"
+
+
+def test_the_command_is_one_that_search_run_takes() -> None:
+    settings = ["seeds=3", "base_lr=0.1, 1"]
+    about = {"space_file": "my spaces/grid.py", "preview": True, "settings": settings}
+    command = command_of({**about, "data_folder": "somewhere"})
+    program, arguments = command.split()[:3], shlex.split(command)[3:]
+    assert program == ["python", "-m", "search.run"]
+    taken = parser().parse_args(arguments)
+    assert (taken.space, taken.preview) == (Path("my spaces/grid.py"), True)
+    assert taken.settings == settings
+    assert taken.data == Path("DIR")  # this machine's folder is nobody else's
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Facts of a study for a paper, as its tables and study.json tell them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,11 +117,12 @@ def command_of(about: Mapping[str, Any]) -> str:
     """The command that trains the study; empty where study.json does not have its space file."""
     if not about.get("space_file"):
         return ""
-    words = ["python -m search.run", str(about["space_file"])]
+    words = ["python", "-m", "search.run", str(about["space_file"])]
     words += ["--preview"] if about.get("preview") else []
-    words += ["--data DIR"] if about.get("data_folder") else []
-    settings = about.get("settings") or []
-    return " ".join([*words, *(["--set", *settings] if settings else [])])
+    words += ["--data", "DIR"] if about.get("data_folder") else []
+    for setting in about.get("settings") or ():
+        words += ["--set", setting]
+    return shlex.join(words)
 
 
 def commits(trials: pd.DataFrame, about: Mapping[str, Any]) -> str:
