@@ -53,7 +53,8 @@ def _score(advice: Advice, analysis: Analysis) -> str:
     text = f"That is the best mean {analysis.metric}, {show(setting.mean)}"
     others = [str(size) for size in advice.equal if size != setting.batch_size]
     if others:
-        return f"{text}, from which {sizes(others)} cannot be told."
+        verb = "are" if len(others) > 1 else "is"
+        return f"{text}; {sizes(others)} {verb} not visibly worse."
     if analysis.best_set.empty:
         return f"{text}; without repeats, how sure that is cannot be said."
     if analysis.cells["batch_size"].nunique() > 1:
