@@ -1,6 +1,7 @@
 """Which setting is recommended for which goal, on small tables; and when none is."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def lines(analysis: Analysis, **about: object) -> list[str]:
 
 
 EQUAL = (hump(16, 0.9, at=0.03), hump(64, 0.9001, at=0.1), hump(256, 0.8997, at=0.3))
+
+
+def test_batch_sizes_as_good_as_the_best_are_named() -> None:
+    def score_line(*humps: Any) -> str:
+        return lines(analysed(*humps))[1]
+
+    others = sorted({16, 64, 256} - {advice(analysed(*EQUAL)).settings[0].batch_size})
+    assert score_line(*EQUAL).endswith(
+        f"; batch sizes {others[0]} and {others[1]} are not visibly worse."
+    )
+    worse = hump(16, 0.8, at=0.03)
+    assert re.search(
+        r"; batch size (64|256) is not visibly worse\.$", score_line(worse, *EQUAL[1:])
+    )
+    alone = score_line(worse, hump(64, 0.7, at=0.1), EQUAL[2])
+    assert alone.endswith("surely (95 %) better than that of every other batch size.")
 
 
 def test_of_equal_batch_sizes_each_goal_has_its_own() -> None:
