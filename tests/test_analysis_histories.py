@@ -213,3 +213,25 @@ def test_many_epochs_are_read_in_seconds() -> None:
         }
     )
     assert len(own(table).trials) == num
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_every_score_of_a_run_is_a_point_of_its_curve(order: slice) -> None:
+    """Also of rows that are written last first, and of steps without a validation score."""
+    table = history()
+    unscored = table.assign(acc=NAN, epoch=table["epoch"] - 0.5)
+    own_runs = own(pd.concat([table, unscored])[order].reset_index(drop=True))
+    epochs = own_runs.epochs
+    assert epochs is not None
+    assert epochs.columns.tolist() == ["trial_key", "epoch", "acc"]
+    assert len(epochs) == 18
+    rates = own_runs.trials.set_index("trial_key")["lr"]
+    for key, scores in epochs.groupby("trial_key"):
+        assert scores["epoch"].tolist() == [1, 2, 3]
+        assert scores["acc"].tolist() == pytest.approx(0.5 + rates[key] + [0, 0.2, 0.1])
+
+
+def test_a_row_per_run_has_no_curves() -> None:
+    best = history().query("epoch == 2")
+    assert own(best).epochs is None
+    assert own(best, runs=["run"]).epochs is None

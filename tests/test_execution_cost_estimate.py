@@ -156,6 +156,7 @@ def test_the_sum_over_shares_slots_and_gpus() -> None:
         {kind_of(config): measured()},
         num_trials=3,
         num_slots=2,
+        num_at_once=3,
         gpu_share=0.5,
         worker_start_s=7.0,
         keep_weights=True,
@@ -164,7 +165,7 @@ def test_the_sum_over_shares_slots_and_gpus() -> None:
     assert total.other_s == pytest.approx(2.5 * other)
     assert total.wall_s == pytest.approx(7.0 + 2 * 2.5 * (one + other) / 3)
     assert total.gpu_hours == pytest.approx(2.5 * (one + other) * 0.5 / 3600)
-    assert total.disk_bytes == pytest.approx(3 * 25_000 + 2 * 2 * 10 + 2.5 * 5)
+    assert total.disk_bytes == pytest.approx(3 * 25_000 + 2 * 3 * 10 + 2.5 * 5)
     assert total.kept_disk_bytes == pytest.approx(3 * 25_000 + 2.5 * 5)
     assert total.saved_share == 0
 
@@ -204,7 +205,7 @@ def test_stopping_by_batch_size_weighs_each_group_by_its_time() -> None:
     slow_s, fast_s = (trial_cost_s(c, timed[kind_of(c)])[0] for c in (slow, fast))
     rungs = [1 / 9, 1 / 3]
     total = estimate(
-        shares, timed, num_trials=12, num_slots=1, gpu_share=0.0, worker_start_s=0.0,
+        shares, timed, num_trials=12, num_slots=1, num_at_once=1, gpu_share=0.0, worker_start_s=0.0,
         keep_weights=False, rungs=rungs, factor=3.0, by_batch_size=True,
     )  # fmt: skip
     left = [trained_share(n, rungs, factor=3.0) for n in (3, 9)]
@@ -391,6 +392,7 @@ def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path, run_joined: Run)
     assert {kind["batch_size"] for kind in before["kinds"]} == {32, 64}
     assert before["train_s"] > 0
     assert before["wall_s"] > before["train_s"] / before["num_slots"]
+    assert "in packs" not in dry.stdout
     done = run_joined(SMALL, tmp_path)
     assert done.returncode == 0, done.stderr
     trials = pd.read_parquet(tmp_path / "small" / "trials").set_index("trial_key")
@@ -403,8 +405,9 @@ def test_a_dry_run_then_a_run_leaves_the_record(tmp_path: Path, run_joined: Run)
 
 @pytest.mark.ray
 def test_a_search_is_timed_at_every_batch_size(tmp_path: Path, run_joined: Run) -> None:
-    dry = run_joined(SPACES / "searched.py", tmp_path, "--dry-run")
+    dry = run_joined(SPACES / "searched.py", tmp_path, "--dry-run", "--set", "pack=2")
     assert dry.returncode == 0, dry.stderr
+    assert "every trial is timed alone: in packs they take less" in dry.stdout
     assert "0 done, 8 to run" in dry.stdout
     assert "plain at batch 32:" in dry.stdout
     assert "plain at batch 64:" in dry.stdout

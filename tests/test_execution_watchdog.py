@@ -112,6 +112,20 @@ def test_a_worker_that_never_says_anything_is_ended(monkeypatch: pytest.MonkeyPa
     assert "while starting" in driver.ended["a"]
 
 
+@pytest.mark.parametrize("beats", [{"a": ("building", False)}, {}])
+def test_a_worker_that_reported_has_started(
+    beats: dict[str, tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang between two beats: the last one is then of its start, or there was none."""
+    driver = Driver(monkeypatch, "a")
+    driver.passes(1, **beats)
+    driver.stalls.reported("a")
+    driver.passes(SILENT_S - 5)
+    assert driver.ended == {}
+    driver.passes(10)
+    assert "no sign of life for 60 s" in driver.ended["a"]
+
+
 def test_what_a_reused_worker_said_of_its_last_trial_counts_for_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -242,6 +242,20 @@ def test_cells_that_cannot_be_told_from_the_best_are_counted() -> None:
     assert clearly_best <= answer.num_best <= int((true > true.max() - 0.004).sum())
 
 
+def test_a_cell_counts_once_whatever_another_column_has() -> None:
+    """The posterior has three points there. Their scores are equal, so a single cell is best."""
+    table = trials(noise=0.0002)
+    by_momentum = [table.assign(momentum=momentum) for momentum in (0.8, 0.9, 0.95)]
+    (answer,) = by_model(
+        pd.concat(by_momentum, ignore_index=True),
+        others=(),
+        columns=("momentum",),
+        metric="val_auroc",
+        mode="max",
+    )
+    assert (answer.num_best, answer.num_cells) == (1, len(table))
+
+
 def grid_file(path: Path, seeds: int) -> Path:
     parts = [trials(0.001).assign(seed=seed) for seed in range(seeds)]
     columns = ["batch_size", "peak_lr", "val_auroc", "seed"]

@@ -264,7 +264,10 @@ def test_the_command_is_one_that_search_run_takes() -> None:
 
 @pytest.mark.parametrize(
     ("hours", "words"),
-    [(1, "1 hour"), (1.0004, "1 hour"), (0.5, "0.5 hours"), (12.34, "12.3 hours")],
+    [
+        *((1, "1 hour"), (1.0004, "1 hour"), (0.5, "0.5 hours"), (12.34, "12.3 hours")),
+        *((0.1, "0.1 hours"), (0.000186, "0.7 s"), (0.05, "3 m 00 s")),
+    ],
 )
 def test_hours_in_words(hours: float, words: str) -> None:
     assert hours_words(hours) == words

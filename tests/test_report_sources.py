@@ -50,6 +50,17 @@ def check(findings: Findings, *, epoch: int = 2, n: int = len(CELLS), abs_: floa
         assert got == pytest.approx(score(row.batch_size, row.lr, epoch), abs=abs_)
 
 
+def check_curves(findings: Findings) -> None:
+    """Every completed trial has the scores of its epochs, in their order."""
+    assert findings.epochs is not None
+    completed = findings.trials[findings.trials["status"] == "completed"]
+    for row in completed.itertuples():
+        scores = findings.epochs[findings.epochs["trial_key"] == row.trial_key]
+        assert scores["epoch"].tolist() == [1, 2, 3]
+        wanted = [score(row.batch_size, row.lr, epoch) for epoch in (1, 2, 3)]
+        assert scores[findings.metric].tolist() == pytest.approx(wanted, abs=1e-6)
+
+
 # --- Ray Tune -------------------------------------------------------------------------------------
 
 
@@ -98,6 +109,7 @@ def test_ray_tunes_folders(tmp_path: Path, by_csv: bool) -> None:
             file.unlink()
     findings = found(folder, batch_size="opt/batch_size")
     check(findings, n=5)
+    check_curves(findings)
     assert findings.trials["status"].tolist() == [*["completed"] * 5, "stopped"]
     assert findings.about["table"] == f"6 runs of Ray Tune in {folder}"
     assert findings.name == "exp"
@@ -293,6 +305,7 @@ def test_mlflows_stores(mlflow_of: Callable[[str], Path], name: str) -> None:
     store = mlflow_of(name)
     findings = found(store)
     check(findings)
+    check_curves(findings)
     assert sorted(findings.trials["status"]) == [*["completed"] * 6, "failed"]
     assert BEST.format(n=7, metric="val_acc") in findings.cautions
     assert findings.name == "grid"
@@ -375,6 +388,7 @@ def test_tensorboards_event_files(tmp_path: Path, library: str) -> None:
     folder = log_events(tmp_path / "logs", library, **tensors)
     findings = found(folder, "val/acc")
     check(findings)
+    check_curves(findings)
     assert BEST.format(n=6, metric="val/acc") in findings.cautions
     assert findings.about["table"] == f"6 runs of TensorBoard in {folder}"
     rows = open_source(str(folder)).rows
@@ -487,6 +501,7 @@ def test_weights_and_biases_histories(tmp_path: Path) -> None:
     wandb.Table(columns=columns, data=data).get_dataframe().to_csv(file, index=False)
     findings = found(file)
     check(findings)
+    check_curves(findings)
     assert BEST.format(n=6, metric="val_acc") in findings.cautions
 
 

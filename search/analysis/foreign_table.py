@@ -17,7 +17,7 @@ from pandas.api.types import is_numeric_dtype
 
 from search.analysis.columns import OF_SETTINGS, alike, column_of
 from search.analysis.columns import TableError as TableError
-from search.analysis.histories import one_row_per_run, runs_of
+from search.analysis.histories import curves_of_runs, one_row_per_run, runs_of
 
 READERS = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".pq": pd.read_parquet}
 # The words of other tools for how a run ended, in lower case.
@@ -44,9 +44,14 @@ FEW = 12  # a text column with more different values contains names, not choices
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTable:
-    """Trials with batch_size, lr, status, the metric's column and `fields`, and cautions."""
+    """Trials with batch_size, lr, status, the metric's column and `fields`, and cautions.
+
+    Where runs have several rows, `epochs` has a row for each score: trial_key, which the trials
+    then have too, epoch and the metric's column.
+    """
 
     trials: pd.DataFrame
+    epochs: pd.DataFrame | None
     metric: str
     fields: tuple[str, ...]
     cautions: tuple[str, ...]
@@ -100,7 +105,7 @@ def own_table(
     table = _named(table, file, three, fields, seed, runs)
     fields = list(dict.fromkeys(fields))
     _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, *three, seed])
-    table, messages = _one_row_per_run(table, file, three, fields, runs, mode)
+    table, epochs, messages = _one_row_per_run(table, file, three, fields, runs, mode)
     status, cautions = _statuses(table.drop(columns=[*three]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
@@ -127,11 +132,18 @@ def own_table(
             name: scores,
             **{field: _numbers(rows[field], file, ~required) for field in fields},
             **_seeds(rows.drop(columns=[*three]), seed),
+            **({"trial_key": rows.index} if epochs is not None else {}),
         }
     ).reset_index(drop=True)
     messages += _size_cautions(trials) + _pooled(rows, {*three, seed, *runs})
     messages += _without_a_value(trials, fields) if fields else _drawn(trials)
-    return OwnTable(trials=trials, metric=name, fields=tuple(fields), cautions=tuple(messages))
+    return OwnTable(
+        trials=trials,
+        epochs=None if epochs is None else epochs.rename(columns={metric: name}),
+        metric=name,
+        fields=tuple(fields),
+        cautions=tuple(messages),
+    )
 
 
 def _named(
@@ -170,18 +182,20 @@ def _one_row_per_run(
     fields: Sequence[str],
     runs: Sequence[str],
     mode: str | None,
-) -> tuple[pd.DataFrame, list[str]]:
-    """The table itself, or the best row of each run where it has several; and cautions."""
+) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+    """The table itself, or the best row of each run where it has several; curves; and cautions."""
     *settings, metric = three
     settings += [*fields, *([SEED] if SEED in table and SEED not in three else [])]
     messages: list[str] = []
     if not runs:
         runs, messages = runs_of(table, settings, seeded=SEED in settings)
     if not runs:
-        return table, messages
+        return table, None, messages
     any_value = pd.Series(np.zeros(len(table), dtype=bool), index=table.index)
     table = table.assign(**{metric: _numbers(table[metric], file, any_value)})
-    return one_row_per_run(table, runs=runs, settings=settings, metric=metric, mode=mode)
+    rows, messages = one_row_per_run(table, runs=runs, settings=settings, metric=metric, mode=mode)
+    epochs = curves_of_runs(table, runs=runs, metric=metric)
+    return rows, None if epochs.empty else epochs, messages
 
 
 def _with_settings(

@@ -1,4 +1,4 @@
-"""A table with a row per epoch -> one with a row per run, which has the run's best score."""
+"""A table with a row per epoch -> one with a row per run, with its best score; and its curves."""
 
 from collections.abc import Sequence
 
@@ -82,10 +82,41 @@ def one_row_per_run(
     if mode is None or evaluations.max() < 2:
         return rows, []
     rows[metric] = (of_run.max() if mode == "max" else of_run.min()).to_numpy()
-    return rows, _said(rows, scores, run, metric, evaluations)
+    return rows, _cautions(rows, scores, run, metric, evaluations)
 
 
-def _said(
+def curves_of_runs(table: pd.DataFrame, *, runs: Sequence[str], metric: str) -> pd.DataFrame:
+    """Every finite score of each run: trial_key, epoch (its evaluations from 1) and the metric.
+
+    `trial_key` is the label of the run's row in what `one_row_per_run` returns. Evaluations are in
+    the order of a column of epochs or steps, if there is one, else in that of the table. Empty if
+    no run has several.
+    """
+    run = table.groupby(list(runs), sort=False, dropna=False).ngroup()
+    curves = pd.DataFrame(
+        {
+            "trial_key": table.index.to_series().groupby(run).transform("last"),
+            metric: table[metric].astype(float),
+            "at": _counted(table, run),
+        }
+    )
+    curves = curves[np.isfinite(curves[metric])].sort_values("at", kind="stable")
+    curves["epoch"] = curves.groupby("trial_key").cumcount() + 1
+    if curves["epoch"].max() < 2:
+        curves = curves.iloc[:0]
+    return curves[["trial_key", "epoch", metric]].reset_index(drop=True)
+
+
+def _counted(table: pd.DataFrame, run: "pd.Series[int]") -> "pd.Series[float]":
+    """The column that counts a run's rows, as numbers; without one, their order in the table."""
+    for name in (name for name in table if _plain(name) in EPOCHS):
+        values = pd.to_numeric(table[name], errors="coerce")
+        if values.notna().all() and not pd.DataFrame({"run": run, "at": values}).duplicated().any():
+            return values.astype(float)
+    return pd.Series(np.arange(len(table), dtype=float), index=table.index)
+
+
+def _cautions(
     rows: pd.DataFrame,
     scores: "pd.Series[float]",
     run: "pd.Series[int]",

@@ -189,6 +189,7 @@ def estimate(
     *,
     num_trials: int,
     num_slots: int,
+    num_at_once: int,
     gpu_share: float,
     worker_start_s: float,
     keep_weights: bool,
@@ -198,6 +199,8 @@ def estimate(
     by_batch_size: bool = False,
 ) -> Estimate:
     """Sum up what the shares of `num_trials` take on `num_slots` places of `gpu_share` of a GPU.
+
+    `num_at_once` trials have checkpoints at a time: those of a pack share a place.
 
     A kind that was not timed takes what the most similar one does. `rungs` and `factor` are those
     of stopping, among all trials or among those of a batch size.
@@ -229,7 +232,7 @@ def estimate(
         wall_s=worker_start_s + in_turn * (train_s + other_s) / num_trials,
         num_slots=num_slots,
         gpu_hours=(train_s + other_s) * gpu_share / 3600,
-        disk_bytes=kept_bytes + 2 * num_slots * checkpoint_bytes,
+        disk_bytes=kept_bytes + 2 * num_at_once * checkpoint_bytes,
         kept_disk_bytes=kept_bytes,
         saved_share=saved_s / train_s,
     )

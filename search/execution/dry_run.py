@@ -24,6 +24,7 @@ from search.execution.cost_estimate import (
     kinds_of,
     rungs_of,
 )
+from search.execution.packs import pack_size
 from search.execution.preflight import Ready
 from search.execution.recorder import one_line
 from search.execution.resources import mean_gpu_share, mean_slots, resources_of, slots
@@ -105,6 +106,7 @@ def print_cost(console: Console, ready: Ready, cluster: Cluster, known: Tables, 
     shares = _shares(ready, known, plan, before)
     num_trials = len(plan.todo) + plan.num_later
     num_slots = min(mean_slots(study, cluster, shares), num_trials)
+    most_packed = max(pack_size(study, share.config) for share in shares)
     timed, worker_start_s = _timed(console, ready, cluster, shares, num_slots)
     stopping, rule = _stopping(study, train_images=ready.train_images)
     total = estimate(
@@ -112,6 +114,7 @@ def print_cost(console: Console, ready: Ready, cluster: Cluster, known: Tables, 
         timed,
         num_trials=num_trials,
         num_slots=num_slots,
+        num_at_once=min(num_slots * most_packed, num_trials),
         gpu_share=mean_gpu_share(study, cluster, shares),
         worker_start_s=worker_start_s,
         keep_weights=study.keep_weights,
@@ -121,6 +124,8 @@ def print_cost(console: Console, ready: Ready, cluster: Cluster, known: Tables, 
     device = ", ".join(sorted({measured.device for measured in timed.values()}))
     where = "this machine" if cluster.address == "local" else "the cluster"
     _print_estimate(console, total, f"{where} ({device})", rule)
+    if most_packed > 1:
+        console.print("every trial is timed alone: in packs they take less")
     if study.leaders or not plan.num_later:
         _print_uncounted(console, study)
     left = {trial.key for trial in plan.todo}

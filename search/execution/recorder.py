@@ -174,6 +174,7 @@ class Recorder(TrialProgressCallback):
         elif not self._is_under_way(key):
             return  # stopped, and its worker has yet to hear of it
         elif "epoch_row" in result:
+            self.stalls.reported(trial.trial_id)
             row = self._identity(key) | result["epoch_row"]
             if row["epoch"] not in self.rows[key]:
                 self._got_on(trial)

@@ -68,6 +68,7 @@ class _Heard:
     beat: Mapping[str, Any]
     alive_at: float
     moved_at: float
+    has_reported: bool = False
 
 
 class Stalls:
@@ -87,6 +88,11 @@ class Stalls:
     def began_again(self, trial_id: str) -> None:
         """A trial waits for a worker, or was lost and starts anew."""
         self.heard.pop(trial_id, None)
+
+    def reported(self, trial_id: str) -> None:
+        """A trial's worker has evaluated: it is past its start, whatever its last beat says."""
+        now = time.monotonic()
+        self.heard.setdefault(trial_id, _Heard({}, now, now)).has_reported = True
 
     def node_of(self, trial_id: str) -> str:
         """The id of the node where the trial's worker is; empty if it has not said so yet."""
@@ -134,7 +140,7 @@ class Stalls:
 def _hangs(heard: _Heard, now: float) -> str:
     """Why a worker counts as hung; empty if it does not."""
     phase = heard.beat.get("phase", "starting")
-    at_start = phase in ("starting", "opening data", "building")
+    at_start = phase in ("starting", "opening data", "building") and not heard.has_reported
     silent_s, still_s = now - heard.alive_at, now - heard.moved_at
     if silent_s > (SILENT_AT_START_S if at_start else SILENT_S):
         return f"it gave no sign of life for {silent_s:.0f} s while {phase}"

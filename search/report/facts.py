@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from search.report.sentences.wording import listed
-from search.study.shown import show
+from search.study.shown import duration, show
 
 UNKNOWN = "unknown"
 DIRTY = " (with changes that were not committed)"
@@ -108,7 +108,9 @@ def trained_hours(trials: pd.DataFrame) -> tuple[float, float] | None:
 
 
 def hours_words(hours: float) -> str:
-    """Hours with three digits."""
+    """Hours with three digits; less than a tenth of one in minutes and seconds."""
+    if hours < 0.1:
+        return duration(3600 * hours)
     number = f"{float(f'{hours:.3g}'):g}"
     return f"{number} hour{'' if number == '1' else 's'}"
 

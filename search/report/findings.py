@@ -263,7 +263,7 @@ def of_table(
         mode=mode,
         about={"table": source.origin, "columns": {"batch_size": batch_size, "lr": lr}},
         trials=trials,
-        epochs=None,
+        epochs=table.epochs,
         analyses=[analyse(trials, metric=table.metric, mode=mode, lr="lr", margin=margin)],
         steps={},
         fields=["batch_size", "lr", *fields] if fields else [],

@@ -146,14 +146,15 @@ def _answer(
     sizes = sorted({*_sizes(scored["batch_size"]), *map(float, batch_sizes)})
     lrs = [_lrs(scored, size) for size in sizes]
     draws = best_lrs(posterior, sizes, lrs)
+    cells = np.log2(scored[["batch_size", "lr"]].drop_duplicates().to_numpy())
     slope_low, slope, slope_high = _exponent(sizes, draws, lrs)
     return ByModel(
         of=name,
         rows=_with_predictions(posterior, scored, sizes, lrs, draws),
         exponent=(slope, slope_low, slope_high),
         noise_std=math.sqrt(noise_variance(posterior)) * posterior.std,
-        num_best=_num_best(posterior),
-        num_cells=len(scored.drop_duplicates(["batch_size", "lr"])),
+        num_best=_num_best(posterior, cells),
+        num_cells=len(cells),
         next_trial=_next_trial(posterior, sizes, lrs),
         columns=_columns(posterior, columns),
     )
@@ -240,9 +241,12 @@ def _columns(posterior: Posterior, columns: Sequence[Column]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _num_best(posterior: Posterior) -> int:
-    """How many of the cells tried are not shown to be worse than the one with the best mean."""
-    mean, covariance = moments(posterior, posterior.points.b, posterior.points.x)
+def _num_best(posterior: Posterior, cells_M2: Array) -> int:
+    """How many of the cells tried are not shown to be worse than the one with the best mean.
+
+    Not of the posterior's points: these have shadows above what diverged.
+    """
+    mean, covariance = moments(posterior, cells_M2[:, 0], cells_M2[:, 1])
     best = mean.argmax()
     variance = covariance[best, best] + covariance.diagonal() - 2 * covariance[best]
     margin = WIDER * norm.ppf(ENDS[-1]) * np.sqrt(np.clip(variance, 0, None))

@@ -27,7 +27,8 @@ def how_to_replicate(analysis: Analysis) -> str:
     """How to get replicates: of a study by its command, of a table by training more."""
     if analysis.binned:
         return "try more configurations"
-    return "add --set seeds=3" if "trial_key" in analysis.trials else "train with more seeds"
+    is_table = analysis.lr_name == "lr"
+    return "train with more seeds" if is_table else "add --set seeds=3"
 
 
 def sentence(words: str) -> str:
