@@ -283,15 +283,6 @@ def test_a_lost_worker_makes_another_attempt(
     assert "old" not in (tmp_path / "s" / "errors" / f"{played.key}.txt").read_text()
 
 
-def test_a_worker_that_evaluated_has_started_until_it_is_lost(opened: Results) -> None:
-    played = Played(opened)
-    played.epoch(1)
-    assert played.record.stalls.heard["t0"].has_reported
-    played.trial.run_metadata.num_failures = 1
-    played.record.on_trial_recover(1, [], played.trial)
-    assert "t0" not in played.record.stalls.heard
-
-
 class Losses:
     """A trial that loses its workers on nodes that may be gone by then, as Ray counts them."""
 
@@ -312,6 +303,16 @@ class Losses:
                 return count
             self.played.record.on_trial_recover(1, [], self.trial)
         return 0
+
+
+def test_a_worker_that_evaluated_has_started_until_it_is_lost(
+    opened: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played = Played(opened)
+    played.epoch(1)
+    assert played.record.stalls.heard["t0"].has_reported
+    assert Losses(played, monkeypatch).num_until_it_fails("here") == 0
+    assert "t0" not in played.record.stalls.heard
 
 
 def test_a_worker_that_dies_by_itself_may_do_so_three_times(
