@@ -47,6 +47,23 @@ def lines(analysis: Analysis, **about: object) -> list[str]:
 EQUAL = (hump(16, 0.9, at=0.03), hump(64, 0.9001, at=0.1), hump(256, 0.8997, at=0.3))
 
 
+def answer(
+    sizes: tuple[int, ...], lrs: tuple[float, ...], exponent: tuple[float, float, float]
+) -> ByModel:
+    """What a model says of these batch sizes: intervals are half an octave to either side."""
+    rows = pd.DataFrame({"batch_size": sizes, "lr": lrs, "at_edge": False, "trials": 4})
+    rows = rows.assign(low=rows["lr"] / 2**0.5, high=rows["lr"] * 2**0.5)
+    return ByModel(
+        of="",
+        rows=rows,
+        exponent=exponent,
+        noise_std=0.01,
+        num_best=3,
+        num_cells=16,
+        next_trial=NextTrial(batch_size=16, lr=0.02, gain=0.0),
+    )
+
+
 def test_batch_sizes_as_good_as_the_best_are_named() -> None:
     def score_line(*humps: Any) -> str:
         return lines(analysed(*humps))[1]
@@ -106,31 +123,14 @@ def test_without_repeats_the_best_score_is_the_only_goal() -> None:
 
 def test_the_rule_leaves_out_batch_sizes_whose_best_rate_is_at_the_edge() -> None:
     analysis = analysed(*EQUAL)
-    rows = pd.DataFrame(
-        {
-            "batch_size": [16, 64, 256, 1024],
-            "lr": [0.01, 0.04, 0.16, 0.2],
-            "low": 0.001,
-            "high": 0.3,
-            "at_edge": [False, False, False, True],
-            "trials": 4,
-        }
-    )
-    model = ByModel(
-        of="",
-        rows=rows,
-        exponent=(1.0, 0.8, 1.2),
-        noise_std=0.01,
-        num_best=3,
-        num_cells=16,
-        next_trial=NextTrial(batch_size=16, lr=0.02, gain=0.0),
-    )
+    model = answer((16, 64, 256, 1024), (0.01, 0.04, 0.16, 0.2), exponent=(1.0, 0.8, 1.2))
+    model.rows["at_edge"] = [False, False, False, True]
     given = advice(analysis, model)
     assert given.rule == pytest.approx((0.01 / 16, 1.0))
     assert (given.rule_from, given.rule_to) == (16, 256)
     text = "\n".join(advice_sentences(given, analysis, {}))
     assert "from 16 to 256: peak learning rate = 0.00063 x B^a with a = 1.00 [0.80, 1.20]." in text
-    at_edge = replace(model, rows=rows.assign(at_edge=[True, True, True, False]))
+    at_edge = replace(model, rows=model.rows.assign(at_edge=[True, True, True, False]))
     assert math.isnan(advice(analysis, at_edge).rule[0])
 
 
@@ -285,9 +285,28 @@ def test_scripts_get_what_readers_get() -> None:
     assert numbers["sentences"] == advice_lines(findings)
     assert numbers["settings"][0]["goals"][0] == "score"
     assert numbers["settings"][0]["seconds"] is None  # the table has no times
-    drawn = findings_of(cells, table(cells), about={"table": "t.csv"}, fields=["momentum"])
-    assert advice_lines(drawn) == []
-    assert pd.Series(advice_numbers(drawn)).to_dict() == {
-        "about": what_was_trained(drawn),
-        "sentences": [],
-    }
+
+
+def test_of_runs_that_differ_in_more_the_rates_are_recommended_and_no_batch_size() -> None:
+    """The column is taken in by the model; of batch size 16 the best rate is at the edge."""
+    cells = {cell: scores for each in EQUAL for cell, scores in each.items()}
+    more: dict[str, Any] = {"about": {"table": "t.csv"}, "fields": ["batch_size", "lr", "momentum"]}
+    without_model = findings_of(cells, table(cells), **more)
+    assert advice_lines(without_model) == [
+        "Nothing can be recommended: the runs differ in momentum as well, and they do not tell a "
+        "best learning rate inside of what was tried."
+    ]
+    model = answer((16, 64, 256), (0.01, 0.1, 0.2), exponent=(0.5, 0.4, 0.6))
+    model.rows["at_edge"] = [True, False, False]
+    drawn = replace(without_model, by_model=[model])
+    assert advice_lines(drawn)[:3] == [
+        "Use a peak learning rate of 0.1 [0.071, 0.14] at batch size 64 and 0.2 [0.14, 0.28] at "
+        "batch size 256.",
+        "At other batch sizes from 64 to 256: peak learning rate = 0.013 x B^a with a = 0.50 "
+        "[0.40, 0.60].",
+        "These rates are for the momentum of the best tenth of the runs (medians). As the runs "
+        "differ in these as well, no batch size is recommended.",
+    ]
+    numbers = advice_numbers(drawn)
+    assert [setting["batch_size"] for setting in numbers["settings"]] == [64, 256]
+    assert (numbers["beside"], numbers["settings"][0]["mean"]) == (["momentum"], None)

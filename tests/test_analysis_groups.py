@@ -224,4 +224,7 @@ def test_each_surface_has_the_evaluations_of_its_own_trials() -> None:
     assert b.needed["updates"].tolist() == [30, 40]
     for each in analyses(rows, evaluations, {}, metric="test_auroc", mode="max"):
         assert each.needed.empty
-        assert each.front.why == "there are no evaluations during training"
+        assert (
+            each.front.why
+            == "no evaluations during training are recorded with their number of updates"
+        )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from made_tables import analysed as of
 
+from search.analysis.analysis import analyse
 from search.report.charts import gallery
 from search.report.charts import surface as surface_charts
 from search.report.charts import training as training_charts
@@ -160,6 +161,45 @@ def test_curves_that_begin_far_below_are_drawn_at_the_edge() -> None:
     chart = training_charts.learning_curves(found, epochs)
     assert chart is not None
     assert chart.to_dict()["layer"][0]["encoding"]["y"]["scale"]["domain"][0] == pytest.approx(0.7)
+
+
+def test_a_seed_that_ends_earlier_or_later_makes_no_leap_in_a_curve() -> None:
+    """Three seeds of 100, 83 and 61 evaluations at 0.5, 0.7 and 0.9: the mean is 0.7 or 0.6."""
+    found = of({(16, 0.1): [0.5, 0.7, 0.9]})
+    found.trials["trial_key"] = ["a", "b", "c"]
+    rows = [
+        (key, epoch, score)
+        for key, score, num in (("a", 0.5, 100), ("b", 0.7, 83), ("c", 0.9, 61))
+        for epoch in range(1, num + 1)
+    ]
+    epochs = pd.DataFrame(rows, columns=["trial_key", "epoch", "val_auroc"])
+    curve = training_charts.curves_of(found, epochs).set_index("epoch")["mean"]
+    assert curve.loc[:61].to_numpy() == pytest.approx(0.7)
+    assert curve.loc[62:].to_numpy() == pytest.approx(0.6)
+    assert curve.index[-1] == 82  # one of three went on
+
+
+def test_in_bins_every_curve_is_of_one_trial() -> None:
+    """Trials of a bin differ in more than the seed, so their mean is of nothing."""
+    rng = np.random.default_rng(0)
+    rows = [(size, 10 ** rng.uniform(-3, 0)) for size in (16, 64) for _ in range(60)]
+    drawn = pd.DataFrame(rows, columns=["batch_size", "lr"]).assign(status="completed")
+    drawn["acc"] = 0.9 - 0.1 * np.log10(drawn["lr"] / 0.05) ** 2 + 0.01 * rng.normal(size=120)
+    drawn["trial_key"] = range(120)
+    found = analyse(drawn, metric="acc", mode="max", lr="lr")
+    assert found.binned
+    epochs = pd.concat(
+        [drawn.assign(epoch=epoch, acc=drawn["acc"] * epoch / 3) for epoch in (1, 2, 3)]
+    )[["trial_key", "epoch", "acc"]]
+    table = training_charts.curves_of(found, epochs)
+    assert set(table["count"]) == {1}
+    thick = table[table["best"]]
+    best = drawn.loc[drawn.groupby("batch_size")["acc"].idxmax()]
+    assert sorted(thick["run"].unique()) == sorted(best["trial_key"].astype(str))
+    assert sorted(thick.groupby("run")["mean"].max()) == pytest.approx(sorted(best["acc"]))
+    assert table[~table["best"]]["run"].nunique() == training_charts.OTHER_CURVES
+    (_, caption) = words(gallery.training_pictures(found, epochs))["learning_curves"]
+    assert caption.startswith("Thick lines: the best trial of each batch size. Thin lines: other")
 
 
 def test_scores_far_below_the_others_are_drawn_at_the_edge() -> None:

@@ -48,7 +48,9 @@ VERSIONS = (
     "{n} versions of the code trained these trials; the column code_version distinguishes them."
 )
 SYNTHETIC = "dataset=synthetic: the images are synthetic patches, not histology."
-NO_EVALUATIONS = "Critical batch size: there are no evaluations during training."
+NO_EVALUATIONS = (
+    "Critical batch size: no evaluations during training are recorded with their number of updates."
+)
 INSIDE: Cells = {(16, 0.1): [0.51, 0.52], (16, 0.2): [0.6, 0.62], (16, 0.4): [0.51, 0.52]}
 
 

@@ -21,6 +21,7 @@ MOST_SEEDS = 30  # more of each setting are not worth their time
 
 # Why nothing can be recommended.
 NO_SCORE, CHANCE, ALONE, FLAT = "no score", "chance", "one setting", "flat"
+SCATTERED = "scattered"  # of batch sizes: the runs differ in other settings as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ class Advice:
     nobody knows, and the best score is the only goal. `rule` is (c, a) of the peak lr = c B^a, over
     batch sizes `rule_from` to `rule_to`, with the 95 % interval of a from `rule_low` to
     `rule_high`; NaN if unknown. `at_edge`: the best lr of the first setting may lie outside of what
-    was tried.
+    was tried. `beside` are columns in which the runs differ as well: then no batch size is
+    recommended, and the settings are the best lrs of all batch sizes.
     """
 
     settings: tuple[Setting, ...] = ()
@@ -77,6 +79,7 @@ class Advice:
     rule_from: int = 0
     rule_to: int = 0
     at_edge: bool = False
+    beside: tuple[str, ...] = ()
     why: str = ""
     more: tuple[More, ...] = ()
 
@@ -112,6 +115,30 @@ def advice(analysis: Analysis, model: ByModel | None = None) -> Advice:
         at_edge=at_edge,
         more=(*_widen(analysis, at_edge), *(_model(model) or _seeds(analysis))),
     )
+
+
+def scattered_advice(model: ByModel | None, beside: Sequence[str]) -> Advice:
+    """Of runs that differ in other columns as well: the best lrs that lie inside of what was tried.
+
+    `model` has taken these columns in.
+    """
+    if model is None:
+        return Advice(why=SCATTERED, beside=tuple(beside))
+    rows = model.tried[~model.tried["at_edge"].astype(bool)]
+    settings = [
+        Setting(
+            goals=(),
+            batch_size=int(row["batch_size"]),
+            lr=float(row["lr"]),
+            low=float(row["low"]),
+            high=float(row["high"]),
+            grid_lr=float(row["lr"]),
+            mean=math.nan,
+            seconds=math.nan,
+        )
+        for row in rows.to_dict("records")
+    ]
+    return Advice(why=SCATTERED, beside=tuple(beside), settings=tuple(settings), **_rule_of(model))
 
 
 def _is_flat(analysis: Analysis) -> bool:
@@ -203,16 +230,25 @@ def _three(row: "pd.Series[Any]", names: Sequence[str]) -> tuple[float, float, f
 def _rule(analysis: Analysis, model: ByModel | None) -> dict[str, Any]:
     """The peak lr as a power of the batch size, from the model or the exponent's line."""
     if model is not None and math.isfinite(model.exponent[0]):
-        (power, low, high), rows = model.exponent, model.tried[~model.tried["at_edge"].astype(bool)]
-        logs = np.log(rows["lr"].astype(float)) - power * np.log(rows["batch_size"].astype(float))
-        log_c, sizes = float(logs.mean()), [int(size) for size in rows["batch_size"]]
-    else:
-        fit = analysis.exponent
-        power, low, high = fit.value, fit.low, fit.high
-        log_c, sizes = fit.log_c, list(fit.batch_sizes)
-    if len(sizes) < 2 or not math.isfinite(low):
+        return _rule_of(model)
+    fit = analysis.exponent
+    return _power_law(fit.log_c, (fit.value, fit.low, fit.high), fit.batch_sizes)
+
+
+def _rule_of(model: ByModel) -> dict[str, Any]:
+    rows, power = model.tried[~model.tried["at_edge"].astype(bool)], model.exponent[0]
+    logs = np.log(rows["lr"].astype(float)) - power * np.log(rows["batch_size"].astype(float))
+    return _power_law(float(logs.mean()), model.exponent, rows["batch_size"].tolist())
+
+
+def _power_law(
+    log_c: float, exponent: tuple[float, float, float], batch_sizes: Sequence[float]
+) -> dict[str, Any]:
+    """The fields of an Advice about the rule; empty if it is not known over two batch sizes."""
+    power, low, high = exponent
+    if len(batch_sizes) < 2 or not math.isfinite(low):
         return {}
-    ends = {"rule_from": min(sizes), "rule_to": max(sizes)}
+    ends = {"rule_from": int(min(batch_sizes)), "rule_to": int(max(batch_sizes))}
     return {"rule": (math.exp(log_c), power), "rule_low": low, "rule_high": high, **ends}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from search.analysis.advice import Advice, advice
+from search.analysis.advice import Advice, advice, scattered_advice
 from search.analysis.humps.by_model import ByModel
 from search.report.findings import Findings
 from search.report.numbers import plain
@@ -23,12 +23,14 @@ NAMES = {"pcam": "PatchCamelyon", "synthetic": "synthetic patches"}
 
 
 def advice_of(findings: Findings) -> Advice | None:
-    """Of the best surface; None where no cell of one has a score, or other columns were drawn."""
+    """Of the best surface; None of a search that has no cell with a score."""
     best = findings.analyses[0]
-    is_scattered = "table" in findings.about and bool(findings.fields)
     is_search = not best.cells["mean"].notna().any() and len(findings.leaders)
-    if is_scattered or is_search or (best.cells.empty and findings.steps):
+    if is_search or (best.cells.empty and findings.steps):
         return None
+    if "table" in findings.about and findings.fields and best.cells["mean"].notna().any():
+        beside = [name for name in findings.fields if name not in ("batch_size", "lr")]
+        return scattered_advice(_model_of(findings), beside)
     return advice(best, _model_of(findings))
 
 

@@ -41,7 +41,7 @@ NO_FRONT = Front(
     critical_batch_size=float("nan"),
     low=float("nan"),
     high=float("nan"),
-    why="there are no evaluations during training",
+    why="no evaluations during training are recorded with their number of updates",
 )
 DECAYS = (
     "the learning rate decays, so every batch size reaches the target late in its schedule. To "

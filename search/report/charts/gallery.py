@@ -138,12 +138,17 @@ def training_pictures(analysis: Analysis, epochs: pd.DataFrame | None) -> dict[s
     """The charts of the best surface only."""
     metric, curves = analysis.metric, curves_of(analysis, epochs)
     at_edge = "" if curves.empty else _at_edge(best_points(curves), analysis.mode)
+    lines = (
+        "Thick lines: the best trial of each batch size. Thin lines: other trials."
+        if analysis.binned
+        else "Thick lines: each batch size with its best learning rate, mean and range over seeds. "
+        "Thin lines: other rates."
+    )
     return {
         **picture(
             "learning_curves",
             f"{metric} during training",
-            "Thick lines: each batch size with its best learning rate, mean and range over seeds. "
-            f"Thin lines: other rates.{at_edge}",
+            f"{lines}{at_edge}",
             learning_curves(analysis, epochs),
         ),
         **picture(

@@ -28,7 +28,7 @@ EVALUATIONS = 60  # points of a curve
 
 
 def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | None:
-    """Each batch size with its best lr, mean and range over seeds; other lrs as thin lines."""
+    """The best curve of each batch size, mean and range over seeds; others as thin lines."""
     table = curves_of(analysis, epochs)
     if table.empty:
         return None
@@ -52,7 +52,7 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         "color": batch_colour(
             legend=alt.Legend(orient="top", symbolOpacity=1), scale=alt.Scale(domain=sizes)
         ),
-        "detail": alt.Detail(["batch_size:O", "lr:Q"]),
+        "detail": alt.Detail(["batch_size:O", "lr:Q", "run:N"]),
     }
 
     def of(rows: pd.DataFrame) -> alt.Chart:
@@ -86,28 +86,48 @@ def whole_ticks(values: "pd.Series[int]") -> list[int]:
 
 
 def curves_of(analysis: Analysis, epochs: pd.DataFrame | None) -> pd.DataFrame:
-    """Mean, min, max and count over seeds of each curve's points, and whether its lr is best."""
+    """The points of the curves: mean, min, max and count, and whether a curve is its size's best.
+
+    A curve is of a batch size and lr over seeds, the best one that of the best lr. In bins trials
+    differ in more than the seed: there a curve is of one trial, which is in the column `run`.
+    """
     if epochs is None or analysis.metric not in epochs or analysis.ridge.empty:
         return pd.DataFrame()
     scored = usable(analysis.trials, metric=analysis.metric)
+    scored = scored[scored["trial_key"].isin(epochs["trial_key"])]
     known = scored[["trial_key", "batch_size", "peak"]].rename(columns={"peak": "lr"})
     rows = epochs[["trial_key", "epoch", analysis.metric]].merge(known, on="trial_key")
     rows = rows.rename(columns={analysis.metric: "score"})
     rows = rows[np.isfinite(rows["score"].astype(float))]
     if rows.empty:
         return rows
+    rows["run"] = rows["trial_key"].astype(str) if analysis.binned else ""
+    of_curve = ["batch_size", "lr", "run"]
     step = -(-int(rows["epoch"].max()) // EVALUATIONS)
-    last = rows.groupby("trial_key")["epoch"].transform("max")
+    last = rows.groupby(of_curve)["epoch"].transform("max")
     rows = rows[(rows["epoch"] % step == 0) | (rows["epoch"] == last) | (rows["epoch"] == 1)]
-    curves = rows.groupby(["batch_size", "lr", "epoch"])["score"]
-    table = curves.agg(["mean", "min", "max", "count"]).reset_index()
-    key = pd.MultiIndex.from_frame(table[["batch_size", "lr"]])
-    table["best"] = key.isin(pd.MultiIndex.from_frame(analysis.ridge[["batch_size", "lr"]]))
-    others = key[~table["best"]].unique()
+    table = rows.groupby([*of_curve, "epoch"])["score"].agg(["mean", "min", "max", "count"])
+    # Where most seeds have ended, the mean of the others would leap.
+    most = table.groupby(of_curve)["count"].transform("max")
+    table = table[2 * table["count"] >= most].reset_index()
+    names = pd.MultiIndex.from_frame(table[of_curve])
+    table["best"] = names.isin(_best_curves(analysis, scored))
+    others = names[~table["best"]].unique()
     if len(others) > OTHER_CURVES:
         drawn = np.linspace(0, len(others) - 1, OTHER_CURVES).astype(int)
-        table = table[table["best"] | key.isin(others[drawn])]
+        table = table[table["best"] | names.isin(others[drawn])]
     return table
+
+
+def _best_curves(analysis: Analysis, scored: pd.DataFrame) -> list[tuple[int, float, str]]:
+    """Batch size, lr and run of the best curve of each batch size."""
+    if not analysis.binned:
+        sizes, lrs = analysis.ridge["batch_size"], analysis.ridge["lr"]
+        return [(size, lr, "") for size, lr in zip(sizes, lrs, strict=True)]
+    ranked = scored.sort_values(analysis.metric, ascending=analysis.mode == "min")
+    best = ranked.groupby("batch_size").head(1)
+    runs = best["trial_key"].astype(str)
+    return list(zip(best["batch_size"], best["peak"], runs, strict=True))
 
 
 def target_chart(analysis: Analysis) -> Chart | None:

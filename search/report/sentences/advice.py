@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from search.analysis.advice import ALONE, CHANCE, FLAT, LARGEST, NO_SCORE, Advice, More, Setting
+from search.analysis.advice import (
+    ALONE,
+    CHANCE,
+    FLAT,
+    LARGEST,
+    NO_SCORE,
+    SCATTERED,
+    Advice,
+    More,
+    Setting,
+)
 from search.analysis.analysis import Analysis
 from search.analysis.chance import best_auroc
 from search.report.sentences.wording import listed, sizes
@@ -25,17 +35,38 @@ def advice_sentences(
     advice: Advice, analysis: Analysis, about: Mapping[str, Any], folder: str = ""
 ) -> list[str]:
     """The lines that come before all others; `folder` is where the study's results are."""
+    if advice.why == SCATTERED and advice.settings:
+        return [_rates(advice.settings), *_rule(advice), _beside(advice)]
     if advice.why:
         return [_nothing(advice, analysis), *_more(advice.more, about, folder)]
     others = [_other(setting, advice, analysis) for setting in advice.settings[1:]]
-    lines = [_first(advice, analysis), _score(advice, analysis), *others]
-    if math.isfinite(advice.rule[0]):
-        c, power = advice.rule
-        lines.append(
-            f"At other batch sizes from {advice.rule_from} to {advice.rule_to}: peak learning rate "
-            f"= {c:.2g} x B^a with a = {power:.2f} [{advice.rule_low:.2f}, {advice.rule_high:.2f}]."
-        )
+    lines = [_first(advice, analysis), _score(advice, analysis), *others, *_rule(advice)]
     return [*lines, *_more(advice.more, about, folder)]
+
+
+def _rule(advice: Advice) -> list[str]:
+    """The power law, if it is known."""
+    if not math.isfinite(advice.rule[0]):
+        return []
+    c, power = advice.rule
+    return [
+        f"At other batch sizes from {advice.rule_from} to {advice.rule_to}: peak learning rate "
+        f"= {c:.2g} x B^a with a = {power:.2f} [{advice.rule_low:.2f}, {advice.rule_high:.2f}]."
+    ]
+
+
+def _rates(settings: Sequence[Setting]) -> str:
+    """The best rate of each batch size."""
+    rates = [f"{_rate(setting)} at batch size {setting.batch_size}" for setting in settings]
+    return f"Use a peak learning rate of {listed(rates)}."
+
+
+def _beside(advice: Advice) -> str:
+    """What these rates hold for, and why no batch size is named."""
+    return (
+        f"These rates are for the {listed(advice.beside)} of the best tenth of the runs (medians). "
+        f"As the runs differ in these as well, no batch size is recommended."
+    )
 
 
 def _first(advice: Advice, analysis: Analysis) -> str:
@@ -119,6 +150,11 @@ def _nothing(advice: Advice, analysis: Analysis) -> str:
         return (
             "Nothing can be recommended: with one seed a setting the scores look like noise, as "
             "much alike as scores in another order."
+        )
+    if advice.why == SCATTERED:
+        return (
+            f"Nothing can be recommended: the runs differ in {listed(advice.beside)} as well, and "
+            f"they do not tell a best learning rate inside of what was tried."
         )
     raise ValueError(advice.why)
 
