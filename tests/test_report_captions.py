@@ -144,6 +144,28 @@ def test_the_charts_of_training_and_of_a_search_are_captioned() -> None:
     assert alone == {"importance": SEARCH["importance"]}  # a grid's trials are no search's
 
 
+@pytest.mark.parametrize(
+    ("num_lrs", "begins", "no_score", "mark", "has_numbers"),
+    [
+        (12, "Number: one seed.", "Grey: no score, because the trials diverged (div.)", "rect", 1),
+        (13, "Each cell: one seed.", "Grey: no score, because the trials diverged,", "rect", 0),
+        (25, "Each square: one seed.", "Hollow: no score, because the trials", "square", 0),
+    ],
+)
+def test_the_caption_of_a_surface_says_what_its_cells_have(
+    num_lrs: int, begins: str, no_score: str, mark: str, has_numbers: int
+) -> None:
+    analysis = of({(16, 0.001 * 1.5**n): [0.8 + 0.001 * n] for n in range(num_lrs)})
+    (_, caption) = words(gallery.surface_pictures(analysis))["surface"]
+    assert caption.startswith(begins)
+    assert no_score in caption
+    chart = surface_charts.heat_map(analysis)
+    assert chart is not None
+    marks = [layer["mark"]["type"] for layer in chart.to_dict()["layer"]]
+    assert mark in marks
+    assert ("text" in marks) == has_numbers
+
+
 def test_a_surface_of_nothing_has_a_caption_all_the_same() -> None:
     (_, caption) = words(gallery.surface_pictures(of({})))["surface"]
     assert caption == SURFACE.format(mean="one seed", near="", steps="")

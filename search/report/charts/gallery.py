@@ -15,10 +15,13 @@ from search.analysis.tuning_curve import GRID
 from search.report.charts.compared import best_by_batch_size_chart
 from search.report.charts.search import importance_chart, parallel_coordinates
 from search.report.charts.surface import (
+    COLUMNS,
+    LABELLED_COLUMNS,
     Chart,
     collapse_chart,
     heat_map,
     lr_curves,
+    num_columns,
     ridge_chart,
     scores_of,
     shown_range,
@@ -83,16 +86,16 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
     unit = f" of steps of {unit_of(analysis):.1g}" if len(analysis.ridge) else ""
     unit += ", the noise of a trial" if analysis.noise.std > 0 else ""
     beyond = _at_edge(scores_of(analysis), analysis.mode)
+    cell, no_score = _cell_words(num_columns(analysis))
     return {
         **picture(
             f"surface{suffix}",
             f"{metric} over batch size and {analysis.lr_name}{which}",
-            f"Number: {mean}. Colour: how far it is behind the best, which is yellow, on a "
+            f"{cell}: {mean}. Colour: how far it is behind the best, which is yellow, on a "
             f"logarithmic scale{unit}. Diamond: the best "
             f"learning rate of each batch size. Outlined: settings that cannot be told from the "
-            f"best{near}. Grey: no score, because the trials diverged (div.), were stopped early "
-            f"(stop.) or failed (fail.). On the page, click on settings (several: with Shift) to "
-            f"see only these.",
+            f"best{near}. {no_score}. On the page, click on settings (several: with Shift) to see "
+            f"only these.",
             heat_map(analysis),
         ),
         **picture(
@@ -112,6 +115,17 @@ def surface_pictures(analysis: Analysis, *, suffix: str = "") -> dict[str, Pictu
             ridge_chart(analysis),
         ),
     }
+
+
+def _cell_words(num_columns: int) -> tuple[str, str]:
+    """What shows a setting of the heat map, and one without a score."""
+    if num_columns <= LABELLED_COLUMNS:
+        why = "the trials diverged (div.), were stopped early (stop.) or failed (fail.)"
+        return "Number", f"Grey: no score, because {why}"
+    why = "the trials diverged, were stopped early or failed"
+    if num_columns <= COLUMNS:
+        return "Each cell", f"Grey: no score, because {why}"
+    return "Each square", f"Hollow: no score, because {why}"
 
 
 def _at_edge(scores: "pd.Series[float]", mode: str) -> str:

@@ -199,6 +199,11 @@ def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
     return cells, title
 
 
+def num_columns(analysis: Analysis) -> int:
+    """Of the heat map: above `LABELLED_COLUMNS` it has no numbers, above `COLUMNS` no grid."""
+    return int(_cells(analysis)[0]["column"].nunique())
+
+
 def heat_map(analysis: Analysis) -> Chart | None:
     """The surface: colour for the mean, outlines for ties, a diamond on each best lr."""
     is_known = analysis.cells["mean"].notna() | (analysis.cells["diverged"] > 0)
