@@ -115,8 +115,8 @@ def test_scores_of_one_seed_without_a_peak_are_called_noise() -> None:
     assert found.exponent.looks_flat
     assert scaling_of(found) == (
         "How the best lr scales with batch size is unknown: with one seed per setting the scores "
-        f"look like noise (p = {found.exponent.p_flat:.2g} for any effect of the lr); train with "
-        "more seeds."
+        f"look like noise (p = {found.exponent.p_flat:.2g} for any effect of the lr); add --set "
+        "seeds=3."
     )
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,25 +109,24 @@ def test_one_cell_has_nothing_beside_it() -> None:
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 0.9), ("min", 0.7)])
 @pytest.mark.parametrize(
-    ("more", "cure"),
-    [({}, "train with more seeds"), ({"trial_key": "k"}, "add --set seeds=3")],
+    ("lr", "cure"), [("rate", "train with more seeds"), ("base_lr", "add --set seeds=3")]
 )
 def test_of_one_seed_a_cell_the_best_and_the_interaction_are_open(
-    mode: str, best: float, more: dict[str, Any], cure: str
+    mode: str, best: float, lr: str, cure: str
 ) -> None:
     scores = [[0.9, 0.8], [0.7, 0.85]]
     places = {(b, lr): [scores[i][j]] for i, b in ((0, 16), (1, 32)) for j, lr in ((0, 1), (1, 2))}
-    found = of(places, mode=mode, lr="rate", **more)
+    found = of(places, mode=mode, lr=lr)
     assert conclusions(found) == [
         UNREPEATED.format(
-            cell=f"Batch size {16 if mode == 'max' else 32} with rate 1",
+            cell=f"Batch size {16 if mode == 'max' else 32} with {lr} 1",
             score=f"val_auroc {best}",
             seed="seed",
             cells=4,
             cure=cure,
         ),
         NO_EXPONENT.format(usable=0, loose=LOOSE.format(sizes="s 16 and 32"), noisy=""),
-        UNTESTED.format(shares=shares_of(scores, "rate"), why=f"{ONE_SEED}: {cure}"),
+        UNTESTED.format(shares=shares_of(scores, lr), why=f"{ONE_SEED}: {cure}"),
     ]
 
 

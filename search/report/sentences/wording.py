@@ -27,8 +27,8 @@ def how_to_replicate(analysis: Analysis) -> str:
     """How to get replicates: of a study by its command, of a table by training more."""
     if analysis.binned:
         return "try more configurations"
-    is_table = analysis.lr_name == "lr"
-    return "train with more seeds" if is_table else "add --set seeds=3"
+    is_study = analysis.lr_name == "base_lr"
+    return "add --set seeds=3" if is_study else "train with more seeds"
 
 
 def sentence(words: str) -> str:
