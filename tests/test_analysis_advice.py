@@ -80,6 +80,16 @@ def test_batch_sizes_as_good_as_the_best_are_named() -> None:
     assert alone.endswith("surely (95 %) better than that of every other batch size.")
 
 
+def test_a_batch_size_with_one_rate_has_no_best_one() -> None:
+    cells = {(32, 0.3): [0.82, 0.83], (64, 0.3): [0.83, 0.82]}
+    analysis = analysed(cells)
+    assert not analysis.ridge["bracketed"].any()
+    assert analysis.ridge["lr_low"].isna().all()
+    assert lines(analysis)[0] == (
+        "Use batch size 32 with a peak learning rate of 0.3. No other rate was tried there."
+    )
+
+
 def test_of_equal_batch_sizes_each_goal_has_its_own() -> None:
     analysis = analysed(*EQUAL)
     given = advice(analysis)

@@ -134,10 +134,9 @@ def test_the_vertex_of_an_edge_or_of_two_lrs_is_the_best_itself() -> None:
         b: {math.log(lr)} for b, lr in wanted.items()
     }
     table_of = ridge_interval(found, mode="max").set_index("batch_size")
-    assert table_of["lr_low"].to_dict() == pytest.approx(wanted)
-    assert table_of["bracketed"].to_dict() == {
-        16: False, 32: False, 64: False, 128: True, 512: False
-    }  # fmt: skip
+    unknown = {128: math.nan}  # a single lr is no best one
+    assert table_of["lr_low"].to_dict() == pytest.approx(wanted | unknown, nan_ok=True)
+    assert not table_of["bracketed"].any()
 
 
 def test_without_seeds_there_is_no_interval_of_a_best_lr() -> None:

@@ -16,6 +16,7 @@ from commands import ROOT, free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+SEEDS = 6  # of two settings: half a minute, as the commands of Ray that stop it take seconds each
 
 
 @dataclass
@@ -111,11 +112,13 @@ def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
     )
     assert refused.returncode != 0
 
-    said = head.submit(out, "faulty-1", "--set", "seeds=2")
+    said = head.submit(out, "faulty-1", "--set", f"seeds={SEEDS}")
     assert "submitted successfully" in said, said
-    wait_for(lambda: "[1/4]" in head.log("faulty-1"))
-    assert "[4/4]" not in head.log("faulty-1")  # it is there while others train
-    assert "already exists" in head.submit(out, "faulty-1", "--set", "seeds=2")
+    wait_for(lambda: f"[1/{2 * SEEDS}]" in head.log("faulty-1"))
+    assert f"[{2 * SEEDS}/{2 * SEEDS}]" not in head.log(
+        "faulty-1"
+    )  # it is there while others train
+    assert "already exists" in head.submit(out, "faulty-1", "--set", f"seeds={SEEDS}")
 
     assert head.ray("stop", "faulty-1").returncode == 0
     assert "was stopped" in head.status("faulty-1")
@@ -125,10 +128,10 @@ def test_a_submission_shows_progress_is_stopped_with_75_and_the_next_goes_on(
     before = epochs(out)
     assert not (out / "faulty" / "lock.json").exists()  # so it ended by itself
 
-    head.submit(out, "faulty-2", "--set", "seeds=2")
+    head.submit(out, "faulty-2", "--set", f"seeds={SEEDS}")
     wait_for(lambda: "succeeded" in head.status("faulty-2"))
     rows = epochs(out)
-    assert len(rows) == 4 * 20
+    assert len(rows) == 2 * SEEDS * 20
     assert not rows.duplicated(["trial_key", "epoch"]).any()
     seen = before.set_index(["trial_key", "epoch"])["epoch_wall_s"]
     after = rows.set_index(["trial_key", "epoch"])["epoch_wall_s"]

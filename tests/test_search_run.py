@@ -161,7 +161,7 @@ def test_a_node_that_has_other_data_than_the_driver_is_refused(tmp_path: Path) -
     (tmp_path / "other").rename(tmp_path / "data")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 1, err
-    said = r"failed .*\(ValueError: the data on \S+ \((\w{12})\) is not the driver's \((\w{12})\): "
+    said = r"failed .*: the data on \S+ \((\w{12})\) is not the driver's \((\w{12})\): "
     found = re.search(rf"{said}give every node the same files", out)
     assert found, out
     (trial,) = pd.read_parquet(tmp_path / "out" / "small" / "trials").to_dict("records")
@@ -418,7 +418,7 @@ def test_both_previews_on_real_patches(tmp_path: Path, shared_data: Path) -> Non
     data = ["--preview", "--data", str(shared_data / "pcam_small")]
     assert run_command(ROOT / "spaces" / "pcam_grid.py", tmp_path, *data).returncode == 0
     trials = pd.read_parquet(tmp_path / "pcam_grid" / "trials")
-    assert set(trials["dataset"]) == {"pcam"}
+    assert set(trials["dataset"]) == {"pcam_small"}
     assert (ridge(surface(trials, metric="val_auroc"), mode="max")["edge"] == "").sum() >= 4
     sgd = ["--set", "optimizer=sgd"]
     assert run_command(ROOT / "spaces" / "pcam_kandel.py", tmp_path, *data, *sgd).returncode == 0

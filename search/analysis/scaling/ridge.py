@@ -60,10 +60,12 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
     They are percentiles of the vertex over redrawn surfaces, `CURVED` steps of the grid further
     out: a curve that is no parabola has its best lr beside the vertex. Beside a cliff (`_peaks`)
     the vertex says little, and the interval extends towards it. It ends at the edge if the best lr
-    of a draw is there. NaN without replicates. `bracketed`: the best lr is no edge.
+    of a draw is there. NaN without replicates, and of a batch size with one lr. `bracketed`: other
+    lrs were tried on both sides of the best one.
     """
     table = ridge(cells, mode=mode)
-    table["bracketed"] = table["edge"] == ""
+    num_lrs = cells[cells["trials"] > cells["failed"]].groupby("batch_size")["lr"].count()
+    table["bracketed"] = (table["edge"] == "") & (table["batch_size"].map(num_lrs) > 1)
     peaks = _redrawn_peaks(cells, mode=mode, draws=draws)
     if peaks is None:
         return table.assign(lr_low=np.nan, lr_high=np.nan)
@@ -74,6 +76,8 @@ def ridge_interval(cells: pd.DataFrame, *, mode: str, draws: int = DRAWS) -> pd.
 def _ends(cells: pd.DataFrame, best: Mapping[str, Any], peaks: "_Peaks") -> tuple[float, float]:
     """The ends of the interval of one batch size's best lr."""
     logs = np.log(_curve(cells[cells["batch_size"] == best["batch_size"]])["lr"].to_numpy())
+    if len(logs) == 1:
+        return np.nan, np.nan
     index = int(np.argmin(np.abs(logs - np.log(best["lr"]))))
     is_inner = 0 < index < len(logs) - 1
     tail = 50 * (1 - LEVEL)

@@ -75,7 +75,8 @@ def _first(advice: Advice, analysis: Analysis) -> str:
     text += f"{_as_set(setting, analysis)}."
     if advice.at_edge:
         text += " That rate is the smallest or largest tried: a better one may lie outside."
-    return text
+    cells = analysis.cells[analysis.cells["batch_size"] == setting.batch_size]
+    return f"{text} No other rate was tried there." if cells["lr"].nunique() == 1 else text
 
 
 def _score(advice: Advice, analysis: Analysis) -> str:
