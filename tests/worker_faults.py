@@ -32,9 +32,9 @@ def slow_disk() -> None:
 
     write_once = storage.write_once
 
-    def slowly(*file: Any) -> None:
+    def slowly(*file: Any, **more: Any) -> None:
         time.sleep(1)
-        write_once(*file)
+        write_once(*file, **more)
 
     storage.write_once = slowly
 
