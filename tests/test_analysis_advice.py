@@ -78,6 +78,8 @@ def test_batch_sizes_as_good_as_the_best_are_named() -> None:
     )
     alone = score_line(worse, hump(64, 0.7, at=0.1), EQUAL[2])
     assert alone.endswith("surely (95 %) better than that of every other batch size.")
+    unrepeated = score_line(worse, hump(64, 0.7, at=0.1, seeds=1), EQUAL[2])
+    assert unrepeated.endswith("better than that of every other batch size with repeats.")
 
 
 def test_a_batch_size_with_one_rate_has_no_best_one() -> None:

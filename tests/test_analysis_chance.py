@@ -7,6 +7,7 @@ from made_tables import Cells, analysed, findings_of, table
 from scipy import stats
 
 from search.analysis.chance import collapsed, nothing_beat_chance
+from search.analysis.metric_name import is_auroc
 from search.report.findings import numbers
 from search.report.sentences.caveats import cautions
 from search.report.sentences.conclusions import conclusions
@@ -91,3 +92,20 @@ def test_a_constant_prediction_is_collapsed_and_no_stable_rate() -> None:
 def test_one_collapsed_trial_is_told_in_the_singular() -> None:
     said = COLLAPSED.format(n="1 trial", they="It counts", averaged="is averaged")
     assert said in cautions(analysed({(16, 0.1): [0.8], (16, 1.0): [0.5]}))
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_one"),
+    [
+        *((name, True) for name in ("val_auroc", "auc", "roc_auc", "test/AUC", "valAuroc")),
+        *((name, False) for name in ("pr_auc", "val_auc_pr", "prAUC", "auc_prc", "auprc")),
+        *((name, False) for name in ("1-auc", "neg_auroc", "auc_loss", "val_acc")),
+    ],
+)
+def test_half_is_chance_of_an_area_under_the_roc_curve_only(metric: str, is_one: bool) -> None:
+    assert is_auroc(metric) == is_one
+
+
+def test_a_study_of_average_precision_is_not_judged_by_an_aurocs_chance() -> None:
+    trials = pd.DataFrame({"status": ["completed"], "pr_auc": 0.3})
+    assert not nothing_beat_chance(trials, metric="pr_auc")

@@ -88,6 +88,10 @@ def test_rows_numbered_as_epochs_are_cautioned_about_and_read_as_told() -> None:
     seeded = pd.concat([table.assign(seed=seed) for seed in (0, 1)])
     assert len(own(seeded).trials) == 12  # two rows of one seed and setting are no repeats
     assert len(own(pd.concat([seeded, seeded])).trials) == 72
+    renamed = seeded.rename(columns={"seed": "trial_seed"})
+    assert len(own(renamed, seed="trial_seed").trials) == 12
+    assert own(table.assign(epoch=5 * table["epoch"])).cautions == (NUMBERED,)
+    assert len(own(seeded.assign(epoch=5 * seeded["epoch"])).trials) == 12
     best_epochs = table.assign(epoch=[3, 9, 7] * 6)  # one row per run, with its best epoch
     assert own(best_epochs).cautions == ()
 

@@ -109,6 +109,18 @@ def test_one_setting_with_too_few_common_seeds_leaves_the_others_paired() -> Non
     assert (cells.loc[~at_hole, same[1]] < cells.loc[~at_hole, same[2]]).all()
 
 
+def test_two_trials_of_a_seed_are_no_pairs() -> None:
+    """Bins and tables may have several trials of a seed in one cell: all of them count."""
+    first, second = surface(rng=1), surface(rng=2, top=0.91)
+    for analysis in (first, second):
+        analysis.cells["seeds"] = [(0, 0, 1, 1)] * len(analysis.cells)
+    found, _ = compared(first, second)
+    assert (found.cells["pairs"] == 0).all()
+    differences = found.cells["second"] - found.cells["first"]
+    np.testing.assert_allclose(found.cells["difference"], differences)
+    assert found.mean.value == pytest.approx(found.own_best["difference"].mean())
+
+
 def test_of_equal_surfaces_hardly_any_setting_is_called_different() -> None:
     """The intervals of all settings hold together in 95 of 100 comparisons."""
     wrong = sum(

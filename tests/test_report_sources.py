@@ -241,6 +241,23 @@ def test_a_study_with_two_objectives(tmp_path: Path) -> None:
         found(tmp_path / "s.db", "value")
 
 
+@pytest.mark.filterwarnings("ignore:.*set_metric_names is experimental")
+@pytest.mark.parametrize("metric", ["score", "value_score", "values_score"])
+def test_objectives_with_names_keep_their_directions(tmp_path: Path, metric: str) -> None:
+    """The name does not tell, and would be taken for one of which higher is better."""
+    url, is_single = f"sqlite:///{tmp_path}/s.db", not metric.startswith("values_")
+    best = ["minimize"] if is_single else ["maximize", "minimize"]
+    study = optuna.create_study(storage=url, study_name="s", directions=best)
+    study.set_metric_names(["acc", "score"][-len(best) :])
+    for bs, lr in CELLS:
+        study.enqueue_trial({"lr": lr, "batch_size": bs})
+    study.optimize(lambda trial: [objective(trial)] * len(best), n_trials=6)
+    findings = found(tmp_path / "s.db", metric)
+    assert (findings.mode, len(findings.trials)) == ("min", 6)
+    if not is_single:
+        assert found(tmp_path / "s.db", "score").mode == "min"
+
+
 def test_a_password_is_never_shown() -> None:
     with pytest.raises(TableError) as error:
         found("postgresql://me:secret@127.0.0.1:1/db", "value")

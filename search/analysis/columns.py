@@ -11,7 +11,7 @@ import pandas as pd
 
 # What tools put before the name of a setting or of a score.
 OF_SETTINGS = ("params.", "params_", "params/", "config.", "config/", "hparams.", "hparams/")
-OF_SCORES = ("metrics.", "metrics/", "summary.", "summary/", "values_")
+OF_SCORES = ("metrics.", "metrics/", "summary.", "summary/", "values_", "value_")
 MOST_LISTED = 20
 
 

@@ -105,7 +105,10 @@ def own_table(
     table = _named(table, file, three, fields, seed, runs)
     fields = list(dict.fromkeys(fields))
     _check_fields(fields, [*TAKEN, *TAKEN_BY_THE_MODEL, *three, seed])
-    table, epochs, messages = _one_row_per_run(table, file, three, fields, runs, mode)
+    settings = [batch_size, lr, *fields, *([seed] if seed in table and seed not in three else [])]
+    table, epochs, messages = _one_row_per_run(
+        table, file, settings, metric, runs, mode, seeded=seed in settings
+    )
     status, cautions = _statuses(table.drop(columns=[*three]))
     rows = table[status != "under way"]
     status = status[status != "under way"]
@@ -178,17 +181,17 @@ def _named(
 def _one_row_per_run(
     table: pd.DataFrame,
     file: str,
-    three: tuple[str, str, str],
-    fields: Sequence[str],
+    settings: Sequence[str],
+    metric: str,
     runs: Sequence[str],
     mode: str | None,
+    *,
+    seeded: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
     """The table itself, or the best row of each run where it has several; curves; and cautions."""
-    *settings, metric = three
-    settings += [*fields, *([SEED] if SEED in table and SEED not in three else [])]
     messages: list[str] = []
     if not runs:
-        runs, messages = runs_of(table, settings, seeded=SEED in settings)
+        runs, messages = runs_of(table, settings, seeded=seeded)
     if not runs:
         return table, None, messages
     any_value = pd.Series(np.zeros(len(table), dtype=bool), index=table.index)

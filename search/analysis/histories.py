@@ -162,14 +162,13 @@ def _check_constant(
 
 
 def _numbered(table: pd.DataFrame, epoch: str, settings: Sequence[str]) -> bool:
-    """Whether the rows of every setting are numbered 1, 2, ... as epochs are."""
-    values = pd.to_numeric(table[epoch], errors="coerce")
-    numbers = values.groupby([table[name] for name in settings], dropna=False)
-    counts = numbers.size()
-    spans = numbers.max() - numbers.min() + 1
-    return bool(
-        counts.max() > 1 and (numbers.nunique() == counts).all() and (spans == counts).all()
-    )
+    """Whether the rows of every setting are numbered evenly, as in 1, 2, ... or 5, 10, ..."""
+    numbers = pd.to_numeric(table[epoch], errors="coerce")
+    if numbers.isna().any():
+        return False
+    ordered = table.assign(**{epoch: numbers}).sort_values(epoch, ignore_index=True)
+    steps = ordered.groupby(list(settings), dropna=False)[epoch].diff().dropna()
+    return len(steps) > 0 and steps.iloc[0] > 0 and steps.nunique() == 1
 
 
 def _plain(name: object) -> str:

@@ -16,6 +16,7 @@ SHARES = (
 )
 HIGHER_IS_BETTER = (*SHARES, "score", "r2", "kappa", "mcc", "psnr", "ssim", "bleu", "reward")
 NEGATED = ("neg", "negative", "minus")
+NOT_ROC = ("pr", "prc", "prauc", "precision", "1")  # beside `auc` in a name
 OUR_LOSSES = ("val_loss", "test_loss", "train_loss")  # cross-entropies
 WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")
 
@@ -56,5 +57,9 @@ def bounds_of(metric: str, scores: ArrayLike) -> Bounds | None:
 
 
 def is_auroc(metric: str) -> bool:
-    """Whether it is an area under the ROC curve, of which 0.5 is chance."""
-    return bool(_words(metric) & {"auroc", "auc"})
+    """Whether it is an area under the ROC curve, of which 0.5 is chance.
+
+    `pr_auc` is one under another curve; `1-auc` and `neg_auroc` are not the area itself.
+    """
+    words = _words(metric)
+    return bool(words & {"auroc", "auc"}) and not words & {*NOT_ROC, *NEGATED, *LOWER_IS_BETTER}

@@ -111,9 +111,15 @@ def _own_best(first: Analysis, second: Analysis) -> list[Pair]:
     return [(best[0][size], best[1][size]) for size in sorted(best[0].keys() & best[1].keys())]
 
 
+def _by_seed(row: Mapping[str, Any]) -> dict[float, float]:
+    """The score of each seed; empty where a seed has several, which cannot be told apart."""
+    scores = dict(zip(row["seeds"], row["scores"], strict=True))
+    return scores if len(scores) == len(row["seeds"]) else {}
+
+
 def _paired(pair: Pair) -> list[float]:
     """Differences of the scores that have the same seed."""
-    by_seed = [dict(zip(row["seeds"], row["scores"], strict=True)) for row in pair]
+    by_seed = [_by_seed(row) for row in pair]
     seeds = [seed for seed in by_seed[0] if seed in by_seed[1]]  # an unknown one, NaN, is in none
     return [by_seed[1][seed] - by_seed[0][seed] for seed in seeds]
 
@@ -195,9 +201,7 @@ def _mean(pairs: Sequence[Pair]) -> Difference:
     """
     if not pairs:
         return Difference()
-    by_seed = [
-        [dict(zip(row["seeds"], row["scores"], strict=True)) for row in pair] for pair in pairs
-    ]
+    by_seed = [[_by_seed(row) for row in pair] for pair in pairs]
     seeds = set.intersection(*(set(rows) for pair in by_seed for rows in pair))
     of_seeds = [
         float(np.mean([pair[1][seed] - pair[0][seed] for pair in by_seed])) for seed in seeds

@@ -89,9 +89,11 @@ def _score(advice: Advice, analysis: Analysis) -> str:
         return f"{text}; {sizes(others)} {verb} not visibly worse."
     if analysis.best_set.empty:
         return f"{text}; without repeats, how sure that is cannot be said."
-    if analysis.cells["batch_size"].nunique() > 1:
-        return f"{text}, and surely (95 %) better than that of every other batch size."
-    return f"{text}."
+    if analysis.cells["batch_size"].nunique() == 1:
+        return f"{text}."
+    scored = analysis.cells.loc[analysis.cells["n"] > 0, "batch_size"]
+    repeats = "" if set(scored) <= set(analysis.compared["batch_size"]) else " with repeats"
+    return f"{text}, and surely (95 %) better than that of every other batch size{repeats}."
 
 
 def _other(setting: Setting, advice: Advice, analysis: Analysis) -> str:

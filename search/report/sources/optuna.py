@@ -7,6 +7,7 @@ from search.analysis.columns import TableError
 from search.report.sources.source import Source, chosen, origin
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import BaseStorage
 
 TABLES = frozenset({"studies", "trials", "trial_params"})
@@ -81,16 +82,23 @@ def _read(storage: "BaseStorage", where: str, study: str | None) -> Source:
     rows = loaded.trials_dataframe(attrs=("number", "value", "params", "user_attrs", "state"))
     if rows.empty:
         raise TableError(f"{where}: the study {name} of Optuna has no trials")
-    values = [column for column in rows if column == "value" or str(column).startswith("values_")]
     return Source(
         rows=rows,
         name=name,
         where=where,
         origin=origin(len(rows), f"Optuna's study {name}", where),
         runs=("number",),
-        modes={
-            str(value): BEST[direction.name]
-            for value, direction in zip(values, loaded.directions, strict=True)
-            if direction.name in BEST
-        },
+        modes=_modes(loaded),
     )
+
+
+def _modes(study: "Study") -> dict[str, str]:
+    """Which values of each objective are best, by its column's name and by the user's for it."""
+    is_single, names = len(study.directions) == 1, study.metric_names
+    prefix = "value" if is_single else "values"
+    modes = {}
+    for index, direction in enumerate(study.directions):
+        name = names[index] if names else "" if is_single else str(index)
+        known = [f"{prefix}_{name}" if name else prefix, *([name] if names else [])]
+        modes |= dict.fromkeys(known, BEST[direction.name]) if direction.name in BEST else {}
+    return modes
