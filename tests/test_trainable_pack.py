@@ -1,5 +1,6 @@
 """Trials of a pack have the numbers that they have alone, to the bit on a CPU."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,19 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainable import feed, pack
+from trainable import evaluation, feed, pack
 from trainable.config import TrialConfig
 from trainable.data.cache import Dataset
 from trainable.data.resident import forget
 from trainable.feed import Feed
 from trainable.finetune import finetune
+from trainable.host import pulse
 from trainable.host.storage import Folder
 from trainable.networks.prefix import run_prefix
 from trainable.pack import Member, Outcome, Terms, train_pack
 from trainable.packing import MAY_DIFFER, pack_key
 from trainable.record import EpochResult, TrialResult
+from trainable.training import step as step_module
 from trainable.training.step import Step
 
 CPU = torch.device("cpu")
@@ -241,6 +244,63 @@ def test_members_go_on_from_where_each_was(
         assert [numbers(row) for row in last] == expected[index][:-1]
     rows = packed(configs, tiny_data, folders)
     assert [[numbers(row) for row in reported] for reported in rows] == expected
+
+
+def test_a_member_that_was_stopped_before_it_went_on_leaves_at_once(
+    config: TrialConfig, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    configs = [replace(config, base_lr=lr) for lr in (0.1, 0.2)]
+    folders = folders_in(tmp_path, 2)
+    for member, folder in zip(configs, folders, strict=True):
+        trial = finetune(member, data=tiny_data, checkpoint_folder=folder)
+        next(trial), next(trial)
+        trial.close()
+    rows = packed(configs, tiny_data, folders, is_stopped=lambda index: index == 0)
+    assert [numbers(row) for row in rows[0]] == alone(configs[0], tiny_data)[:1]
+    assert [numbers(row) for row in rows[1]] == alone(configs[1], tiny_data)
+
+
+def test_every_update_is_a_sign_of_life(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is the replay of a graph, and after another member's evaluation."""
+    signs: list[tuple[str, int]] = []
+    update = Step.update
+
+    def seen(step: Step, *arguments: Any) -> Tensor:
+        signs.append((pulse.now.phase, pulse.now.ticks))
+        return update(step, *arguments)
+
+    monkeypatch.setattr(Step, "update", seen)
+    monkeypatch.setattr(step_module, "tick", lambda: None)  # the microbatches of no graph
+    members = [Member(config=replace(config, base_lr=lr)) for lr in (0.1, 0.2)]
+    for _ in train_pack(members, Terms(data=tiny_data, device=CPU)):
+        pulse.enter("reporting")
+    assert {phase for phase, _ in signs} == {"training"}
+    assert len(set(signs)) == len(signs)
+
+
+def test_statistics_that_do_not_fit_beside_other_members_are_taken_without_them(
+    config: TrialConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of halves of their batches they would be others."""
+    config = replace(config, model="residual", norm="batch", precise_bn_images=32)
+    configs = [replace(config, base_lr=lr) for lr in (0.1, 0.2)]
+    expected = [alone(member, tiny_data) for member in configs]
+    take, networks = evaluation.precise_statistics, []
+
+    def refuse(model: nn.Module, batches: Any) -> None:
+        networks.append(weakref.ref(model))
+        if len(networks) == 1:
+            raise torch.OutOfMemoryError
+        assert networks[0]() is None  # the pack that did not fit is gone
+        take(model, batches)
+
+    monkeypatch.setattr(evaluation, "precise_statistics", refuse)
+    gc.disable()  # it would let go of them at some time
+    rows = packed(configs, tiny_data)
+    assert [[numbers(row) for row in reported] for reported in rows] == expected
+    assert [r[-1].pack_size for r in rows if isinstance(r[-1], TrialResult)] == [1, 1]
 
 
 @pytest.mark.parametrize("with_folders", [True, False], ids=["checkpoints", "none"])

@@ -75,9 +75,14 @@ class Evaluation:
         halve_until_it_fits(
             ranks.together(refresh),
             min(self.step.microbatch_size, len(split)),
-            before_retry=lambda _: None,
+            before_retry=self._check_may_halve,
             multiple_of=self.step.whole_images,
         )
+
+    def _check_may_halve(self, size: int) -> None:
+        """Raises torch.OutOfMemoryError in a pack: half the batch gives other statistics."""
+        if not self.step.may_halve:
+            raise torch.OutOfMemoryError("the trials of this pack do not fit together")
 
     def _own_batches(self, split: DeviceSplit, size: int) -> Iterator[Tensor]:
         """The batches that this rank normalizes: with norm=sync its parts of larger ones."""

@@ -5,6 +5,7 @@ its own network and random states: its numbers are those of the trial alone, bit
 """
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,7 @@ def train_pack(
         finally:
             pack.close()
         del pack  # after the except block: the error would keep its tensors alive
+        gc.collect()  # networks and their hooks refer to each other
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         middle = (len(rest) + 1) // 2
@@ -157,8 +159,7 @@ class _Pack:
                 yield index, error
         self.network = None
         for seat in list(self.seats):
-            yield from ((seat.index, result) for result in list(seat.trial.results))
-            yield from self._end_if_over(seat)
+            yield from self._again(seat)
         while self.seats:
             for seat, failure in self._round():
                 yield from self._news(seat, failure)
@@ -203,6 +204,15 @@ class _Pack:
         free_bytes = host_free_bytes()
         if free_bytes and needed_bytes * (self.size - len(self.seats)) > MEMORY_PART * free_bytes:
             raise torch.OutOfMemoryError("the trials of this pack do not fit together")
+
+    def _again(self, seat: _Seat) -> Iterator[tuple[int, Outcome]]:
+        """What a member that goes on has reported before, and its end if that was all."""
+        for result in list(seat.trial.results):
+            yield seat.index, result
+            if self.is_stopped(seat.index):
+                self._leave(seat.index)
+                return
+        yield from self._end_if_over(seat)
 
     def _round(self) -> list[tuple[_Seat, Exception | None]]:
         """One update each of those that are furthest behind; returns those to evaluate or failed.
@@ -279,9 +289,12 @@ class _Pack:
         for seat in [seat for seat in self.seats if seat.index == index]:
             seat.trial.close()
             self.seats.remove(seat)
+            del seat.trial  # its clock is the seat's, so that each would keep the other
         self.left.append(index)
 
     def close(self) -> None:
-        """Wait for states that are being written."""
+        """Wait for states that are being written; let go of all trials."""
         for seat in self.seats:
             seat.trial.close()
+            del seat.trial
+        self.seats.clear()

@@ -366,6 +366,7 @@ class Trial:
 
     def update(self) -> bool:
         """One update; whether an evaluation is due after it, or its loss is not finite."""
+        enter("training")  # a sign of life each time: a CUDA graph gives none of its own
         if self.interval is None:
             self.interval = self._new_interval(len(self.results) + 1)
         interval = self.interval
@@ -380,7 +381,6 @@ class Trial:
 
     def _new_interval(self, number: int) -> Interval:
         """The training to evaluation `number`, before its first update."""
-        enter("training")
         now_s = self.clock()
         # Dropout and mixing use the global generator. Seeded here, a resumed trial draws the same
         # numbers as an uninterrupted one.
