@@ -297,7 +297,6 @@ def test_statistics_that_do_not_fit_beside_other_members_are_taken_without_them(
         take(model, batches)
 
     monkeypatch.setattr(evaluation, "precise_statistics", refuse)
-    gc.disable()  # it would let go of them at some time
     rows = packed(configs, tiny_data)
     assert [[numbers(row) for row in reported] for reported in rows] == expected
     assert [r[-1].pack_size for r in rows if isinstance(r[-1], TrialResult)] == [1, 1]

@@ -96,7 +96,7 @@ def _modes(study: "Study") -> dict[str, str]:
     """Which values of each objective are best, by its column's name and by the user's for it."""
     is_single, names = len(study.directions) == 1, study.metric_names
     prefix = "value" if is_single else "values"
-    modes = {}
+    modes: dict[str, str] = {}
     for index, direction in enumerate(study.directions):
         name = names[index] if names else "" if is_single else str(index)
         known = [f"{prefix}_{name}" if name else prefix, *([name] if names else [])]
