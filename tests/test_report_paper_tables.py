@@ -56,6 +56,7 @@ def test_numbers_are_rounded_by_their_intervals() -> None:
     assert estimate(0.85213) == "0.852"
     assert estimate(0.85213, 0.85213, 0.85213) == "0.852 [0.852, 0.852]"
     assert estimate(math.nan, 0, 1) == "--"
+    assert estimates([0.00021, 0.00034], [math.nan] * 2, [math.nan] * 2) == ["0.000210", "0.000340"]
     assert estimates([0.5, 0.6], [0.4, math.nan], [0.6, math.nan]) == ["0.50 [0.40, 0.60]", "0.60"]
     assert rate(0.03921, 0.0123, 0.131) == "0.039 [0.012, 0.13]"
     assert (rate(0.01875), rate(math.nan)) == ("0.019", "--")
@@ -127,6 +128,37 @@ def test_cells_without_scores_say_why(make_study: MakeStudy) -> None:
     assert "n = 1 seed;" in latex
     assert "standard deviation" not in latex
     assert paper_tables(of_study(make_study(status="failed", val_auroc=None))) == []
+
+
+def test_small_scores_keep_their_digits(make_study: MakeStudy) -> None:
+    findings = of_study(make_study())
+    best = findings.analyses[0]
+    columns = ["mean", "std", "low", "high"]
+    cells = best.cells.assign(**{name: best.cells[name] * 1e-4 for name in columns})
+    ridge = best.ridge.assign(mean=best.ridge["mean"] * 1e-4)
+    leaders = findings.leaders
+    leaders = leaders.assign(**{name: leaders[name] * 1e-4 for name in columns})
+    small = replace(findings, analyses=[replace(best, cells=cells, ridge=ridge)], leaders=leaders)
+    tables = tables_of(small)
+    known = cells.set_index(["batch_size", "grid_lr"]).loc[(16, 0.3)]
+    mean, sd, _ = rows_of(tables["surface"].latex)[3][1].replace(",", " (").split(" (")
+    assert math.isclose(float(mean), known["mean"], rel_tol=5e-3)
+    assert math.isclose(float(sd), known["std"], rel_tol=0.5)
+    assert float(rows_of(tables["ridge"].latex)[1][-1]) > 0
+    head, *rows = rows_of(tables["best_configurations"].latex)
+    assert all(float(row[head.index("sd")]) > 0 for row in rows)
+
+
+def test_columns_left_out_are_said(make_study: MakeStudy) -> None:
+    findings = of_study(make_study())
+    best = findings.analyses[0]
+    parts = [best.cells, *(best.cells.assign(batch_size=best.cells["batch_size"] * 32),)]
+    parts.append(best.cells.assign(batch_size=best.cells["batch_size"] * 1024))
+    wide = replace(findings, analyses=[replace(best, cells=pd.concat(parts, ignore_index=True))])
+    latex = tables_of(wide)["surface"].latex
+    assert len(rows_of(latex)[0]) == 11
+    assert "The 5 largest batch sizes are in the CSV only." in latex
+    assert "largest batch size" not in tables_of(findings)["surface"].latex
 
 
 def test_a_sparse_surface_is_a_list(make_study: MakeStudy) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from search.analysis.analysis import analyse
 from search.report.__main__ import main, parser
 from search.report.charts.surface import heat_map
 from search.report.findings import of_study
-from search.report.report import write_report
+from search.report.report import other_pictures, write_report
 from search.results.tables import TRIALS, Results, epochs, trials
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -380,3 +381,15 @@ def test_charts_stand_alone(make_study: MakeStudy) -> None:
     assert chart is not None
     assert len(chart.to_dict()["datasets"]) >= 1
     assert heat_map(analyse(trials(results).iloc[:0], metric="val_auroc", mode="max")) is None
+
+
+def test_surfaces_whose_names_give_one_file_name_have_files_of_their_own(
+    make_study: MakeStudy,
+) -> None:
+    findings = of_study(make_study(seeds=1))
+    (first,) = findings.analyses
+    names = ["", "b/c", "b c", "B_c", "b_c-2", "b" * 90, "b" * 91]
+    several = [replace(first, of={"variant": name}) for name in names]
+    pictures = other_pictures(replace(findings, analyses=several))
+    files = [file.casefold() for part in pictures.values() for file in part]
+    assert len(files) == len(set(files)) == 3 * (len(names) - 1)

@@ -48,6 +48,32 @@ def test_two_studies_give_a_page_with_all_that_differs(
     assert not list(Path(two[1]).glob("comparison*"))  # the studies' own folders stay as they are
 
 
+def test_synthetic_patches_and_previews_are_called_so(
+    make_study: MakeStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = make_study("real")
+    drawn = make_study("drawn", changes=[{"dataset": "synthetic"}], about={"preview": True})
+    short = make_study("short", about={"preview": True})
+    wanted = {
+        drawn: ["dataset=synthetic in drawn: ", "Preview only: drawn had "],
+        short: ["Preview only: short had "],
+        real: [],
+    }
+    for second, begins in wanted.items():
+        out = tmp_path / second.folder.uri.rpartition("/")[2]
+        assert main([real.folder.uri, second.folder.uri, "--out", str(out)]) == 0
+        printed = capsys.readouterr().out
+        first = json.loads((out / "comparison.json").read_text())["sentences"][: len(begins)]
+        header = (out / "comparison.html").read_text().partition("</header>")[0]
+        for begin, sentence in zip(begins, first, strict=True):
+            assert sentence.startswith(begin)
+            assert sentence in printed
+            assert f'<p class="loud">{sentence}</p>' in header
+        assert header.count('class="loud"') == len(begins)
+        assert ("dataset=synthetic" in printed) == (second is drawn)
+        assert ("Preview" in printed) == bool(begins)
+
+
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [

@@ -16,6 +16,7 @@ from search.explore import Ablation, Pbt, Random, Variants
 from search.report.terminal import COLOURS, _cell_text, _surface_table, print_answer
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
+from search.study.shown import change, decimals, score
 from search.study.study import Study
 from trainable.config import TrialConfig
 from trainable.host.storage import Folder
@@ -312,3 +313,28 @@ def test_an_answer_at_chance_says_so_and_names_collapsed_trials() -> None:
         "  batch_size=16 base_lr=1e+05 seed=0",
         "  batch_size=16 base_lr=1e+06 seed=0",
     ]
+
+
+def test_a_score_keeps_its_digits_however_small() -> None:
+    assert [score(x) for x in (0.85214, 0.0012, 0.00021, 0.0, -0.5, math.nan, None)] == [
+        *("0.8521", "0.0012", "0.00021", "0.0000", "-0.5000", "-", "-")
+    ]
+    assert [change(x) for x in (0.01, 0.00021, 0.0, -0.5, -0.00021, math.nan, None)] == [
+        *("+0.0100", "+0.00021", "+0.0000", "-0.5000", "-0.00021", "-", "-")
+    ]
+    assert decimals([0.85, 0.01, math.nan], digits=3) == 3
+    assert decimals([0.0, math.nan], digits=3) == 3
+    assert [decimals([0.004], digits=digits) for digits in (1, 2, 3)] == [3, 4, 5]
+
+
+def test_the_cells_of_small_scores_are_not_all_zero() -> None:
+    cells = surface(
+        rows((16, 0.1, 0, "completed", 2.1e-4), (16, 0.2, 0, "completed", 3.4e-4)),
+        metric="val_auroc",
+    )
+    table = _surface_table(cells, ridge(cells, mode="min"), mode="min")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    printed = console.file.getvalue()
+    assert "2.1e-04*" in printed
+    assert "3.4e-04" in printed

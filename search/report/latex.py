@@ -7,6 +7,8 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from search.study.shown import decimals
+
 NOTHING = "--"
 ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -26,7 +28,7 @@ def escape(words: object) -> str:
 def estimate(value: float, low: float = math.nan, high: float = math.nan) -> str:
     """`0.852 [0.841, 0.862]`: as many decimals as give the interval two digits.
 
-    Three decimals without an interval; a dash without a value.
+    Three digits or three decimals without an interval; a dash without a value.
     """
     return estimates([value], [low], [high])[0]
 
@@ -35,7 +37,10 @@ def estimates(values: Iterable[float], lows: Iterable[float], highs: Iterable[fl
     """A column of estimates, all with as many decimals as its median interval needs."""
     rows = list(zip(values, lows, highs, strict=True))
     widths = [high - low for _, low, high in rows if 0 < high - low < math.inf]
-    places = max(0, 1 - math.floor(math.log10(median(widths)))) if widths else 3
+    if widths:
+        places = max(0, 1 - math.floor(math.log10(median(widths))))
+    else:
+        places = decimals((value for value, *_ in rows), digits=3)
     return [
         NOTHING
         if not math.isfinite(value)

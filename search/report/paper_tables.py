@@ -17,7 +17,7 @@ from search.report.findings import Findings
 from search.report.latex import NOTHING, booktabs, cell, estimate, estimates, rate, rounded
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import sentence
-from search.study.shown import number_of, show
+from search.study.shown import decimals, number_of, show
 
 MOST_LEADERS = 10  # in LaTeX; the CSV has all
 MOST_COLUMNS = 10  # batch sizes in LaTeX
@@ -105,13 +105,16 @@ def _surface(findings: Findings, analysis: Analysis) -> PaperTable | None:
         by, lr_name = "lr", "peak lr"
     is_sparse = 2 * len(cells) < cells["batch_size"].nunique() * cells[by].nunique()
     listed_as = _one_by_one if is_sparse else _crossed
-    shown, headings = listed_as(scored if is_sparse else cells, by, lr_name, len(counts) > 1)
+    shown, headings = listed_as(scored if is_sparse else cells, by, lr_name)
     spread = " (standard deviation)" if counts[-1] > 1 else ""
     caption = f"Mean {analysis.metric}{spread} by {lr_name} and batch size, {of}"
     if is_sparse:
         caption += "; settings without a score are in the CSV."
     else:
         caption += "; div., stop., fail.: no score, as the trials diverged, were stopped or failed."
+        left_out = cells["batch_size"].nunique() - MOST_COLUMNS
+        if left_out > 0:
+            caption += f" The {number_of(left_out, 'largest batch size')} are in the CSV only."
     numbers = cells.drop(columns=["scores", "seeds"]).rename(columns={"std": "sd"})
     is_peak = analysis.lr_name == "lr"  # of a table, whose lr is what the optimizer gets
     numbers = numbers.drop(columns="grid_lr") if is_peak else numbers
@@ -133,16 +136,14 @@ def _surface(findings: Findings, analysis: Analysis) -> PaperTable | None:
 Shown = tuple[pd.DataFrame, dict[str, str]]
 
 
-def _crossed(cells: pd.DataFrame, by: str, lr_name: str, with_n: bool) -> Shown:
+def _crossed(cells: pd.DataFrame, by: str, lr_name: str) -> Shown:
     """A row per learning rate and a column per batch size."""
+    settings = _settings(cells)
     sizes = [str(size) for size in sorted(cells["batch_size"].unique())[:MOST_COLUMNS]]
     rows = [
         {
             "lr": rounded(lr, 4),
-            **{
-                str(row["batch_size"]): _setting(row, with_n=with_n)
-                for row in group.to_dict("records")
-            },
+            **dict(zip(group["batch_size"].astype(str), settings[group.index], strict=True)),
         }
         for lr, group in cells.groupby(by)
     ]
@@ -150,25 +151,32 @@ def _crossed(cells: pd.DataFrame, by: str, lr_name: str, with_n: bool) -> Shown:
     return shown, {"lr": lr_name, **{size: size for size in sizes}}
 
 
-def _one_by_one(cells: pd.DataFrame, by: str, lr_name: str, with_n: bool) -> Shown:
+def _one_by_one(cells: pd.DataFrame, by: str, lr_name: str) -> Shown:
     """A row per setting."""
     ordered = cells.sort_values(["batch_size", by])
     shown = pd.DataFrame(
         {
             "batch_size": ordered["batch_size"],
             "lr": [rounded(lr, 4) for lr in ordered[by]],
-            "mean": [_setting(row, with_n=with_n) for row in ordered.to_dict("records")],
+            "mean": _settings(ordered),
         }
     )
     return shown, {"batch_size": "batch size", "lr": lr_name, "mean": "mean"}
 
 
-def _setting(row: Mapping[str, float], *, with_n: bool) -> str:
-    if not math.isfinite(row["mean"]):
-        return next((words for name, words in NO_SCORE.items() if row[name]), NOTHING)
-    inside = [f"{row['std']:.3f}"] if math.isfinite(row["std"]) else []
-    inside += [f"n={row['n']:.0f}"] if with_n else []
-    return f"{row['mean']:.3f}" + (f" ({', '.join(inside)})" if inside else "")
+def _settings(cells: pd.DataFrame) -> "pd.Series[str]":
+    """`0.852 (0.004, n=3)`, or why there is no score; n only where it differs."""
+    places = max(decimals(cells["mean"], digits=3), decimals(cells["std"], digits=1))
+    with_n = cells.loc[cells["n"] > 0, "n"].nunique() > 1
+
+    def setting(row: "pd.Series[float]") -> str:
+        if not math.isfinite(row["mean"]):
+            return next((words for name, words in NO_SCORE.items() if row[name]), NOTHING)
+        inside = [f"{row['std']:.{places}f}"] if math.isfinite(row["std"]) else []
+        inside += [f"n={row['n']:.0f}"] if with_n else []
+        return f"{row['mean']:.{places}f}" + (f" ({', '.join(inside)})" if inside else "")
+
+    return cells.apply(setting, axis=1)
 
 
 def _ridge(findings: Findings, analysis: Analysis) -> PaperTable | None:
@@ -184,7 +192,7 @@ def _ridge(findings: Findings, analysis: Analysis) -> PaperTable | None:
             "best": list(map(rate, numbers["best_lr"], numbers["lr_low"], numbers["lr_high"])),
             "bracketed": numbers["bracketed"].astype(bool),
             "tried": [rounded(lr, 4) for lr in numbers["best_tried_lr"]],
-            "mean": [f"{mean:.3f}" for mean in numbers["best_tried_mean"]],
+            "mean": _alone(numbers["best_tried_mean"]),
         }
     )
     headings = {
@@ -199,6 +207,12 @@ def _ridge(findings: Findings, analysis: Analysis) -> PaperTable | None:
         "the smallest or largest rate tried."
     )
     return _made(findings, "ridge", numbers, shown, headings, caption)
+
+
+def _alone(values: "pd.Series[float]", digits: int = 3) -> list[str]:
+    """A column of numbers without intervals."""
+    places = decimals(values, digits=digits)
+    return [f"{value:.{places}f}" if math.isfinite(value) else NOTHING for value in values]
 
 
 def _by_model(findings: Findings, answer: ByModel, index: int) -> PaperTable | None:
@@ -297,9 +311,9 @@ def _leaders(findings: Findings) -> PaperTable | None:
         .map(cell)
         .assign(
             mean=estimates(rows["mean"], rows["low"], rows["high"]),
-            sd=[estimate(std) for std in rows["std"]],
+            sd=_alone(rows["std"], digits=1),
             n=rows["n"],
-            **{name: [estimate(score) for score in rows[name]] for name in test},
+            **{name: _alone(rows[name]) for name in test},
         )
     )
     headings = {name: name.replace("batch_size", "batch size") for name in fields}

@@ -1,5 +1,6 @@
 """Findings -> report.html, report.json and charts/."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,11 +70,20 @@ def _parts_of(findings: Findings) -> Iterator[dict[str, Picture]]:
 
 def other_pictures(findings: Findings) -> dict[str, dict[str, Picture]]:
     """The pictures of the other surfaces by the surface's name."""
-    others = {}
+    others: dict[str, dict[str, Picture]] = {}
+    used: set[str] = set()
     for analysis in findings.analyses[1 : 1 + OTHER_SURFACES]:
         name = surface_name(analysis)
-        others[name] = surface_pictures(analysis, suffix=f"-{slug(name)}")
+        suffix = _unused(slug(name), used)
+        used.add(suffix.casefold())
+        others[name] = surface_pictures(analysis, suffix=f"-{suffix}")
     return others
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """The name, with a number if it is used; some file systems do not tell `A` from `a`."""
+    numbered = (f"{name}-{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n.casefold() not in used)
 
 
 def write(findings: Findings, into: Folder) -> str:

@@ -17,7 +17,7 @@ from search.report.markup import cell_text, details, pairs, paragraph, table, te
 from search.report.sentences.domains import domain_words
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.search import place_of
-from search.study.shown import show
+from search.study.shown import change, show
 
 CELL = {
     "batch_size": "batch size",
@@ -287,8 +287,7 @@ def ablation_tables(findings: Findings) -> str:
     parts = []
     for setting, steps in findings.steps.items():
         rows = steps.rename_axis("step").reset_index()
-        known = rows["change"].notna()
-        rows["change"] = rows["change"].map("{:+.4f}".format).where(known, "-")
+        rows["change"] = rows["change"].map(change)
         parts.append(table(f"Step by step {setting}".strip(), rows, columns))
     if parts:
         parts.append(

@@ -16,7 +16,12 @@ from search.report.markup import bullets, paragraph, section, table, text
 from search.report.numbers import plain
 from search.report.page import document, figure
 from search.report.report import write_charts
-from search.report.sentences.side_by_side import compared_sentences, names_of, settings_sentence
+from search.report.sentences.side_by_side import (
+    compared_sentences,
+    names_of,
+    settings_sentence,
+    trust_sentences,
+)
 from trainable.host import storage
 from trainable.host.storage import Folder
 
@@ -28,12 +33,19 @@ class Comparison:
     names: tuple[str, str]
     compared: Compared
     differing: dict[str, Any]
+    synthetic: tuple[bool, bool]
+    preview: tuple[bool, bool]
 
     @property
     def sentences(self) -> list[str]:
-        """What follows from the scores, then the settings that differ."""
+        """How far to trust it, what follows from the scores, then the settings that differ."""
         settings = settings_sentence(self.differing, self.names)
-        return [*compared_sentences(self.compared, self.names), settings]
+        return [*self.warnings, *compared_sentences(self.compared, self.names), settings]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Which of them are not what a reader takes them for."""
+        return trust_sentences(self.names, synthetic=self.synthetic, preview=self.preview)
 
 
 def comparison_of(first: Findings, second: Findings) -> Comparison:
@@ -42,6 +54,8 @@ def comparison_of(first: Findings, second: Findings) -> Comparison:
         names=names_of([first.name, second.name]),
         compared=compared_analyses(first.analyses[0], second.analyses[0]),
         differing=differing_fields(first.about, second.about),
+        synthetic=(first.synthetic, second.synthetic),
+        preview=(bool(first.about.get("preview")), bool(second.about.get("preview"))),
     )
 
 
@@ -78,6 +92,7 @@ def _pictures(comparison: Comparison) -> dict[str, Picture]:
 def _page(comparison: Comparison, pictures: dict[str, Picture]) -> str:
     compared, names = comparison.compared, comparison.names
     title = f"{names[1]} beside {names[0]}"
+    sentences = comparison.sentences[len(comparison.warnings) :]
     shown = {name: figure(chart) for name, chart in pictures.items()}
     best = _scores(compared.own_best, names, compared)
     return document(
@@ -85,9 +100,10 @@ def _page(comparison: Comparison, pictures: dict[str, Picture]) -> str:
         [
             f"<header><h1>{text(title)}</h1>",
             paragraph(f"Differences are {names[1]} minus {names[0]}.", kind="soft"),
+            *(paragraph(warning, kind="loud") for warning in comparison.warnings),
             "</header>",
             '<main id="main" tabindex="-1">',
-            f'<div class="advice"><h2>The answer</h2>{bullets(comparison.sentences)}</div>',
+            f'<div class="advice"><h2>The answer</h2>{bullets(sentences)}</div>',
             section("difference", "Difference of the surfaces", shown.get("difference", "")),
             section("best", "Each at its own best learning rate", best),
             section("ridges", "Ridges", shown.get("ridges", "") + _ridges(compared, names)),

@@ -20,7 +20,7 @@ from search.report.sentences.by_model import growth, next_sentence
 from search.report.sentences.expected import beside, may_differ, outcome
 from search.results.tables import Results
 from search.study.explorer import PlannedTrial
-from search.study.shown import number_of, show
+from search.study.shown import SMALL, change, number_of, score, show
 from search.study.study import TRIAL_FIELDS, Study
 from trainable.host import storage
 
@@ -151,8 +151,8 @@ def _print_ablation(
             table.add_column(name, justify="left" if name == "step" else "right")
         steps = ablation(group, steps=names, metric=study.metric, mode=study.mode)
         for step, row in steps.iterrows():
-            figures = (_score(row["mean"]), _score(row["std"]), str(int(row["n"])))
-            changes = (_signed(row["change"]), _score(row["change_std"]), _score(row["test"]))
+            figures = (score(row["mean"]), score(row["std"]), str(int(row["n"])))
+            changes = (change(row["change"]), score(row["change_std"]), score(row["test"]))
             table.add_row(str(step), *figures, *changes, *([show(row["base_lr"])] * has_lrs))
         console.print(f"\n[italic]{study.metric} step by step {about}[/italic]", highlight=False)
         console.print(table)
@@ -165,10 +165,6 @@ def _with_names(
     """The trials with the step or variant that asked for each; of two that did, a row each."""
     asked = pd.DataFrame({"trial_key": [trial.key for trial in planned], **names})
     return asked.merge(trials, on="trial_key")
-
-
-def _signed(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:+.4f}"
 
 
 def _others(study: Study, trials: pd.DataFrame) -> list[str]:
@@ -221,7 +217,7 @@ def _print_best_by_batch_size(
         shown.add_column(str(batch_size), justify="right")
     for name, row in table.iterrows():
         marks = ["*" if row[size] == best[size] else " " for size in table]
-        scores = [_score(row[size]) + mark for size, mark in zip(table, marks, strict=True)]
+        scores = [score(row[size]) + mark for size, mark in zip(table, marks, strict=True)]
         shown.add_row(Text(str(name)), *scores)
     title = f"best {study.metric} by batch size, each at its own best learning rate"
     console.print(f"\n[italic]{title}[/italic]", highlight=False)
@@ -272,7 +268,8 @@ def _cell_text(
     mark = "*" if is_ridge else " "
     diverged = f" {int(cell['diverged'])} div." if cell["diverged"] else ""
     style = f"{ink} on {colour}{' bold underline' if is_best else ''}"
-    return Text(f"{cell['mean']:.3f}{mark}{diverged}", style)
+    mean = f"{cell['mean']:.1e}" if max(abs(low), abs(high)) < SMALL else f"{cell['mean']:.3f}"
+    return Text(f"{mean}{mark}{diverged}", style)
 
 
 def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None:
@@ -287,8 +284,8 @@ def _print_leaders(console: Console, study: Study, trials: pd.DataFrame) -> None
     for name in [*by, *headings]:
         shown.add_column(headings.get(name, name), justify="right")
     for row in table.to_dict("records"):
-        figures = (_score(row[name]) for name in ("mean", "std"))
-        shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), _score(row[test]))
+        figures = (score(row[name]) for name in ("mean", "std"))
+        shown.add_row(*(show(row[n]) for n in by), *figures, str(row["n"]), score(row[test]))
     console.print()
     console.print(shown)
 
@@ -313,13 +310,9 @@ def _print_lineage(console: Console, study: Study, trials: pd.DataFrame) -> None
         shown.add_column(name, justify="right")
     for row in lineage(trials, best).to_dict("records"):
         values = [show(row[name]) for name in study.vary]
-        shown.add_row(f"{row['until_share']:.0%}", *values, _score(row[study.metric]))
+        shown.add_row(f"{row['until_share']:.0%}", *values, score(row[study.metric]))
     console.print()
     console.print(shown)
-
-
-def _score(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.4f}"
 
 
 def _print_troubles(console: Console, trials: pd.DataFrame) -> None:

@@ -1,8 +1,13 @@
 """Values and errors as people read them."""
 
+import math
+from collections.abc import Iterable
+from statistics import median
+
 from rich.console import Console
 
 WRONG_INPUT = 2  # exit status
+SMALL = 0.01  # where all scores are below it, three decimals would show too little of them
 
 
 def show(value: object) -> str:
@@ -12,6 +17,24 @@ def show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def decimals(values: Iterable[float], *, digits: int) -> int:
+    """Decimal places that give the median of a column so many digits; at least three."""
+    known = [abs(value) for value in values if math.isfinite(value) and value]
+    return max(3, digits - 1 - math.floor(math.log10(median(known)))) if known else 3
+
+
+def score(value: float | None) -> str:
+    """Four decimals, or two digits of a value that has fewer in them; a dash without a value."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2g}"
+
+
+def change(value: float | None) -> str:
+    """As a score, with its sign."""
+    return f"+{score(value)}" if value is not None and value >= 0 else score(value)
 
 
 def number_of(count: object, noun: str, plural: str = "") -> str:

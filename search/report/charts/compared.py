@@ -38,7 +38,7 @@ def best_by_batch_size_chart(analyses: Mapping[str, Analysis]) -> Chart | None:
         alt.Tooltip("surface:N"),
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("lr:Q", title="best peak lr tried", format=".4~g"),
-        alt.Tooltip("mean:Q", title=metric, format=".4f"),
+        alt.Tooltip("mean:Q", title=metric, format=".4~g"),
         alt.Tooltip("n:Q", title="seeds"),
     ]
     low = alt.X("low:Q", title=metric, scale=alt.Scale(zero=False))

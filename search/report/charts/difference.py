@@ -16,6 +16,7 @@ from search.report.charts.surface import (
     layered,
     log_axis,
 )
+from search.study.shown import decimals
 
 RANGE = ["#b35806", "#f7f7f7", "#542788"]  # orange to purple, readable in colour blindness
 
@@ -25,9 +26,10 @@ def difference_map(compared: Compared) -> Chart | None:
     cells = compared.cells
     if cells.empty:
         return None
+    places = decimals(cells["difference"], digits=1)
     largest = float(cells["difference"].abs().max()) or 1.0
     cells = cells.assign(
-        label=cells["difference"].map("{:+.3f}".format),
+        label=cells["difference"].map(f"{{:+.{places}f}}".format),
         sure=(cells["low"] > 0) | (cells["high"] < 0),
         dark=cells["difference"].abs() > 0.6 * largest,
     )
@@ -39,11 +41,11 @@ def difference_map(compared: Compared) -> Chart | None:
         "tooltip": [
             alt.Tooltip("batch_size:Q", title="batch size"),
             alt.Tooltip("grid_lr:Q", title=compared.lr_name, format=".4~g"),
-            alt.Tooltip("first:Q", format=".4f"),
-            alt.Tooltip("second:Q", format=".4f"),
-            alt.Tooltip("difference:Q", format="+.4f"),
-            alt.Tooltip("low:Q", title="95 % from (all together)", format="+.4f"),
-            alt.Tooltip("high:Q", title="to", format="+.4f"),
+            alt.Tooltip("first:Q", format=".4~g"),
+            alt.Tooltip("second:Q", format=".4~g"),
+            alt.Tooltip("difference:Q", format="+.3~g"),
+            alt.Tooltip("low:Q", title="95 % from (all together)", format="+.3~g"),
+            alt.Tooltip("high:Q", title="to", format="+.3~g"),
             alt.Tooltip("pairs:Q", title="seeds in common"),
         ],
     }

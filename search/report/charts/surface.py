@@ -14,6 +14,7 @@ import pandas as pd
 from search.analysis.analysis import Analysis
 from search.analysis.surface import usable
 from search.report.charts.linked import OF_CELL, OF_SIZE, PICKED, clear_if
+from search.study.shown import SMALL
 
 Chart = alt.Chart | alt.LayerChart
 
@@ -187,7 +188,7 @@ def _cells(analysis: Analysis) -> tuple[pd.DataFrame, str]:
     depth = np.log1p(cells["behind"] / unit_of(analysis))
     cells["light"] = depth <= DARK * max(depth.max(), 1e-9)
     words = [("diverged", "div."), ("stopped", "stop."), ("failed", "fail.")]
-    small = np.nanmax(np.abs(cells["mean"])) < 0.01 if cells["mean"].notna().any() else False
+    small = np.nanmax(np.abs(cells["mean"])) < SMALL if cells["mean"].notna().any() else False
     cells["label"] = [
         (f"{row['mean']:.1e}" if small else f"{row['mean']:.3f}")
         if not math.isnan(row["mean"])
@@ -258,11 +259,11 @@ def _cell_tooltip(analysis: Analysis) -> list[alt.Tooltip]:
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("grid_lr:Q", title=analysis.lr_name, format=".4~g"),
         alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
-        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
-        alt.Tooltip("std:Q", title="std over seeds", format=".4f"),
+        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4~g"),
+        alt.Tooltip("std:Q", title="std over seeds", format=".3~g"),
         alt.Tooltip("n:Q", title="seeds with a score"),
-        alt.Tooltip("low:Q", title="95 % interval from", format=".4f"),
-        alt.Tooltip("high:Q", title="to", format=".4f"),
+        alt.Tooltip("low:Q", title="95 % interval from", format=".4~g"),
+        alt.Tooltip("high:Q", title="to", format=".4~g"),
         *(
             alt.Tooltip(f"{name}:Q")
             for name in ("trials", "collapsed", "diverged", "stopped", "failed")
@@ -313,7 +314,7 @@ def lr_curves(analysis: Analysis) -> Chart | None:
     tooltip = [
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
-        alt.Tooltip("mean:Q", title=analysis.metric, format=".4f"),
+        alt.Tooltip("mean:Q", title=analysis.metric, format=".4~g"),
     ]
     ridge = _ridge_rows(analysis)
     bars = ridge.dropna(subset=["lr_low", "lr_high"])

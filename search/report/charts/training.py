@@ -37,7 +37,7 @@ def learning_curves(analysis: Analysis, epochs: pd.DataFrame | None) -> Chart | 
         alt.Tooltip("batch_size:Q", title="batch size"),
         alt.Tooltip("lr:Q", title="peak lr", format=".4~g"),
         alt.Tooltip("epoch:Q", title="evaluation"),
-        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4f"),
+        alt.Tooltip("mean:Q", title=f"mean {analysis.metric}", format=".4~g"),
         alt.Tooltip("count:Q", title="seeds"),
     ]
     encoded: dict[str, Any] = {

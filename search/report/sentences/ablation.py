@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from search.study.shown import show
+from search.study.shown import change, show
 
 
 def ablation_sentences(steps: Mapping[str, pd.DataFrame], metric: str) -> list[str]:
@@ -25,7 +25,7 @@ def ablation_sentences(steps: Mapping[str, pd.DataFrame], metric: str) -> list[s
         if len(changes):
             most = changes.abs().idxmax()
             n, std = int(known.loc[most, "pairs"]), known.loc[most, "change_std"]
-            text += f"; {most} changed it most, by {changes[most]:+.4f}"
+            text += f"; {most} changed it most, by {change(changes[most])}"
             known_std = math.isfinite(std)
             text += (
                 f" (deviation {show(std)} over {n} paired seeds)" if known_std else " (one seed)"

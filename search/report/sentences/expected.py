@@ -17,7 +17,7 @@ from search.analysis.expected import (
 from search.analysis.scaling.exponent import RULES
 from search.report.sentences.scaling import RULE_WORDS
 from search.report.sentences.wording import listed, sentence
-from search.study.shown import number_of, show
+from search.study.shown import change, number_of, show
 
 OUTCOMES = (REPRODUCED, NOT_REPRODUCED, UNRESOLVED, NOT_MEASURED)
 BUDGETS = ("epochs", "updates", "examples", "seconds")
@@ -153,7 +153,7 @@ def _measured_better(verdict: Verdict) -> str:
     text = f"{show(abs(verdict.value))} {'better' if verdict.value >= 0 else 'worse'}"
     if not math.isfinite(verdict.low):
         return f"{text} with one seed"
-    text += f" [{verdict.low:+.4f}, {verdict.high:+.4f}] over {verdict.seeds} paired seeds"
+    text += f" [{change(verdict.low)}, {change(verdict.high)}] over {verdict.seeds} paired seeds"
     by = verdict.expected.get("by")
     if by and not verdict.low <= by <= verdict.high:
         text += f", {'less' if by > verdict.high else 'more'} than the source's {show(by)}"

@@ -13,6 +13,28 @@ from search.study.shown import number_of, show
 MOST_FIELDS = 6
 
 
+def trust_sentences(
+    names: tuple[str, str], *, synthetic: tuple[bool, bool], preview: tuple[bool, bool]
+) -> list[str]:
+    """That one or both had no real images, or were a preview; none for two full studies."""
+    sentences = []
+    if drawn := _which(names, synthetic):
+        sentences.append(
+            f"dataset=synthetic in {drawn}: trained on synthetic patches, not on real images. The "
+            "comparison says nothing about real data."
+        )
+    if short := _which(names, preview):
+        sentences.append(
+            f"Preview only: {short} had a small network, few images and few epochs, not what the "
+            "space file declares."
+        )
+    return sentences
+
+
+def _which(names: tuple[str, str], are: tuple[bool, bool]) -> str:
+    return listed([name for name, is_one in zip(names, are, strict=True) if is_one])
+
+
 def settings_sentence(differing: Mapping[str, Any], names: tuple[str, str]) -> str:
     """Which fields the studies set differently."""
     if not differing:
