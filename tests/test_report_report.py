@@ -19,8 +19,9 @@ from search.analysis.analysis import analyse
 from search.report.__main__ import main, parser
 from search.report.charts.surface import heat_map
 from search.report.findings import of_study
-from search.report.report import other_pictures, write_report
+from search.report.report import other_pictures, write, write_report
 from search.results.tables import TRIALS, Results, epochs, trials
+from trainable.host.storage import folder_at
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 MakeStudy = Callable[..., Results]
@@ -393,3 +394,30 @@ def test_surfaces_whose_names_give_one_file_name_have_files_of_their_own(
     pictures = other_pictures(replace(findings, analyses=several))
     files = [file.casefold() for part in pictures.values() for file in part]
     assert len(files) == len(set(files)) == 3 * (len(names) - 1)
+
+
+def test_a_later_report_removes_what_only_the_earlier_one_had(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    two = of_study(make_study(changes=[{"optimizer": "sgd"}, {"optimizer": "adamw"}], seeds=1))
+    out, own = tmp_path / "out", tmp_path / "out" / "charts" / "surface-own.png"
+    write(two, folder_at(str(out)))
+    earlier = files_in(out)
+    assert {"charts/surface.pdf", "charts/surface-optimizer=adamw.png"} <= earlier
+    assert {"tables/surface.tex", "tables/scaling.csv"} <= earlier
+    own.write_bytes(b"the user's")
+    one = make_study(batch_sizes=(16,), seeds=1)
+    write(of_study(one), folder_at(str(out)))
+    alone = tmp_path / "alone"
+    write(of_study(one), folder_at(str(alone)))
+    assert files_in(out) == files_in(alone) | {"charts/surface-own.png"}
+    assert files_in(out) < earlier | {"charts/surface-own.png"}
+    listed = json.loads((out / "report.json").read_text())["files"]
+    assert sorted(listed) == sorted(n for n in files_in(alone) if "/" in n)
+    (out / "report.json").write_text("damaged")
+    write(two, folder_at(str(out)))
+    assert files_in(out) == earlier | {"charts/surface-own.png"}
+
+
+def files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}

@@ -18,9 +18,10 @@ from typing import Any
 
 PNG_SCALE = 2.0
 NUM_PROCESSES = 2
+KINDS = ("svg", "png", "pdf")
 
 Spec = dict[str, Any]
-Files = dict[str, bytes]  # by kind: svg, png, pdf
+Files = dict[str, bytes]  # by kind
 Draw = Callable[[Spec], Future[Files]]
 
 

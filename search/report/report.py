@@ -20,6 +20,7 @@ from search.report.charts.gallery import (
 from search.report.drawing import Draw, Files, drawing
 from search.report.facts import trained_hours
 from search.report.findings import Findings, numbers, of_study
+from search.report.listed_files import chart_files, remove_earlier, table_files
 from search.report.methods import methods
 from search.report.page import bundle, render
 from search.report.paper_tables import paper_tables
@@ -105,6 +106,9 @@ def _write(findings: Findings, into: Folder, draw: Draw, refresh_s: int | None) 
     others = other_pictures(findings)
     for part in others.values():
         files |= {name: draw(picture.spec) for name, picture in part.items()}
+    tables = paper_tables(findings)
+    listed = chart_files(files) + table_files(table.name for table in tables)
+    remove_earlier(into, "report.json", listed)
     figures = {
         **numbers(findings),
         "tuning_curve": tuning_numbers(findings),
@@ -112,9 +116,10 @@ def _write(findings: Findings, into: Folder, draw: Draw, refresh_s: int | None) 
         "confidence_level": LEVEL,
         "trained_hours": trained_hours(findings.trials),
         "captions": {p.name: p.caption for of in (pictures, *others.values()) for p in of.values()},
+        "files": listed,
     }
     storage.write(into, "report.json", (json.dumps(figures, indent=1) + "\n").encode())
-    for table in paper_tables(findings):
+    for table in tables:
         storage.write(into / "tables", f"{table.name}.tex", table.latex.encode(), is_lasting=False)
         storage.write(into / "tables", f"{table.name}.csv", table.csv.encode(), is_lasting=False)
     storage.write(into, "methods.md", methods(findings).encode())

@@ -12,6 +12,7 @@ from search.report.charts.difference import difference_map, two_ridges
 from search.report.charts.gallery import Picture, picture
 from search.report.drawing import drawing
 from search.report.findings import Findings
+from search.report.listed_files import chart_files, remove_earlier
 from search.report.markup import bullets, paragraph, section, table, text
 from search.report.numbers import plain
 from search.report.page import document, figure
@@ -62,7 +63,9 @@ def comparison_of(first: Findings, second: Findings) -> Comparison:
 def write_comparison(comparison: Comparison, into: Folder) -> str:
     """Write comparison.html, comparison.json and charts/; returns the page's path."""
     pictures = _pictures(comparison)
-    figures = json.dumps(_numbers(comparison), indent=1) + "\n"
+    listed = chart_files(pictures)
+    remove_earlier(into, "comparison.json", listed)
+    figures = json.dumps({**_numbers(comparison), "files": listed}, indent=1) + "\n"
     storage.write(into, "comparison.json", figures.encode())
     with drawing() as draw:
         write_charts({name: draw(chart.spec) for name, chart in pictures.items()}, into)
