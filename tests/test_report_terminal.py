@@ -325,6 +325,7 @@ def test_a_score_keeps_its_digits_however_small() -> None:
     assert decimals([0.85, 0.01, math.nan], digits=3) == 3
     assert decimals([0.0, math.nan], digits=3) == 3
     assert [decimals([0.004], digits=digits) for digits in (1, 2, 3)] == [3, 4, 5]
+    assert decimals([1e-17, 2e-17], digits=1) == 3  # the spread of equal scores
 
 
 def test_the_cells_of_small_scores_are_not_all_zero() -> None:

@@ -21,7 +21,8 @@ def show(value: object) -> str:
 
 def decimals(values: Iterable[float], *, digits: int) -> int:
     """Decimal places that give the median of a column so many digits; at least three."""
-    known = [abs(value) for value in values if math.isfinite(value) and value]
+    sizes = [abs(value) for value in values if math.isfinite(value)]
+    known = [size for size in sizes if size > 1e-12]  # equal scores differ by rounding only
     return max(3, digits - 1 - math.floor(math.log10(median(known)))) if known else 3
 
 
