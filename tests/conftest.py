@@ -78,6 +78,12 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def seeded_networks() -> None:
+    """Networks begin alike in each run, so that what fails, fails again."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     """No test finds the images and features of the one before."""
     forget()

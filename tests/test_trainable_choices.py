@@ -287,8 +287,8 @@ def check_task(task: str, _: Path) -> None:
         return
     outputs = network(torch.randn(2, 3, 16, 16))
     targets = outputs.argmax(1)
-    assert loss(outputs * 1000, targets, smoothing=0.0, config=config) < 0.1
-    assert loss(-outputs * 1000, targets, smoothing=0.0, config=config) > 1
+    assert loss(outputs * 1e6, targets, smoothing=0.0, config=config) < 0.1
+    assert loss(-outputs * 1e6, targets, smoothing=0.0, config=config) > 1
 
 
 CHECKS: dict[str, Callable[[str, Path], None]] = {
