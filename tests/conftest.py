@@ -80,7 +80,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded_networks() -> None:
     """Networks begin alike in each run, so that what fails, fails again."""
-    torch.manual_seed(0)
+    torch.manual_seed(20_261_124)  # no seed that a test sets
 
 
 @pytest.fixture(autouse=True)
